@@ -1,0 +1,53 @@
+# Every target sets up what it needs in .venv; the first time takes under a minute, later ones two seconds.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
+UV_VERSION := 0.13.8
+LOADER := quick_model_loader
+LOADER_SOURCES := $(shell find $(LOADER) -path $(LOADER)/target -prune -o -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -name 'Cargo.lock' \) -print 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint pytest clippy clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/uv: Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@touch $@
+
+$(VENV)/.loader: $(BIN)/uv $(LOADER_SOURCES) constraints.txt
+	$(UV) pip install --quiet --constraint constraints.txt --reinstall-package quick-model-loader ./$(LOADER)
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.loader pyproject.toml constraints.txt
+	$(UV) pip install --quiet --constraint constraints.txt --editable '.[dev,plots]'
+	@touch $@
+
+setup: $(VENV)/.ready ## install everything into .venv
+
+demo: setup ## serve eight models on three CPU instances, under traffic, and show the result
+	@$(BIN)/python -m benchmark.demo
+
+lint: setup ## ruff, mypy, import contracts, clippy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory clippy
+
+clippy:
+	cargo clippy --quiet --manifest-path $(LOADER)/Cargo.toml --all-targets -- -D warnings
+	cargo fmt --manifest-path $(LOADER)/Cargo.toml --check
+
+pytest: setup
+	$(BIN)/python -m pytest
+
+test: lint ## everything CI runs: lint, Rust tests, Python tests
+	cargo test --quiet --manifest-path $(LOADER)/Cargo.toml
+	$(BIN)/python -m pytest
+
+clean: ## remove the environment and build output
+	rm -rf $(VENV) $(LOADER)/target .mypy_cache .pytest_cache .ruff_cache

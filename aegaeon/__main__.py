@@ -1,0 +1,5 @@
+"""``python -m aegaeon``: the command line."""
+
+from aegaeon.cli import main
+
+main()

@@ -1,0 +1,148 @@
+"""``aegaeon doctor``: what this machine has for serving, and advice where something is missing.
+
+Does not know: configurations, models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import mmap
+import os
+import platform
+import resource
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from rich.table import Table
+
+from aegaeon.cli.console import make_console
+from aegaeon.machine import OTHER_PROCESSES, PROCESS_BYTES, default_instances, read_machine
+from aegaeon.settings.sizes import format_bytes
+
+_LEAST_BYTES = (OTHER_PROCESSES + 1) * PROCESS_BYTES + (256 << 20)
+_PROBE_BYTES = 4 << 20
+_LEAST_RAY_BYTES = 128 << 20
+_LEAST_FILES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. ``broken``: nothing can be served until the advice is followed."""
+
+    name: str
+    value: str
+    advice: str = ""
+    broken: bool = False
+
+
+def examine() -> list[Finding]:
+    """Look at everything; takes seconds, because torch is imported."""
+    return [look() for look in _LOOKS]
+
+
+def show(findings: list[Finding]) -> None:
+    """A table on standard output."""
+    table = Table("", "", "found", "advice", box=None, pad_edge=False, header_style="bold")
+    for finding in findings:
+        mark = "[red]broken[/]" if finding.broken else "[yellow]note[/]" if finding.advice else "[green]ok[/]"
+        table.add_row(finding.name, mark, finding.value, finding.advice)
+    make_console().print(table)
+
+
+def _python() -> Finding:
+    return Finding("Python", platform.python_version())
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name, "missing", f"install it: python -m pip install {name}", broken=True)
+
+
+def _loader() -> Finding:
+    try:
+        module = importlib.import_module("quick_model_loader")
+        return Finding("loader", f"quick_model_loader {module.__version__}")
+    except (ImportError, AttributeError) as error:
+        return Finding(
+            "loader",
+            f"not built ({error})",
+            "build it, from the source tree: python -m pip install ./quick_model_loader (needs Rust)",
+            broken=True,
+        )
+
+
+def _cores() -> Finding:
+    machine = read_machine()
+    return Finding("cores", f"{machine.cores} (instances by default: {default_instances(machine)})")
+
+
+def _memory() -> Finding:
+    machine = read_machine()
+    limited = machine.group_bytes is not None and machine.group_bytes < machine.available_bytes
+    value = f"{format_bytes(machine.room_bytes)} free{' in this control group' * limited}"
+    if machine.room_bytes < _LEAST_BYTES:
+        return Finding("memory", value, f"free some: {format_bytes(_LEAST_BYTES)} are needed at least", broken=True)
+    return Finding("memory", value)
+
+
+def _shared_memory() -> Finding:
+    """Shared memory is memfd: it takes free memory, whatever the size of /dev/shm."""
+    try:
+        descriptor = os.memfd_create("aegaeon-doctor")
+    except OSError as error:
+        return Finding("shared memory", f"memfd: {error.strerror}", "allow memfd_create in this sandbox", broken=True)
+    try:
+        os.ftruncate(descriptor, _PROBE_BYTES)
+        with mmap.mmap(descriptor, _PROBE_BYTES) as memory:
+            memory[:: mmap.PAGESIZE] = b"\1" * (_PROBE_BYTES // mmap.PAGESIZE)
+    except OSError as error:
+        return Finding("shared memory", f"memfd: {error.strerror}", "free memory", broken=True)
+    finally:
+        os.close(descriptor)
+    return Finding("shared memory", f"memfd works, up to {format_bytes(read_machine().room_bytes)}")
+
+
+def _ray_memory() -> Finding:
+    folder = Path("/dev/shm")
+    free_bytes = shutil.disk_usage(folder).free if folder.is_dir() else 0
+    small = free_bytes < _LEAST_RAY_BYTES
+    advice = f"Ray wants {format_bytes(_LEAST_RAY_BYTES)}; in a container: --shm-size" if small else ""
+    return Finding("/dev/shm (for Ray)", f"{format_bytes(free_bytes)} free", advice)
+
+
+def _open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = soft != resource.RLIM_INFINITY and soft < _LEAST_FILES
+    value = "no limit" if soft == resource.RLIM_INFINITY else f"{soft}"
+    advice = f"many clients need more: ulimit -n {hard if hard > 0 else 65536}" if few else ""
+    return Finding("open files", value, advice)
+
+
+def _gpu() -> Finding:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        return Finding("GPU", f"unknown: {error}")
+    if not torch.cuda.is_available():
+        return Finding("GPU", "none; models run on the CPU")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return Finding("GPU", ", ".join(names), "this version computes on the CPU only")
+
+
+_LOOKS: tuple[Callable[[], Finding], ...] = (
+    _python,
+    *(partial(_package, name) for name in ("torch", "transformers", "ray")),
+    _loader,
+    _cores,
+    _memory,
+    _shared_memory,
+    _ray_memory,
+    _open_files,
+    _gpu,
+)

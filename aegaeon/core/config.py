@@ -1,0 +1,61 @@
+"""The pool's configuration, complete and immutable once the service starts.
+
+Does not know: YAML, flags, environment variables (``aegaeon.settings`` reads those).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aegaeon.core.instance import Role
+from aegaeon.core.slo import Slo
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One served model: a directory with a Hugging Face config, safetensors weights and a tokenizer."""
+
+    name: str
+    path: Path
+    slo: Slo = Slo()
+    max_context_tokens: int | None = None
+    dtype: str | None = None
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceConfig:
+    """Instances of one role on every node."""
+
+    role: Role
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """Everything that ``aegaeon serve`` needs. Byte sizes are per node; None means: what fits the machine."""
+
+    models: tuple[ModelConfig, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    policy: str = "aegaeon"
+    device: str = "cpu"
+    instances: tuple[InstanceConfig, ...] = (InstanceConfig(Role.MIXED, 1),)
+    threads_per_instance: int | None = None
+    resident_models: int = 2
+    copy_to_device: bool = False
+    device_bytes: int | None = None
+    page_bytes: int = 2 << 20
+    weight_cache_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    slab_bytes: int = 16 << 20
+    block_tokens: int = 16
+    prefill_chunk_tokens: int = 512
+    max_batch_requests: int = 64
+    max_queued_requests: int = 4096
+    ray_address: str | None = None
+    nodes: int = 1
+    event_log: Path | None = None
+    log_file: Path | None = None
+    api_keys: tuple[str, ...] = field(default=(), repr=False)

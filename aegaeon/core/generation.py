@@ -1,0 +1,173 @@
+"""What passes between the server and the serving system: the ``Frontend`` protocol and its data.
+
+Does not know: HTTP, JSON, Ray, where a driver is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from aegaeon.core.sampling import SamplingParams
+from aegaeon.core.slo import Slo
+from aegaeon.core.timeline import Span
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A raw prompt."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt of token ids of the model's vocabulary."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages for the model's own chat template; ``template_kwargs`` are passed on to it."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+Prompt = TextPrompt | TokenPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One completion to generate; where ``fit_context``, the output limit is cut to what the context leaves."""
+
+    request_id: str
+    model: str
+    prompt: Prompt
+    sampling: SamplingParams
+    slo: Slo | None = None
+    fit_context: bool = False
+
+
+class FinishReason(StrEnum):
+    """Why the output ended, in the OpenAI API's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New output of a request: text that is final (no half characters, no part of a stop string), and its tokens.
+
+    The last delta has a ``finish_reason``; it may be empty otherwise.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    token_times_s: tuple[float, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A served model, as clients see it. ``failure`` is set while the model is quarantined."""
+
+    name: str
+    architecture: str
+    max_context_tokens: int
+    parameters: int
+    created_s: int
+    has_chat_template: bool
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """State of the pool. ``ready``: requests can be served; ``detail`` says why not."""
+
+    ready: bool
+    live: bool
+    detail: str = ""
+
+
+class GenerationError(Exception):
+    """Base of everything that ``Frontend.generate`` raises on purpose; the message is for the client."""
+
+
+class UnknownModelError(GenerationError):
+    """No model of that name is served."""
+
+
+class PromptError(GenerationError):
+    """The prompt cannot be used as it is; ``param`` names the field."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthError(GenerationError):
+    """Prompt and requested output do not fit the model's context, or the pool's memory."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class OverloadedError(GenerationError):
+    """The pool takes no more requests now; ``retry_after_s`` is an honest estimate."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ModelUnavailableError(GenerationError):
+    """The model is served in principle but cannot be loaded; the message says why."""
+
+
+class EngineError(GenerationError):
+    """The request failed inside the serving system."""
+
+
+class Generation(Protocol):
+    """A request under way. Iterate to the end, or ``cancel``; leaving the iteration early cancels too.
+
+    The counts grow while iterating; ``timeline`` is complete after the last delta.
+    """
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def completion_tokens(self) -> int: ...
+
+    @property
+    def arrival_s(self) -> float:
+        """When the frontend took the request, on the node's monotonic clock."""
+        ...
+
+    @property
+    def timeline(self) -> Sequence[Span]: ...
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    async def cancel(self) -> None:
+        """Stop at the next step and free everything; idempotent."""
+        ...
+
+
+class Frontend(Protocol):
+    """The serving system as a server sees it."""
+
+    def models(self) -> Sequence[ModelCard]: ...
+
+    def health(self) -> Health: ...
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        """Validate, tokenize and submit; returns once the request is queued. Raises ``GenerationError``."""
+        ...

@@ -1,0 +1,73 @@
+"""What a service tells whoever started it, from its start to its end.
+
+Does not know: terminals, logs, how the service runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aegaeon.core.instance import Role
+
+
+class ServiceError(Exception):
+    """The service cannot start or go on, and the operator can change that; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFound:
+    """A model of the configuration that can be served. ``note``: what the operator should know about it."""
+
+    name: str
+    architecture: str
+    parameters: int
+    weight_bytes: int
+    dtype: str
+    kv_token_bytes: int
+    max_context_tokens: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRefused:
+    """A model of the configuration that cannot be served; the others go on."""
+
+    name: str
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStarted:
+    """An instance's process runs and waits for turns."""
+
+    instance_id: str
+    role: Role
+    pid: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListeningOn:
+    """The HTTP server's socket is bound; requests may be refused until ``Ready``."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Requests are served from now on."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The service ends; ``reason`` is empty when it was asked to."""
+
+    reason: str = ""
+
+
+ServiceReport = ModelFound | ModelRefused | InstanceStarted | ListeningOn | Ready | Stopping

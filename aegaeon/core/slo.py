@@ -1,0 +1,32 @@
+"""Service-level objectives of a request.
+
+Does not know: the clock; callers pass times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Latency targets: time to first token, and time per output token after it.
+
+    Token k (k = 0, 1, ...) of a request that arrived at ``a`` is due at ``a + ttft_s + k * tpot_s``
+    (Aegaeon, SOSP'25, section 2).
+    """
+
+    ttft_s: float = 10.0
+    tpot_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (self.ttft_s > 0 and self.tpot_s > 0):
+            raise ValueError(f"SLO targets must be positive: ttft_s={self.ttft_s}, tpot_s={self.tpot_s}")
+
+    def due_s(self, arrival_s: float, token_index: int) -> float:
+        """When token ``token_index`` (0 = first) of a request that arrived at ``arrival_s`` is due."""
+        return arrival_s + self.ttft_s + token_index * self.tpot_s
+
+    def scaled(self, factor: float) -> Slo:
+        """Both targets multiplied by ``factor``."""
+        return Slo(self.ttft_s * factor, self.tpot_s * factor)

@@ -1,0 +1,66 @@
+"""The blocks of one slab.
+
+Does not know: other slabs, the shape's geometry, who holds a block.
+"""
+
+from __future__ import annotations
+
+from aegaeon.memory.errors import LedgerError
+
+
+class Slab:
+    """``capacity`` blocks of ``block_bytes`` each, beginning at byte ``start_bytes`` of the arena.
+
+    Blocks that were never used are counted, not listed, so assigning a slab is O(1); freed ones are used again last in
+    first out, while their bytes are still warm. Invariant: the blocks below the high-water mark are exactly the live
+    and the recycled ones.
+    """
+
+    __slots__ = ("_high_water", "_live", "_recycled", "block_bytes", "capacity", "start_bytes")
+
+    def __init__(self, start_bytes: int, block_bytes: int, capacity: int) -> None:
+        self.start_bytes = start_bytes
+        self.block_bytes = block_bytes
+        self.capacity = capacity
+        self._live: set[int] = set()
+        self._recycled: list[int] = []
+        self._high_water = 0
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that ``take`` can give."""
+        return self.capacity - len(self._live)
+
+    @property
+    def live_blocks(self) -> int:
+        """Blocks that were given and not taken back."""
+        return len(self._live)
+
+    def holds(self, offset: int) -> bool:
+        """Whether the block at this byte offset of the arena is live."""
+        return offset in self._live
+
+    def take(self, count: int) -> list[int]:
+        """Give ``count <= free_blocks`` blocks, as byte offsets in the arena."""
+        reused = min(count, len(self._recycled))
+        taken = [self._recycled.pop() for _ in range(reused)]
+        first = self.start_bytes + self._high_water * self.block_bytes
+        self._high_water += count - reused
+        taken.extend(range(first, self.start_bytes + self._high_water * self.block_bytes, self.block_bytes))
+        self._live.update(taken)
+        return taken
+
+    def give_back(self, offset: int) -> None:
+        """Take a live block back; ``LedgerError`` where it is none."""
+        if offset not in self._live:
+            raise LedgerError(f"no live block begins at byte {offset}: freed twice, or never allocated")
+        self._live.remove(offset)
+        self._recycled.append(offset)
+
+    def check_integrity(self) -> None:
+        """Raise ``LedgerError`` unless live and recycled blocks are the ones below the high-water mark, once each."""
+        if self._high_water > self.capacity:
+            raise LedgerError(f"slab at {self.start_bytes}: {self._high_water} blocks used of {self.capacity}")
+        end = self.start_bytes + self._high_water * self.block_bytes
+        if sorted([*self._live, *self._recycled]) != list(range(self.start_bytes, end, self.block_bytes)):
+            raise LedgerError(f"slab at {self.start_bytes}: live and free blocks do not add up to {self._high_water}")

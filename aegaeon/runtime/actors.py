@@ -1,0 +1,119 @@
+"""The only ``ray.remote``: processes, where they are placed, and the news of their death.
+
+Ray starts a driver actor on each node and an instance actor per device group; after that, messages go through shared
+memory (``link``) and Ray is asked nothing until something ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from aegaeon.core.config import ModelConfig
+from aegaeon.runtime.clock import MonotonicClock
+from aegaeon.runtime.gateway import Endpoint, Gateway
+from aegaeon.runtime.node import Ended, Node, NodeOptions
+from aegaeon.runtime.prepare import PreparedModel, RefusedModel, prepare_models
+from aegaeon.runtime.worker import WorkerOptions, run_worker
+
+# A driver actor is asked to stop while it runs.
+_ACTOR_CALLS = 4
+
+
+def _set_up_logging(log_file: Path | None) -> None:
+    logging.basicConfig(
+        level=logging.INFO,
+        filename=log_file,
+        format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s",
+        force=True,
+    )
+
+
+class InstanceActor:
+    """An instance process."""
+
+    def run(self, options: WorkerOptions, log_file: Path | None) -> None:
+        """Returns when the driver has shut the instance down; raises what the instance died of."""
+        _set_up_logging(log_file)
+        run_worker(options)
+
+
+class DriverActor:
+    """A driver process: its node's scheduler, ledger and caches."""
+
+    def __init__(self, log_file: Path | None) -> None:
+        _set_up_logging(log_file)
+        self._log_file = log_file
+        self._node: Node | None = None
+        self._gateway: Gateway | None = None
+        self._threads: list[threading.Thread] = []
+
+    def prepare(
+        self, configs: Sequence[ModelConfig], block_tokens: int, cache_dir: Path
+    ) -> tuple[list[PreparedModel], list[RefusedModel]]:
+        """Inspect and convert models on this node."""
+        return prepare_models(configs, block_tokens, cache_dir)
+
+    def start(self, options: NodeOptions, models: Sequence[PreparedModel]) -> str:
+        """Take the memory and start the instances; returns the address of the node's descriptors."""
+        self._node = Node(options, models, self._spawn)
+        self._node.start()
+        return self._node.address
+
+    def open_gateway(self, host: str) -> Endpoint:
+        """Let frontends of other nodes in, at ``host``."""
+        assert self._node is not None, "start comes first"
+        self._gateway = Gateway(self._node.node_id, self._node.address, host, MonotonicClock())
+        return self._gateway.endpoint
+
+    def run(self) -> None:
+        """Drive until ``stop``; returns when every instance process has ended."""
+        assert self._node is not None, "start comes first"
+        self._node.run()
+        if self._gateway is not None:
+            self._gateway.close()
+        for thread in self._threads:
+            thread.join(timeout=10.0)
+
+    def stop(self) -> None:
+        if self._node is not None:
+            self._node.stop()
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def _spawn(self, options: WorkerOptions, ended: Ended) -> None:
+        actor = start_actor(InstanceActor, ray.get_runtime_context().get_node_id())
+        run = actor.run.remote(options, self._log_file)
+        thread = threading.Thread(target=_watch, args=(actor, run, ended), name=f"watch-{options.key}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+
+def start_actor(cls: type, ray_node_id: str, *args: object) -> Any:
+    """An actor of ``cls`` in a process of its own on a node. It takes no CPU of Ray's count: we place, not Ray."""
+    strategy = NodeAffinitySchedulingStrategy(ray_node_id, soft=False)
+    remote: Any = ray.remote  # its stubs do not know all of its own options
+    return (
+        remote(cls)
+        .options(num_cpus=0, max_restarts=0, max_concurrency=_ACTOR_CALLS, scheduling_strategy=strategy)
+        .remote(*args)
+    )
+
+
+def _watch(actor: Any, run: Any, ended: Ended) -> None:
+    """Wait for an instance to end; ``actor`` is held so that Ray does not end it early."""
+    try:
+        ray.get(run)
+    except ray.exceptions.RayError as error:
+        ended(str(error).strip().splitlines()[-1])
+    else:
+        ray.kill(actor)
+        ended("it ended")

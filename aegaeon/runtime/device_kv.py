@@ -1,0 +1,107 @@
+"""KV attended in device memory: blocks come in from the slab cache before a request's first step, and what a turn
+wrote goes back out at its end (as on a GPU; the CPU does it in its copying mode).
+
+The device's KV memory is a slab cache of its own, so a device block and its host block have the same shape and a move
+is one copy per block. The order of copies and uses (reference: Aegaeon, SOSP'25): a step waits for its blocks to have
+arrived; a block is used again only when no copy out of it is under way; a copy out waits for the step that wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Seq
+
+import torch
+
+from aegaeon.core.kv_shape import KvShape
+from aegaeon.device.protocol import Device, Event, Stream
+from aegaeon.engine.kv_arena import KvArena
+from aegaeon.memory.block_table import BlockTables
+from aegaeon.memory.slab_cache import SlabCache
+from aegaeon.runtime.sequence import Sequence
+
+
+class DeviceKv:
+    """A ``KvPlace``. ``device_memory`` and ``host_memory``: uint8 tensors of whole slabs; shapes by model name."""
+
+    def __init__(
+        self,
+        device: Device,
+        device_memory: torch.Tensor,
+        host_memory: torch.Tensor,
+        slab_bytes: int,
+        shapes: Mapping[str, KvShape],
+    ) -> None:
+        self._device = device
+        self._memory = device_memory
+        self._host = host_memory
+        self._shapes = shapes
+        self._arena = KvArena(device_memory, slab_bytes)
+        slabs = SlabCache(device_memory.numel(), slab_bytes)
+        for shape in dict.fromkeys(shapes.values()):
+            slabs.register(shape)
+        self._tables = BlockTables(slabs)
+        self._arriving: dict[str, Event] = {}
+
+    def arena(self, model: str) -> KvArena:
+        return self._arena
+
+    def fetch(self, model: str, sequence: Sequence) -> bool:
+        request_id = sequence.request_id
+        if request_id not in self._tables:
+            self._bring_in(self._shapes[model], sequence)
+        # The device table follows the host's, which the driver grows.
+        self._tables.grow(request_id, len(sequence.blocks) * self._shapes[model].block_tokens)
+        event = self._arriving.get(request_id)
+        if event is not None and self._device.query(event):
+            del self._arriving[request_id]
+        return request_id not in self._arriving
+
+    def blocks(self, sequence: Sequence) -> Seq[int]:
+        return self._tables.blocks(sequence.request_id)
+
+    def save(self, sequences: Iterable[Sequence]) -> None:
+        written = self._device.record(Stream.COMPUTE)
+        self._device.wait(Stream.COPY_OUT, written)
+        saved = [sequence for sequence in sequences if sequence.request_id in self._tables]
+        for sequence in saved:
+            self._copy_out(sequence)
+        self._device.synchronize(self._device.record(Stream.COPY_OUT))
+        for sequence in saved:
+            sequence.saved_tokens = sequence.kv_tokens
+
+    def evict(self, request_id: str) -> None:
+        if request_id not in self._tables:
+            return
+        event = self._arriving.pop(request_id, None)
+        if event is not None:
+            self._device.synchronize(event)
+        self._tables.release(request_id)
+
+    def close(self) -> None:
+        for request_id in self._tables.request_ids:
+            self.evict(request_id)
+
+    def _bring_in(self, shape: KvShape, sequence: Sequence) -> None:
+        self._tables.add(sequence.request_id, shape)
+        self._tables.grow(sequence.request_id, len(sequence.blocks) * shape.block_tokens)
+        # What is not in the slab cache is not there at all: it was lost with its device and is computed again.
+        sequence.kv_tokens = sequence.saved_tokens
+        pairs = zip(self.blocks(sequence), sequence.blocks, strict=True)
+        for (there, here), _ in zip(pairs, range(shape.blocks_for(sequence.kv_tokens)), strict=False):
+            size = shape.block_bytes
+            self._arriving[sequence.request_id] = self._device.copy(
+                self._memory[there : there + size], self._host[here : here + size], Stream.COPY_IN
+            )
+
+    def _copy_out(self, sequence: Sequence) -> None:
+        """Only blocks that changed since they were last saved."""
+        shape = self._tables.shape(sequence.request_id)
+        first, last = sequence.saved_tokens // shape.block_tokens, shape.blocks_for(sequence.kv_tokens)
+        here = self.blocks(sequence)
+        for index in range(first, last):
+            size = shape.block_bytes
+            source, destination = here[index], sequence.blocks[index]
+            self._device.copy(
+                self._host[destination : destination + size], self._memory[source : source + size], Stream.COPY_OUT
+            )

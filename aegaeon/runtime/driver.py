@@ -1,0 +1,559 @@
+"""The driver of a node: turns messages into events, asks the scheduler, and carries out its commands.
+
+One thread, one loop. It owns the scheduler, the ledger of the slab cache and the host weight cache; the instances and
+frontends are at the other ends of its links. It decides nothing: what to run where is the scheduler's.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from aegaeon.core import command as c
+from aegaeon.core import event as e
+from aegaeon.core.instance import InstanceSpec
+from aegaeon.core.model import ModelSpec
+from aegaeon.memory.slab_cache import OutOfSlabsError
+from aegaeon.runtime import messages as m
+from aegaeon.runtime.clock import Clock
+from aegaeon.runtime.driver_request import DriverRequest
+from aegaeon.runtime.host_weights import HostWeightCache
+from aegaeon.runtime.instance_handle import InstanceHandle
+from aegaeon.runtime.link import Link
+from aegaeon.runtime.node_kv import NodeKv
+from aegaeon.runtime.wakeup import Wakeup
+from aegaeon.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+_REPORT_INTERVAL_S = 0.25
+# A model whose turns kill this many instances in a row is the likely cause.
+_STRIKES = 3
+
+
+_InstanceCommand = c.StartTurn | c.ExtendTurn | c.EndTurn | c.LoadWeights | c.EvictWeights | c.EvictKv
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """An incarnation that died: the members of its turn, and those whose frontends have yet to answer."""
+
+    handle: InstanceHandle
+    members: tuple[str, ...]
+    unanswered: set[str]
+
+
+class Driver:
+    """The control loop of one node. ``restart(spec)`` is asked for a new process when an instance dies."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelSpec],
+        scheduler: Scheduler,
+        kv: NodeKv,
+        weights: Callable[[Callable[[Callable[[], None]], None], Callable[[str, str], None]], HostWeightCache],
+        clock: Clock,
+        restart: Callable[[InstanceSpec], None],
+    ) -> None:
+        self._models = models
+        self._scheduler = scheduler
+        self._kv = kv
+        self._clock = clock
+        self._restart = restart
+        self.wakeup = Wakeup()
+        self.weights = weights(self.wakeup.post, self._model_failed)
+        self._requests: dict[str, DriverRequest] = {}
+        self._starved: dict[str, int] = {}
+        self._instances: dict[str, InstanceHandle] = {}
+        self._frontends: dict[str, Link] = {}
+        self._addresses: dict[str, str] = {}
+        self._lost: dict[str, _Loss] = {}
+        self._strikes: Counter[str] = Counter()
+        self._events: deque[e.Event] = deque()
+        self._handling = False
+        self._changed = True
+        self._reported_s = float("-inf")
+        self._running = True
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self.wakeup.fd, selectors.EVENT_READ, self.wakeup.run)
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Handle messages until ``stop``."""
+        while self._running:
+            for key, _ in self._selector.select(self._timeout_s()):
+                key.data()
+            self._flush()
+            self._report()
+        self._close()
+
+    def stop(self) -> None:
+        """End the loop, shutting the instances down; any thread may call this."""
+        self.wakeup.post(self._stop)
+
+    def _stop(self) -> None:
+        self._running = False
+        for handle in self._instances.values():
+            handle.link.send(m.Shutdown())
+
+    def _close(self) -> None:
+        self._selector.close()
+        self.weights.close()
+
+    def _timeout_s(self) -> float | None:
+        if any(link.pending for link in self._links()):
+            return 0.005
+        if self._changed:
+            return max(0.0, self._reported_s + _REPORT_INTERVAL_S - self._clock.now_s())
+        return None
+
+    def _links(self) -> Iterable[Link]:
+        yield from (handle.link for handle in self._instances.values())
+        yield from self._frontends.values()
+
+    def _flush(self) -> None:
+        for link in self._links():
+            if link.pending:
+                link.flush()
+
+    # --- who is there -----------------------------------------------------------------------------------------------
+
+    def add_instance(self, handle: InstanceHandle) -> None:
+        """A new process is on its way; it reports ``Started`` over its link."""
+        self._instances[handle.instance_id] = handle
+        self._selector.register(handle.link.data_fd, selectors.EVENT_READ, lambda: self._drain_instance(handle))
+        for frontend_id, address in self._addresses.items():
+            handle.link.send(m.AttachFrontend(frontend_id, address))
+
+    def add_frontend(self, frontend_id: str, link: Link) -> None:
+        """A frontend has opened its link."""
+        self._frontends[frontend_id] = link
+        self._selector.register(link.data_fd, selectors.EVENT_READ, lambda: self._drain_frontend(link))
+        self._changed = True
+
+    def instance_died(self, key: str, reason: str) -> None:
+        """The process of an incarnation has ended unasked."""
+        handle = next((h for h in self._instances.values() if h.key == key), None)
+        if handle is None or not self._running:
+            return
+        logger.warning("instance %s died: %s", key, reason)
+        self._drain_instance(handle)  # what it said before it died counts
+        self._selector.unregister(handle.link.data_fd)
+        del self._instances[handle.instance_id]
+        self.weights.forget_instance(key)
+        self._strike(handle)
+        self._interrupt(handle)
+        self._changed = True
+
+    def _strike(self, handle: InstanceHandle) -> None:
+        if handle.turn_id is None or handle.model is None:
+            return
+        self._strikes[handle.model] += 1
+        if self._strikes[handle.model] >= _STRIKES:
+            self._model_failed(handle.model, f"model {handle.model} killed {_STRIKES} instances in a row")
+
+    # --- recovery: the frontend knows which tokens the client has ----------------------------------------------------
+
+    def _interrupt(self, handle: InstanceHandle) -> None:
+        """Ask the frontends how far the requests had come; the scheduler hears of the loss when all have answered."""
+        members = [r for r in self._requests.values() if r.running_on == handle.instance_id]
+        for request in self._requests.values():
+            if request.home == handle.instance_id:
+                request.home = None
+        names = tuple(request.request_id for request in members)
+        self._lost[handle.key] = _Loss(handle, names, set(names))
+        for request in members:
+            request.running_on = None
+            self._send_frontend(request, m.Interrupted(request.request_id, handle.key))
+        for request in members:
+            if request.releasing or request.dropping:
+                self._let_go(request)
+        self._settle_loss(handle.key)
+
+    def _resume(self, message: m.Resume) -> None:
+        request = self._requests.get(message.request_id)
+        for key, loss in tuple(self._lost.items()):
+            if message.request_id in loss.unanswered:
+                loss.unanswered.discard(message.request_id)
+                if request is not None:
+                    request.generated_ids = list(message.generated_ids)
+                self._settle_loss(key)
+
+    def _settle_loss(self, key: str) -> None:
+        loss = self._lost.get(key)
+        if loss is None:
+            return
+        loss.unanswered.intersection_update(self._requests)
+        if loss.unanswered:
+            return
+        del self._lost[key]
+        left = [self._requests[request_id] for request_id in loss.members if request_id in self._requests]
+        survivors = tuple((r.request_id, r.context_tokens) for r in left if r.prefilled and not r.dropping)
+        self._dispatch(e.InstanceLost(loss.handle.instance_id, survivors))
+        # Only now: until the scheduler knows of the loss, its commands to the instance must find nobody.
+        self._restart(loss.handle.spec)
+
+    # --- messages from frontends ------------------------------------------------------------------------------------
+
+    def _drain_frontend(self, link: Link) -> None:
+        for message in link.drain():
+            match message:
+                case m.Submit():
+                    self._submit(message)
+                case m.Cancel():
+                    if message.request_id in self._requests:
+                        self._dispatch(e.RequestCancelled(message.request_id))
+                case m.Resume():
+                    self._resume(message)
+                case m.AttachFrontend():
+                    self._addresses[message.frontend_id] = message.address
+                    for handle in self._instances.values():
+                        handle.link.send(message)
+                case _:
+                    raise TypeError(f"a driver does not take {message!r} from a frontend")
+
+    def _submit(self, message: m.Submit) -> None:
+        request = DriverRequest(message)
+        self._requests[request.request_id] = request
+        self._dispatch(e.RequestArrived(message.request))
+        if request.request_id in self._requests:
+            self._send_frontend(request, m.Accepted(request.request_id))
+
+    # --- messages from instances ------------------------------------------------------------------------------------
+
+    def _drain_instance(self, handle: InstanceHandle) -> None:
+        for message in handle.link.drain():
+            self._changed = True
+            match message:
+                case m.Prefilled():
+                    self._prefilled(handle, message)
+                case m.SequenceFinished():
+                    self._finished(handle, message.turn_id, message.request_id, None)
+                case m.SequenceFailed():
+                    self._finished(handle, message.turn_id, message.request_id, message.reason)
+                case m.TurnOver():
+                    self._turn_over(handle, message)
+                case m.NeedBlocks():
+                    self._need_blocks(handle, message)
+                case m.Forgotten():
+                    self._forgotten(message)
+                case _:
+                    self._drain_other(handle, message)
+
+    def _drain_other(self, handle: InstanceHandle, message: object) -> None:
+        match message:
+            case m.Started():
+                handle.alive, handle.pid = True, message.pid
+                logger.info("instance %s is ready (process %d)", handle.key, message.pid)
+                self._dispatch(e.InstanceJoined(handle.spec))
+            case m.WeightsReturned():
+                self.weights.give_back(message.model, message.lease_id)
+            case m.WeightsRefused():
+                handle.models.pop(message.model, None)
+                if message.lease_id is not None:
+                    self.weights.give_back(message.model, message.lease_id)
+                self._model_failed(message.model, message.reason)
+            case _:
+                raise TypeError(f"a driver does not take {message!r} from an instance")
+
+    def _prefilled(self, handle: InstanceHandle, message: m.Prefilled) -> None:
+        request = self._requests.get(message.progress.request_id)
+        if request is None:
+            return
+        request.advance(message.progress.new_ids, message.progress.kv_tokens)
+        request.prefilled = True
+        if not handle.keep_prefilled:
+            request.running_on = None
+            handle.members.discard(request.request_id)
+        if not (request.releasing or request.dropping):
+            self._dispatch(
+                e.RequestPrefilled(handle.instance_id, message.turn_id, request.request_id, request.context_tokens)
+            )
+
+    def _finished(self, handle: InstanceHandle, turn_id: int, request_id: str, failure: str | None) -> None:
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        handle.members.discard(request_id)
+        request.running_on = None
+        if failure is not None:
+            self._send_frontend(request, m.Failed(request_id, failure))
+        self._delete(request)
+        if request.releasing:
+            return
+        if failure is not None:
+            self._dispatch(e.RequestFailed(request_id, failure))
+        else:
+            self._dispatch(e.RequestFinished(handle.instance_id, turn_id, request_id))
+
+    def _turn_over(self, handle: InstanceHandle, message: m.TurnOver) -> None:
+        members = handle.members
+        handle.end(message.switched)
+        if handle.model is not None and message.reason is not e.TurnEndReason.FAILED:
+            self._strikes[handle.model] = 0
+        for progress in message.progress:
+            if progress.request_id in self._requests:
+                self._requests[progress.request_id].advance(progress.new_ids, progress.kv_tokens)
+        for request_id in members:
+            request = self._requests.get(request_id)
+            if request is not None and not (request.releasing or request.dropping):
+                request.running_on = None
+        contexts = tuple(
+            (progress.request_id, self._requests[progress.request_id].context_tokens)
+            for progress in message.progress
+            if progress.request_id not in message.unfinished and self._idle(progress.request_id)
+        )
+        self._dispatch(e.TurnEnded(handle.instance_id, message.turn_id, message.reason, contexts))
+
+    def _idle(self, request_id: str) -> bool:
+        request = self._requests.get(request_id)
+        return request is not None and not (request.releasing or request.dropping)
+
+    def _need_blocks(self, handle: InstanceHandle, message: m.NeedBlocks) -> None:
+        request = self._requests.get(message.request_id)
+        if request is None or request.running_on != handle.instance_id or request.releasing or request.dropping:
+            return
+        if not self._grant(request, message.tokens):
+            self._starved[request.request_id] = message.tokens
+            self._dispatch(e.KvExhausted(handle.instance_id, message.turn_id, request.request_id))
+
+    def _forgotten(self, message: m.Forgotten) -> None:
+        for progress in message.progress:
+            if progress.request_id in self._requests:
+                self._requests[progress.request_id].advance(progress.new_ids, progress.kv_tokens)
+        for request_id in message.request_ids:
+            request = self._requests.get(request_id)
+            if request is not None and (request.releasing or request.dropping):
+                self._let_go(request)
+
+    def _let_go(self, request: DriverRequest) -> None:
+        """No instance touches the request's blocks any more: carry out what waited for that."""
+        if request.running_on is not None and request.running_on in self._instances:
+            self._instances[request.running_on].members.discard(request.request_id)
+        request.running_on = request.home = None
+        if request.releasing:
+            self._delete(request)
+        else:
+            self._drop(request)
+
+    # --- blocks -----------------------------------------------------------------------------------------------------
+
+    def _grant(self, request: DriverRequest, tokens: int) -> bool:
+        """Give a running member more blocks; False when there are none."""
+        try:
+            new = self._kv.extend(request.table_key, tokens)
+        except OutOfSlabsError:
+            return False
+        if new and request.running_on is not None:
+            self._instances[request.running_on].link.send(m.GrantBlocks(request.request_id, new))
+        return True
+
+    def _feed_starved(self) -> None:
+        """Blocks came free: the earliest arrived go first."""
+        for request_id in sorted(self._starved, key=self._arrival_s):
+            request = self._requests.get(request_id)
+            if request is None or request.running_on is None or self._grant(request, self._starved[request_id]):
+                del self._starved[request_id]
+            else:
+                return
+
+    def _arrival_s(self, request_id: str) -> float:
+        request = self._requests.get(request_id)
+        return request.submit.request.arrival_s if request is not None else float("-inf")
+
+    def _free_table(self, request: DriverRequest) -> None:
+        self._kv.free(request.table_key)
+        self._starved.pop(request.request_id, None)
+        self._feed_starved()
+
+    def _delete(self, request: DriverRequest) -> None:
+        if request.home is not None and request.home in self._instances:
+            self._instances[request.home].link.send(m.Discard((request.request_id,)))
+        del self._requests[request.request_id]
+        self._free_table(request)
+        for key in tuple(self._lost):
+            self._settle_loss(key)
+
+    def _drop(self, request: DriverRequest) -> None:
+        if request.home is not None and request.home in self._instances:
+            self._instances[request.home].link.send(m.Discard((request.request_id,)))
+        self._free_table(request)
+        request.home, request.kv_tokens, request.prefilled, request.dropping = None, 0, False, False
+        request.epoch += 1
+        self._dispatch(e.KvDropped(request.request_id, request.context_tokens))
+        for request_id in tuple(self._starved):
+            self._report_starved(self._requests[request_id])
+
+    def _report_starved(self, request: DriverRequest) -> None:
+        """What was freed was not enough for it (or of another shape)."""
+        handle = None if request.running_on is None else self._instances.get(request.running_on)
+        if handle is not None and handle.turn_id is not None:
+            self._dispatch(e.KvExhausted(handle.instance_id, handle.turn_id, request.request_id))
+
+    # --- events and commands ----------------------------------------------------------------------------------------
+
+    def _dispatch(self, event: e.Event) -> None:
+        """Let the scheduler handle an event. What a command causes at once is handled after it."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                self._decide(self._events.popleft())
+        finally:
+            self._handling = False
+        self._changed = True
+
+    def _decide(self, event: e.Event) -> None:
+        for command in self._scheduler.handle(event, self._clock.now_s()):
+            self._execute(command)
+
+    def _execute(self, command: c.Command) -> None:
+        match command:
+            case c.DropKv():
+                self._give_up(command.request_id, release=False)
+            case c.ReleaseRequest():
+                self._give_up(command.request_id, release=True)
+            case c.RejectRequest():
+                self._reject(command)
+            case _:
+                handle = self._instances.get(command.instance_id)
+                if handle is not None:  # else it has died: the scheduler is about to hear of it
+                    self._execute_on(handle, command)
+
+    def _execute_on(self, handle: InstanceHandle, command: _InstanceCommand) -> None:
+        match command:
+            case c.StartTurn():
+                self._start_turn(handle, command)
+            case c.ExtendTurn():
+                self._extend_turn(handle, command)
+            case c.EndTurn():
+                handle.link.send(m.StopTurn(command.turn_id))
+            case c.LoadWeights():
+                self._load_weights(handle, command.model)
+            case c.EvictWeights():
+                self._evict_weights(handle, command.model)
+            case c.EvictKv():
+                handle.link.send(m.EvictDeviceKv(command.request_ids))
+            case _:
+                assert_never(command)
+
+    def _start_turn(self, handle: InstanceHandle, command: c.StartTurn) -> None:
+        handle.begin(command.turn_id, command.model, command.keep_prefilled, (*command.prefill, *command.decode))
+        self._load_weights(handle, command.model)
+        handle.link.send(
+            m.RunTurn(
+                command.turn_id,
+                command.model,
+                self._members(handle, command.turn_id, command.prefill),
+                self._members(handle, command.turn_id, command.decode),
+                command.quota_s,
+                command.keep_prefilled,
+                self._clock.now_s(),
+            )
+        )
+
+    def _extend_turn(self, handle: InstanceHandle, command: c.ExtendTurn) -> None:
+        handle.members.update((*command.prefill, *command.decode))
+        prefill = self._members(handle, command.turn_id, command.prefill)
+        decode = self._members(handle, command.turn_id, command.decode)
+        model = self._requests[(command.prefill or command.decode)[0]].model
+        handle.link.send(m.JoinTurn(command.turn_id, model, prefill, decode))
+
+    def _members(self, handle: InstanceHandle, turn_id: int, request_ids: tuple[str, ...]) -> tuple[m.Member, ...]:
+        return tuple(self._member(handle, turn_id, self._requests[request_id]) for request_id in request_ids)
+
+    def _member(self, handle: InstanceHandle, turn_id: int, request: DriverRequest) -> m.Member:
+        request.running_on = handle.instance_id
+        key, shape = request.table_key, self._models[request.model].kv_shape
+        self._kv.open(key, shape)
+        wanted = request.context_tokens + shape.block_tokens
+        for tokens in (wanted, request.context_tokens):
+            try:
+                self._kv.extend(key, tokens)
+                break
+            except OutOfSlabsError:
+                continue
+        else:
+            self._starved[request.request_id] = request.context_tokens
+            self._events.append(e.KvExhausted(handle.instance_id, turn_id, request.request_id))
+        return request.member_for(handle.instance_id, self._kv.blocks(key))
+
+    def _load_weights(self, handle: InstanceHandle, model: str) -> None:
+        if model in handle.models:
+            return
+        handle.models[model] = None
+
+        def deliver(weights: m.HostWeights) -> None:
+            handle.link.send(weights)
+
+        self.weights.lease(model, handle.key, deliver)
+
+    def _evict_weights(self, handle: InstanceHandle, model: str) -> None:
+        handle.models.pop(model, None)
+        self.weights.cancel(model, handle.key)
+        handle.link.send(m.EvictModel(model))
+
+    def _give_up(self, request_id: str, release: bool) -> None:
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        request.releasing |= release
+        request.dropping |= not release
+        if request.running_on is not None and request.running_on in self._instances:
+            self._instances[request.running_on].link.send(m.Forget((request_id,)))
+        elif release:
+            self._delete(request)
+        else:
+            self._drop(request)
+
+    def _reject(self, command: c.RejectRequest) -> None:
+        request = self._requests.get(command.request_id)
+        if request is not None:
+            self._send_frontend(
+                request, m.Rejected(command.request_id, command.reason, command.detail, command.retry_after_s)
+            )
+            self._give_up(command.request_id, release=True)
+
+    # --- reports ----------------------------------------------------------------------------------------------------
+
+    def _model_failed(self, model: str, reason: str) -> None:
+        logger.error("%s", reason)
+        for handle in self._instances.values():
+            handle.models.pop(model, None)
+        for link in self._frontends.values():
+            link.send(m.ModelState(model, reason))
+        self._dispatch(e.ModelFailed(model, reason))
+
+    def _send_frontend(self, request: DriverRequest, message: object) -> None:
+        self._frontends[request.submit.frontend_id].send(message)
+
+    def _report(self) -> None:
+        now_s = self._clock.now_s()
+        if not self._changed or now_s - self._reported_s < _REPORT_INTERVAL_S:
+            return
+        self._changed, self._reported_s = False, now_s
+        state = self._state(now_s)
+        for link in self._frontends.values():
+            link.send(state)
+
+    def _state(self, now_s: float) -> m.NodeState:
+        waiting = Counter(r.model for r in self._requests.values() if r.running_on is None)
+        running = Counter(r.model for r in self._requests.values() if r.running_on is not None)
+        return m.NodeState(
+            now_s,
+            tuple(handle.state() for handle in self._instances.values()),
+            tuple(waiting.items()),
+            tuple(running.items()),
+            self._kv.used_bytes,
+            self._kv.assigned_bytes,
+            self._kv.total_bytes,
+            self.weights.cached,
+            self.weights.used_bytes,
+        )

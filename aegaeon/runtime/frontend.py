@@ -1,0 +1,300 @@
+"""The ``Frontend`` of a pool: tokenizes, routes requests to nodes, and turns token ids into text."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, assert_never
+
+from aegaeon.core.command import RejectReason
+from aegaeon.core.generation import (
+    ChatPrompt,
+    ContextLengthError,
+    EngineError,
+    Generation,
+    GenerationError,
+    GenerationRequest,
+    Health,
+    ModelCard,
+    ModelUnavailableError,
+    OverloadedError,
+    PromptError,
+    UnknownModelError,
+)
+from aegaeon.core.model import ModelSpec
+from aegaeon.core.request import Request
+from aegaeon.core.sampling import SamplingParams
+from aegaeon.runtime import messages as m
+from aegaeon.runtime.clock import Clock
+from aegaeon.runtime.gateway import Endpoint, RemoteConnection
+from aegaeon.runtime.generation_stream import GenerationStream
+from aegaeon.runtime.node_connection import NodeConnection
+from aegaeon.runtime.prepare import PreparedModel
+from aegaeon.runtime.text import ModelText, StopStrings
+
+_DEFAULT_RETRY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as the frontend needs it."""
+
+    spec: ModelSpec
+    card: ModelCard
+    text: ModelText
+    vocab_size: int
+
+    @classmethod
+    def of(cls, model: PreparedModel) -> ServedModel:
+        """Load the tokenizer. Raises ``TokenizerError``."""
+        text = ModelText(model.config.path, chat_template=model.config.chat_template)
+        card = ModelCard(
+            model.spec.name,
+            model.facts.architecture,
+            model.spec.max_context_tokens,
+            model.facts.parameters,
+            int(time.time()),
+            text.has_chat_template,
+        )
+        return cls(model.spec, card, text, model.facts.vocab_size)
+
+
+class NodePeer(Protocol):
+    """A node of the pool, wherever it is."""
+
+    node_id: str
+    frontend_id: str
+    state: m.NodeState | None
+
+    def send(self, message: object) -> None:
+        """To the node's driver."""
+        ...
+
+    def drain_instance(self, instance_key: str) -> None:
+        """Take what an instance that died had sent."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class PoolFrontend:
+    """Implements ``core.generation.Frontend`` over one or more nodes; lives on one asyncio loop."""
+
+    def __init__(self, models: Mapping[str, ServedModel], clock: Clock) -> None:
+        self._models = models
+        self._clock = clock
+        self._nodes: list[NodePeer] = []
+        self._streams: dict[str, tuple[NodePeer, GenerationStream]] = {}
+        self._failures: dict[str, str] = {}
+
+    def connect(self, node_id: str, address: str) -> None:
+        """Take this node's driver into the pool; its descriptor server is at ``address``."""
+        self._nodes.append(NodeConnection(node_id, address, self._receive))
+
+    async def connect_remote(self, node_id: str, endpoint: Endpoint) -> None:
+        """Take another node's driver into the pool. Raises ``OSError`` when its gateway does not answer."""
+        peer = await RemoteConnection.open(node_id, endpoint, self._clock, self._receive, self._lose)
+        self._nodes.append(peer)
+
+    def _lose(self, node: NodePeer) -> None:
+        """The connection to a node has ended: what it was working on fails, the other nodes go on."""
+        self._nodes.remove(node)
+        for request_id, (own, _) in tuple(self._streams.items()):
+            if own is node:
+                self._fail(request_id, EngineError(f"node {node.node_id} was lost; try again"))
+
+    def close(self) -> None:
+        """Let go of all nodes; requests under way fail."""
+        for _, stream in tuple(self._streams.values()):
+            stream.fail(EngineError("the service is shutting down"))
+        for node in self._nodes:
+            node.close()
+
+    # --- Frontend ---------------------------------------------------------------------------------------------------
+
+    def models(self) -> Sequence[ModelCard]:
+        return [replace(model.card, failure=self._failures.get(name)) for name, model in self._models.items()]
+
+    def health(self) -> Health:
+        instances = [instance for node in self._nodes if node.state for instance in node.state.instances]
+        alive = [instance for instance in instances if instance.alive]
+        prefills = any(instance.role.prefills for instance in alive)
+        decodes = any(instance.role.decodes for instance in alive)
+        if prefills and decodes:
+            return Health(ready=True, live=True)
+        missing = "prefill" if not prefills else "decode"
+        return Health(ready=False, live=True, detail=f"no instance that can {missing} is up yet")
+
+    def node_states(self) -> Sequence[tuple[str, m.NodeState]]:
+        """The last report of each node, with its id."""
+        return [(node.node_id, node.state) for node in self._nodes if node.state is not None]
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        model = self._models.get(request.model)
+        if model is None:
+            names = ", ".join(sorted(self._models)[:8])
+            raise UnknownModelError(f"The model '{request.model}' does not exist here. Models: {names}")
+        if request.model in self._failures:
+            raise ModelUnavailableError(self._failures[request.model])
+        prompt_ids = await asyncio.to_thread(model.text.encode, request.prompt)
+        sampling = _fit(model, prompt_ids, request)
+        stream = self._open(request, model, prompt_ids, sampling)
+        try:
+            await stream.accepted
+        except asyncio.CancelledError:
+            await stream.cancel()
+            raise
+        return stream
+
+    def _open(
+        self, request: GenerationRequest, model: ServedModel, prompt_ids: tuple[int, ...], sampling: SamplingParams
+    ) -> GenerationStream:
+        node = self._route(request.model)
+        arrival_s = self._clock.now_s()
+        stream = GenerationStream(
+            request.request_id,
+            len(prompt_ids),
+            arrival_s,
+            model.text.stream(() if isinstance(request.prompt, ChatPrompt) else prompt_ids),
+            StopStrings(sampling.stop),
+            self._stop,
+        )
+        self._streams[request.request_id] = node, stream
+        slo = request.slo or model.spec.slo
+        seen = Request(request.request_id, request.model, arrival_s, len(prompt_ids), sampling.max_new_tokens, slo)
+        node.send(m.Submit(seen, node.frontend_id, prompt_ids, sampling))
+        return stream
+
+    def _route(self, model: str) -> NodePeer:
+        """A node where the model is warm unless it has far more to do than the least busy one.
+
+        Residency saves a load from disk; a backlog of more than twice (and eight more) costs more than that.
+        """
+        if not self._nodes:
+            raise EngineError("the pool has no node")
+        load = {node.node_id: _load(node.state) for node in self._nodes}
+        least = min(load.values())
+        near = [node for node in self._nodes if load[node.node_id] <= 2 * least + 8]
+        return min(near, key=lambda node: (not _is_warm(node.state, model), load[node.node_id]))
+
+    def _stop(self, request_id: str) -> None:
+        entry = self._streams.pop(request_id, None)
+        if entry is not None:
+            entry[0].send(m.Cancel(request_id))
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def _receive(self, node: NodePeer, message: object) -> None:
+        match message:
+            case m.Tokens():
+                self._take_tokens(message)
+            case m.Spans():
+                self._with(message.request_id, lambda s: s.spans.extend(message.spans))
+            case m.Finished():
+                self._with(message.request_id, lambda s: s.finish(message.reason, message.generated_tokens))
+                self._drop_if_done(message.request_id)
+            case m.Accepted():
+                self._with(message.request_id, lambda s: s.accept())
+            case m.NodeState():
+                node.state = message
+            case _:
+                self._receive_trouble(node, message)
+
+    def _take_tokens(self, message: m.Tokens) -> None:
+        for request_id, index, token_id in message.items:
+            entry = self._streams.get(request_id)
+            if entry is not None:
+                entry[1].take_token(index, token_id, message.time_s)
+                self._drop_if_done(request_id)
+
+    def _drop_if_done(self, request_id: str) -> None:
+        entry = self._streams.get(request_id)
+        if entry is not None and entry[1].done:
+            del self._streams[request_id]
+
+    def _receive_trouble(self, node: NodePeer, message: object) -> None:
+        match message:
+            case m.Rejected():
+                self._fail(message.request_id, _rejection(message))
+            case m.Failed():
+                self._fail(message.request_id, EngineError(message.reason))
+            case m.Interrupted():
+                self._resume(node, message)
+            case m.ModelState():
+                if message.failure is None:
+                    self._failures.pop(message.model, None)
+                else:
+                    self._failures[message.model] = message.failure
+            case _:
+                raise TypeError(f"a frontend does not take {message!r}")
+
+    def _with(self, request_id: str, act: Callable[[GenerationStream], None]) -> None:
+        """Act on a stream; one that is over or was given up is no longer known, and late messages for it are normal."""
+        entry = self._streams.get(request_id)
+        if entry is not None:
+            act(entry[1])
+
+    def _fail(self, request_id: str, error: GenerationError) -> None:
+        self._with(request_id, lambda stream: stream.fail(error))
+        self._streams.pop(request_id, None)
+
+    def _resume(self, node: NodePeer, message: m.Interrupted) -> None:
+        node.drain_instance(message.instance_id)
+        entry = self._streams.get(message.request_id)
+        if entry is None:
+            node.send(m.Cancel(message.request_id))
+        else:
+            node.send(m.Resume(message.request_id, tuple(entry[1].token_ids)))
+
+
+def _load(state: m.NodeState | None) -> int:
+    return 0 if state is None else sum(count for _, count in (*state.waiting, *state.running))
+
+
+def _is_warm(state: m.NodeState | None, model: str) -> bool:
+    if state is None:
+        return False
+    return model in state.weights_cached or any(model in instance.resident for instance in state.instances)
+
+
+def _fit(model: ServedModel, prompt_ids: Sequence[int], request: GenerationRequest) -> SamplingParams:
+    """Check the prompt, settle the output limit and the seed."""
+    limit, sampling = model.spec.max_context_tokens, request.sampling
+    bad = next((token for token in prompt_ids if not 0 <= token < model.vocab_size), None)
+    if bad is not None:
+        raise PromptError(f"token id {bad} is not in the model's vocabulary of {model.vocab_size}", "prompt")
+    room = limit - len(prompt_ids)
+    if room < 1 or (room < sampling.max_new_tokens and not request.fit_context):
+        asked = f" and {sampling.max_new_tokens} were asked for" if room >= 1 else ""
+        raise ContextLengthError(
+            f"This model's context is {limit} tokens; the prompt has {len(prompt_ids)}{asked}. "
+            "Shorten the prompt or lower max_tokens.",
+            "messages" if isinstance(request.prompt, ChatPrompt) else "prompt",
+        )
+    seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+    new_tokens = min(sampling.max_new_tokens, room)
+    return replace(
+        sampling,
+        seed=seed,
+        max_new_tokens=new_tokens,
+        min_new_tokens=min(sampling.min_new_tokens, new_tokens),
+    )
+
+
+def _rejection(message: m.Rejected) -> GenerationError:
+    match message.reason:
+        case RejectReason.OVERLOADED:
+            return OverloadedError(
+                message.detail or "the pool is overloaded", message.retry_after_s or _DEFAULT_RETRY_S
+            )
+        case RejectReason.TOO_LARGE:
+            return ContextLengthError(message.detail, "prompt")
+        case RejectReason.MODEL_FAILED:
+            return ModelUnavailableError(message.detail)
+        case RejectReason.UNKNOWN_MODEL:
+            return UnknownModelError(message.detail)
+        case _:
+            assert_never(message.reason)

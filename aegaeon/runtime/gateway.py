@@ -1,0 +1,187 @@
+"""Reach a frontend on another node: one TCP connection that carries what shared memory carries on its own node.
+
+On the driver's node the ``Gateway`` stands in for the remote frontend: it has the link and the rings, and forwards what
+comes through them, one frame per message (a step's tokens are one message). A frame is ``| length: u32 | pickle |``.
+Pickles are only read from peers that know the secret, which travels over Ray.
+
+Monotonic clocks differ between nodes: the remote end measures the offset when it connects, and translates every time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import pickle
+import secrets
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aegaeon.runtime import messages as m
+from aegaeon.runtime.clock import Clock
+from aegaeon.runtime.node_connection import NodeConnection
+
+_LENGTH = struct.Struct("<I")
+_CLOCK = struct.Struct("<d")
+_SECRET_BYTES = 32
+_CLOCK_SAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a gateway listens, and what to say to it."""
+
+    host: str
+    port: int
+    secret: bytes
+
+
+class Gateway:
+    """Serves remote frontends of one node, on a thread of its own."""
+
+    def __init__(self, node_id: str, driver_address: str, host: str, clock: Clock) -> None:
+        self._node_id = node_id
+        self._driver_address = driver_address
+        self._clock = clock
+        self._secret = secrets.token_bytes(_SECRET_BYTES)
+        self._socket = socket.create_server((host, 0))
+        self.endpoint = Endpoint(host, self._socket.getsockname()[1], self._secret)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Drop all connections."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5.0)
+        self._socket.close()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.create_task(asyncio.start_server(self._serve, sock=self._socket))
+        self._loop.run_forever()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        node: NodeConnection | None = None
+        try:
+            if not hmac.compare_digest(await reader.readexactly(_SECRET_BYTES), self._secret):
+                return
+            for _ in range(_CLOCK_SAMPLES):
+                await reader.readexactly(1)
+                writer.write(_CLOCK.pack(self._clock.now_s()))
+            node = NodeConnection(self._node_id, self._driver_address, lambda n, msg: _forward(n, msg, writer))
+            while True:
+                message = await _read_frame(reader)
+                own = replace(message, frontend_id=node.frontend_id) if isinstance(message, m.Submit) else message
+                node.send(own)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return  # the frontend went away
+        finally:
+            writer.close()
+            if node is not None:
+                node.close()
+
+
+def _forward(node: NodeConnection, message: object, writer: asyncio.StreamWriter) -> None:
+    if isinstance(message, m.Interrupted):
+        # What the dead instance still had to say must overtake the question how far it came.
+        node.drain_instance(message.instance_id)
+    writer.write(_frame(message))
+
+
+def _frame(message: object) -> bytes:
+    payload = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+async def _read_frame(reader: asyncio.StreamReader) -> Any:
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    return pickle.loads(await reader.readexactly(length))
+
+
+class RemoteConnection:
+    """What ``NodeConnection`` is on the driver's own node, over TCP to its gateway."""
+
+    def __init__(
+        self,
+        node_id: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        offset_s: float,
+        receive: Callable[[RemoteConnection, object], None],
+        lost: Callable[[RemoteConnection], None],
+    ) -> None:
+        self.node_id = node_id
+        self.state: m.NodeState | None = None
+        self.frontend_id = ""  # the gateway is the frontend that the node knows
+        self._writer = writer
+        self._offset_s = offset_s
+        self._receive = receive
+        self._lost = lost
+        self._task = asyncio.create_task(self._read(reader))
+
+    @classmethod
+    async def open(
+        cls,
+        node_id: str,
+        endpoint: Endpoint,
+        clock: Clock,
+        receive: Callable[[RemoteConnection, object], None],
+        lost: Callable[[RemoteConnection], None],
+    ) -> RemoteConnection:
+        """Connect, and find out how the node's clock differs from ours. Raises ``OSError``."""
+        reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+        writer.write(endpoint.secret)
+        samples = [await _sample_clock(reader, writer, clock) for _ in range(_CLOCK_SAMPLES)]
+        _, offset_s = min(samples)
+        return cls(node_id, reader, writer, offset_s, receive, lost)
+
+    def send(self, message: object) -> None:
+        """To the node's driver."""
+        self._writer.write(_frame(_translate(message, self._offset_s)))
+
+    def drain_instance(self, instance_key: str) -> None:
+        """Nothing to do: the gateway has sent it before."""
+
+    def close(self) -> None:
+        self._task.cancel()
+        self._writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                self._receive(self, _translate(await _read_frame(reader), -self._offset_s))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self._lost(self)
+
+
+async def _sample_clock(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, clock: Clock
+) -> tuple[float, float]:
+    """(round trip, offset of the peer's clock), in seconds."""
+    before_s = clock.now_s()
+    writer.write(b"?")
+    (there_s,) = _CLOCK.unpack(await reader.readexactly(_CLOCK.size))
+    after_s = clock.now_s()
+    return after_s - before_s, there_s - (before_s + after_s) / 2
+
+
+def _translate(message: object, offset_s: float) -> object:
+    """The message with its times moved by ``offset_s``."""
+    match message:
+        case m.Submit():
+            request = replace(message.request, arrival_s=message.request.arrival_s + offset_s)
+            return replace(message, request=request)
+        case m.Tokens() | m.NodeState():
+            field = "time_s" if isinstance(message, m.Tokens) else "now_s"
+            return replace(message, **{field: getattr(message, field) + offset_s})
+        case m.Spans():
+            spans = tuple(
+                replace(span, start_s=span.start_s + offset_s, end_s=span.end_s + offset_s) for span in message.spans
+            )
+            return replace(message, spans=spans)
+        case _:
+            return message

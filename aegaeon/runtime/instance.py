@@ -1,0 +1,369 @@
+"""An instance: runs the turns that its driver gives it, one step after the other, and streams the tokens.
+
+A plain class: it knows nothing of Ray. Between two steps it takes messages, so a turn can be stopped, extended or
+robbed of a member after any token.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aegaeon.core.event import TurnEndReason
+from aegaeon.core.kv_shape import KvShape
+from aegaeon.core.timeline import Phase
+from aegaeon.engine.batch import SequenceSlice
+from aegaeon.engine.errors import ModelError
+from aegaeon.engine.sampler import Sampler
+from aegaeon.engine.stop import finish_reason
+from aegaeon.memory.slab_cache import OutOfSlabsError
+from aegaeon.runtime import messages as m
+from aegaeon.runtime.clock import Clock
+from aegaeon.runtime.kv_place import KvPlace, room_tokens
+from aegaeon.runtime.link import Link
+from aegaeon.runtime.sequence import Sequence
+from aegaeon.runtime.token_sinks import TokenSinks
+from aegaeon.runtime.turn import Feed, Turn
+from aegaeon.runtime.weight_store import WeightError, WeightStore
+
+logger = logging.getLogger(__name__)
+
+# How soon a turn that cannot step is looked at again (its quota may end, a copy may land), and a full ring retried.
+_RECHECK_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceModel:
+    """What an instance must know of a model beyond its weights."""
+
+    name: str
+    kv_shape: KvShape
+    eos_ids: tuple[int, ...]
+
+
+class Instance:
+    """The loop of one instance process."""
+
+    def __init__(
+        self,
+        instance_id: str,
+        models: Mapping[str, InstanceModel],
+        weights: WeightStore,
+        kv: KvPlace,
+        driver: Link,
+        sinks: TokenSinks,
+        clock: Clock,
+        chunk_tokens: int,
+    ) -> None:
+        self._id = instance_id
+        self._models = models
+        self._weights = weights
+        self._kv = kv
+        self._driver = driver
+        self._sinks = sinks
+        self._clock = clock
+        self._chunk_tokens = chunk_tokens
+        self._sampler = Sampler()
+        self._sequences: dict[str, Sequence] = {}
+        self._asked_blocks: dict[str, int] = {}
+        self._turn: Turn | None = None
+        self._bound: str | None = None
+        self._running = True
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Take messages and step until told to shut down."""
+        may_step = False
+        while self._running:
+            self._wait(0.0 if may_step else None)
+            for message in self._driver.drain():
+                self._handle(message)
+            for model, lease_id in self._weights.collect_returned():
+                self._driver.send(m.WeightsReturned(model, lease_id))
+            self._driver.flush()
+            self._sinks.flush()
+            may_step = self._advance() if self._turn is not None else self._weights.prepare_one()
+        self._weights.close()
+        self._kv.close()
+
+    def _wait(self, timeout_s: float | None) -> None:
+        fds = [self._driver.data_fd, *self._sinks.blocked_fds]
+        if self._driver.pending:
+            fds.append(self._driver.room_fd)
+        if timeout_s is None and (self._turn is not None or self._weights.loading or len(fds) > 1):
+            timeout_s = _RECHECK_S
+        select.select(fds, [], [], timeout_s)
+
+    def _handle(self, message: object) -> None:
+        match message:
+            case m.RunTurn():
+                self._start(message)
+            case m.JoinTurn():
+                self._join(message)
+            case m.StopTurn():
+                if self._turn is not None and self._turn.turn_id == message.turn_id:
+                    self._turn.stopping = True
+            case m.GrantBlocks():
+                self._grant(message)
+            case m.Forget():
+                self._forget(message.request_ids)
+            case _:
+                self._handle_state(message)
+
+    def _handle_state(self, message: object) -> None:
+        match message:
+            case m.HostWeights():
+                self._take_weights(message)
+            case m.EvictModel():
+                self._evict(message.model)
+            case m.EvictDeviceKv():
+                for request_id in message.request_ids:
+                    self._kv.evict(request_id)
+            case m.Discard():
+                for request_id in message.request_ids:
+                    self._discard(request_id)
+            case m.AttachFrontend():
+                self._sinks.attach(message.frontend_id, message.address)
+            case m.Shutdown():
+                self._running = False
+            case _:
+                raise TypeError(f"an instance does not take {message!r}")
+
+    # --- turns ------------------------------------------------------------------------------------------------------
+
+    def _start(self, message: m.RunTurn) -> None:
+        assert self._turn is None, "the driver starts a turn only when the last one is over"
+        turn = Turn(message.turn_id, message.model, message.quota_s, message.keep_prefilled, message.issued_s)
+        turn.received_s = self._clock.now_s()
+        turn.switched = self._bound != message.model
+        self._turn = turn
+        self._seat(turn, message.prefill, message.decode, message.issued_s)
+
+    def _join(self, message: m.JoinTurn) -> None:
+        if self._turn is not None and self._turn.turn_id == message.turn_id:
+            self._seat(self._turn, message.prefill, message.decode, None)
+            return
+        # A turn that is over has been reported, and the scheduler finds its latecomers another one; their state stays,
+        # since the driver sends it only once.
+        for member in (*message.prefill, *message.decode):
+            self._sequence(message.model, member)
+
+    def _seat(
+        self, turn: Turn, prefill: tuple[m.Member, ...], decode: tuple[m.Member, ...], issued_s: float | None
+    ) -> None:
+        now_s = self._clock.now_s()
+        prefilling = [self._sequence(turn.model, member) for member in prefill]
+        decoding = [self._sequence(turn.model, member) for member in decode]
+        for sequence in (*prefilling, *decoding):
+            if issued_s is not None:
+                sequence.spend(Phase.CONTROL, issued_s, now_s, self._id)
+        turn.join(prefilling, decoding)
+
+    def _sequence(self, model: str, member: m.Member) -> Sequence:
+        if member.state is not None:
+            self._sequences[member.request_id] = Sequence(member.state, self._models[model].eos_ids)
+        sequence = self._sequences[member.request_id]
+        sequence.seat(member)
+        self._asked_blocks.pop(member.request_id, None)
+        return sequence
+
+    def _grant(self, message: m.GrantBlocks) -> None:
+        sequence = self._sequences.get(message.request_id)
+        if sequence is not None:
+            sequence.blocks += message.blocks
+            self._asked_blocks.pop(message.request_id, None)
+
+    def _forget(self, request_ids: tuple[str, ...]) -> None:
+        progress = []
+        for request_id in request_ids:
+            sequence = self._sequences.get(request_id)
+            if sequence is not None:
+                progress.append(sequence.progress())
+                self._let_go(sequence)
+        self._driver.send(m.Forgotten(request_ids, tuple(progress)))
+        self._end_if_drained()
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Own nothing of a request any more."""
+        if self._turn is not None:
+            self._turn.leave(sequence.request_id)
+        self._discard(sequence.request_id)
+        self._send_spans(sequence)
+
+    def _discard(self, request_id: str) -> None:
+        self._sequences.pop(request_id, None)
+        self._asked_blocks.pop(request_id, None)
+        self._kv.evict(request_id)
+
+    def _send_spans(self, sequence: Sequence) -> None:
+        spans = sequence.take_spans()
+        if spans:
+            self._sinks.send(sequence.frontend_id, m.Spans(sequence.request_id, spans))
+
+    def _end_if_drained(self) -> None:
+        if self._turn is not None and not self._turn.members:
+            self._end(self._turn, TurnEndReason.DRAINED)
+
+    def _end(self, turn: Turn, reason: TurnEndReason) -> None:
+        members = turn.members
+        self._kv.save(members)
+        for sequence in members:
+            self._send_spans(sequence)
+        self._turn = None
+        progress = tuple(sequence.progress() for sequence in members)
+        self._driver.send(m.TurnOver(turn.turn_id, reason, progress, turn.unfinished, turn.switched))
+
+    # --- weights ----------------------------------------------------------------------------------------------------
+
+    def _take_weights(self, message: m.HostWeights) -> None:
+        try:
+            self._weights.take(message)
+        except WeightError as error:
+            self._refuse(message.model, message.lease_id, str(error))
+
+    def _refuse(self, model: str, lease_id: int | None, reason: str) -> None:
+        self._driver.send(m.WeightsRefused(model, lease_id, reason))
+        if self._turn is not None and self._turn.model == model:
+            self._end(self._turn, TurnEndReason.FAILED)
+
+    def _evict(self, model: str) -> None:
+        if self._bound == model:
+            self._bound = None
+        self._weights.evict(model)
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> bool:
+        """Do what the turn can do now; False when it must wait for a message."""
+        turn = self._turn
+        assert turn is not None
+        now_s = self._clock.now_s()
+        if turn.stopping or turn.out_of_quota(now_s):
+            self._end(turn, TurnEndReason.PREEMPTED if turn.stopping else TurnEndReason.QUOTA)
+            return False
+        if not self._weights.ready(turn.model):
+            return False
+        if self._bound != turn.model and not self._switch(turn):
+            return False
+        try:
+            feeds = self._feeds(turn)
+        except OutOfSlabsError:  # of the device: the next round packs its batches by what this turn reports
+            self._end(turn, TurnEndReason.PREEMPTED)
+            return False
+        if not feeds:
+            self._ask_for_blocks(turn)
+            return False
+        try:
+            self._step(turn, feeds)
+        except RuntimeError as error:  # torch's own: out of memory, a kernel that refuses its input
+            self._fail(turn, f"model {turn.model} failed on instance {self._id}: {error}")
+        return True
+
+    def _fail(self, turn: Turn, reason: str) -> None:
+        """The turn's members cannot go on; the instance can."""
+        logger.exception("%s", reason)
+        for sequence in turn.members:
+            self._let_go(sequence)
+            self._driver.send(m.SequenceFailed(turn.turn_id, sequence.request_id, reason))
+        self._end(turn, TurnEndReason.FAILED)
+
+    def _switch(self, turn: Turn) -> bool:
+        """Bind the turn's model; False, and the turn is over, where its weights do not fit it."""
+        try:
+            self._weights.bind(turn.model)
+        except (WeightError, ModelError) as error:
+            self._evict(turn.model)
+            self._refuse(turn.model, None, str(error))
+            return False
+        self._bound = turn.model
+        now_s = self._clock.now_s()
+        for sequence in turn.members:
+            sequence.spend(Phase.SWITCH, turn.received_s, now_s, self._id)
+        return True
+
+    def _feeds(self, turn: Turn) -> list[Feed]:
+        shape = self._models[turn.model].kv_shape
+        room = {
+            sequence.request_id: room_tokens(shape, self._kv.blocks(sequence))
+            if self._kv.fetch(turn.model, sequence)
+            else 0
+            for sequence in turn.members
+        }
+        feeds = turn.feeds(self._chunk_tokens, room)
+        self._account_stalls(turn, feeds)
+        return feeds
+
+    def _account_stalls(self, turn: Turn, feeds: list[Feed]) -> None:
+        now_s = self._clock.now_s()
+        fed = {feed.sequence.request_id for feed in feeds}
+        for sequence in turn.due:
+            if sequence.request_id in fed:
+                sequence.resume(now_s, self._id)
+            else:
+                sequence.stall(now_s)
+
+    def _step(self, turn: Turn, feeds: list[Feed]) -> None:
+        start_s = self._clock.now_s()
+        slices = [
+            SequenceSlice(
+                feed.sequence.token_ids[feed.sequence.kv_tokens : feed.sequence.kv_tokens + feed.tokens],
+                feed.sequence.kv_tokens,
+                self._kv.blocks(feed.sequence),
+                wants_logits=feed.last,
+            )
+            for feed in feeds
+        ]
+        logits = self._weights.runner(turn.model).step(slices, self._kv.arena(turn.model))
+        sampled = [feed for feed in feeds if feed.last]
+        for feed in feeds:
+            feed.sequence.kv_tokens += feed.tokens
+        token_ids = self._sampler.sample(logits, [feed.sequence.sampling for feed in sampled]) if sampled else []
+        now_s = self._clock.now_s()
+        for feed in feeds:
+            phase = Phase.PREFILL if feed.prefill else Phase.DECODE
+            feed.sequence.spend(phase, start_s, now_s, self._id)
+        self._emit(turn, sampled, token_ids, now_s)
+        turn.stepped(now_s)
+        self._ask_for_blocks(turn)
+        self._end_if_drained()
+
+    def _emit(self, turn: Turn, feeds: list[Feed], token_ids: list[int], now_s: float) -> None:
+        items = []
+        for feed, token_id in zip(feeds, token_ids, strict=True):
+            sequence = feed.sequence
+            items.append((sequence.frontend_id, sequence.request_id, sequence.generated_tokens, token_id))
+            sequence.append(token_id)
+        self._sinks.send_tokens(now_s, items)
+        for feed in feeds:
+            self._settle(turn, feed)
+
+    def _settle(self, turn: Turn, feed: Feed) -> None:
+        """What a new token means for its request: the end, the end of its prefill, or nothing."""
+        sequence = feed.sequence
+        generated = sequence.token_ids[sequence.prompt_tokens :]
+        reason = finish_reason(sequence.sampling.params, self._models[turn.model].eos_ids, generated)
+        if reason is not None:
+            self._let_go(sequence)
+            self._sinks.send(sequence.frontend_id, m.Finished(sequence.request_id, reason, len(generated)))
+            self._driver.send(m.SequenceFinished(turn.turn_id, sequence.request_id))
+        elif feed.prefill:
+            self._kv.save([sequence])
+            if turn.keep_prefilled:
+                turn.keep(sequence.request_id)
+            else:
+                turn.leave(sequence.request_id)
+                self._kv.evict(sequence.request_id)
+                self._send_spans(sequence)
+            self._driver.send(m.Prefilled(turn.turn_id, sequence.progress()))
+
+    def _ask_for_blocks(self, turn: Turn) -> None:
+        """Ask in time: when half a block is left. One question at a time for each member."""
+        shape = self._models[turn.model].kv_shape
+        for sequence in turn.members:
+            needed = len(sequence.token_ids) + shape.block_tokens // 2
+            if needed > room_tokens(shape, sequence.blocks) and sequence.request_id not in self._asked_blocks:
+                self._asked_blocks[sequence.request_id] = needed
+                self._driver.send(m.NeedBlocks(turn.turn_id, sequence.request_id, needed))

@@ -1,0 +1,60 @@
+"""A duplex message link between two processes of a node: one ring each way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from aegaeon.runtime.fd_exchange import fetch_fds
+from aegaeon.runtime.ring import RingReader, RingWriter, create_ring, duplicate_fds
+
+_FDS_PER_RING = 3
+
+
+class Link:
+    """One end of a link."""
+
+    def __init__(self, incoming: RingReader, outgoing: RingWriter) -> None:
+        self._incoming = incoming
+        self._outgoing = outgoing
+
+    @property
+    def data_fd(self) -> int:
+        """Readable when messages may be there."""
+        return self._incoming.data_fd
+
+    @property
+    def room_fd(self) -> int:
+        """Readable when a full outgoing ring has room again."""
+        return self._outgoing.room_fd
+
+    @property
+    def pending(self) -> bool:
+        """Whether outgoing messages wait for room."""
+        return self._outgoing.pending
+
+    def send(self, message: Any) -> None:
+        self._outgoing.send(message)
+
+    def flush(self) -> None:
+        self._outgoing.flush()
+
+    def drain(self) -> Iterator[Any]:
+        return self._incoming.drain()
+
+    def close(self) -> None:
+        self._incoming.close()
+        self._outgoing.close()
+
+
+def create_link() -> tuple[Link, list[int]]:
+    """This process's end of a new link, and the descriptors to hand to the other process."""
+    ours_to_theirs, theirs_to_ours = create_ring(), create_ring()
+    link = Link(RingReader(duplicate_fds(theirs_to_ours)), RingWriter(duplicate_fds(ours_to_theirs)))
+    return link, [*ours_to_theirs, *theirs_to_ours]
+
+
+def open_link(address: str, name: str) -> Link:
+    """The other end of a link that the ``FdServer`` at ``address`` provides under ``name``."""
+    fds = fetch_fds(address, name)
+    return Link(RingReader(fds[:_FDS_PER_RING]), RingWriter(fds[_FDS_PER_RING:]))

@@ -1,0 +1,228 @@
+"""Compose a node: its driver, the memory it owns, and the instances it starts.
+
+A plain class; ``spawn`` (Ray's part) starts an instance process and calls back when it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from aegaeon.core.config import PoolConfig
+from aegaeon.core.cost import ProfiledCosts
+from aegaeon.core.instance import InstanceSpec
+from aegaeon.core.service import ServiceError
+from aegaeon.runtime.clock import MonotonicClock
+from aegaeon.runtime.driver import Driver
+from aegaeon.runtime.estimate import DeviceRates, estimate_profile
+from aegaeon.runtime.fd_exchange import FdServer
+from aegaeon.runtime.host_weights import HostWeightCache
+from aegaeon.runtime.instance_handle import InstanceHandle
+from aegaeon.runtime.link import create_link
+from aegaeon.runtime.node_kv import NodeKv
+from aegaeon.runtime.prepare import PreparedModel
+from aegaeon.runtime.worker import WorkerModel, WorkerOptions
+from aegaeon.scheduler.limits import PoolLimits
+from aegaeon.scheduler.log import LoggingScheduler
+from aegaeon.scheduler.registry import make_scheduler
+from aegaeon.scheduler.scheduler import Scheduler
+
+Ended = Callable[[str], None]
+Spawn = Callable[[WorkerOptions, Ended], None]
+
+# A host-cache hit on CPU is a mapping; what a switch costs there is the hand-over between two turns.
+_TURN_OVERHEAD_S = 0.004
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """A node's share of the pool: sizes are settled, none is left to guess."""
+
+    config: PoolConfig
+    node_id: str
+    kv_cache_bytes: int
+    weight_cache_bytes: int
+    threads_per_instance: int
+
+
+class Node:
+    """Everything that one node owns. ``address`` is where its descriptors are to be had."""
+
+    def __init__(self, options: NodeOptions, models: Sequence[PreparedModel], spawn: Spawn) -> None:
+        self._options = options
+        self._models = {model.spec.name: model for model in models}
+        self._spawn = spawn
+        self._kv = self._make_kv()
+        specs = {name: model.spec for name, model in self._models.items()}
+        self._instance_specs = plan_instances(options, models)
+        self._log = _open_log(options.config.event_log)
+        self.driver = Driver(
+            specs,
+            self._make_scheduler(),
+            self._kv,
+            self._make_weights,
+            MonotonicClock(),
+            self._start_instance,
+        )
+        self._incarnations: dict[str, int] = {}
+        self._fds: dict[str, list[int]] = {"slabs": [self._kv.fd]}
+        self._server = FdServer(self._provide)
+        self.address = self._server.address
+        self.node_id = options.node_id
+
+    def start(self) -> None:
+        """Start the instances; they join as they come up."""
+        for spec in self._instance_specs:
+            self._start_instance(spec)
+
+    def run(self) -> None:
+        """Be the driver until ``stop``; then let go of everything."""
+        self.driver.run()
+        self._server.close()
+        self._kv.close()
+        if self._log is not None:
+            self._log.close()
+
+    def stop(self) -> None:
+        """End ``run``; any thread."""
+        self.driver.stop()
+
+    def _make_kv(self) -> NodeKv:
+        config = self._options.config
+        largest = max(model.spec.kv_shape.block_bytes for model in self._models.values())
+        slab_bytes = max(config.slab_bytes, -(-largest // 4096) * 4096)
+        total_bytes = self._options.kv_cache_bytes // slab_bytes * slab_bytes
+        if total_bytes == 0:
+            raise ServiceError(
+                f"a KV cache of {self._options.kv_cache_bytes} bytes holds no slab of {slab_bytes} bytes: "
+                "raise --kv-cache or lower --slab"
+            )
+        self._slab_bytes = slab_bytes
+        return NodeKv(total_bytes, slab_bytes, [model.spec.kv_shape for model in self._models.values()])
+
+    def _make_weights(
+        self, post: Callable[[Callable[[], None]], None], fail: Callable[[str, str], None]
+    ) -> HostWeightCache:
+        paths: dict[str, Path] = {name: model.path for name, model in self._models.items()}
+        sizes = {name: model.spec.weight_bytes for name, model in self._models.items()}
+        return HostWeightCache(self._options.weight_cache_bytes, paths, sizes, post, fail)
+
+    def _make_scheduler(self) -> Scheduler:
+        config = self._options.config
+        limits = PoolLimits(self._kv.total_bytes, self._slab_bytes, max_queued_requests=config.max_queued_requests)
+        models = tuple(model.spec for model in self._models.values())
+        scheduler = make_scheduler(config.policy, models, self._costs(), limits)
+        log = self._log
+        return scheduler if log is None else LoggingScheduler(scheduler, lambda line: log.write(line + "\n"))
+
+    def _costs(self) -> ProfiledCosts:
+        rates = DeviceRates.cpu(self._options.threads_per_instance)
+        return ProfiledCosts(
+            {name: model.spec for name, model in self._models.items()},
+            {name: estimate_profile(model.spec, model.facts.parameters, rates) for name, model in self._models.items()},
+            weight_bytes_per_s=1e12,
+            kv_bytes_per_s=1e12,
+            switch_overhead_s=_TURN_OVERHEAD_S,
+        )
+
+    def _start_instance(self, spec: InstanceSpec) -> None:
+        incarnation = self._incarnations[spec.instance_id] = self._incarnations.get(spec.instance_id, -1) + 1
+        link, fds = create_link()
+        handle = InstanceHandle(spec, incarnation, link, fds)
+        self._fds[f"instance:{handle.key}"] = fds
+        self.driver.wakeup.post(lambda: self.driver.add_instance(handle))
+        key = handle.key
+        self._spawn(
+            self._worker_options(spec, key),
+            lambda reason: self.driver.wakeup.post(lambda: self.driver.instance_died(key, reason)),
+        )
+
+    def _worker_options(self, spec: InstanceSpec, key: str) -> WorkerOptions:
+        models = tuple(
+            WorkerModel(
+                name,
+                model.path,
+                model.spec.kv_shape,
+                model.facts.dtype,
+                model.spec.max_context_tokens,
+                model.facts.eos_token_ids,
+            )
+            for name, model in self._models.items()
+        )
+        return WorkerOptions(
+            spec,
+            key,
+            self.address,
+            models,
+            self._slab_bytes,
+            self._kv.total_bytes,
+            self._options.threads_per_instance,
+            self._options.config.prefill_chunk_tokens,
+            self._options.config.device,
+            self._options.config.copy_to_device,
+            self._options.config.page_bytes,
+        )
+
+    def _provide(self, name: str) -> list[int]:
+        """On the descriptor server's thread."""
+        kind, _, rest = name.partition(":")
+        if kind == "weights":
+            return [self.driver.weights.descriptor(name)]
+        if kind == "frontend":
+            link, fds = create_link()
+            self.driver.wakeup.post(lambda: self.driver.add_frontend(rest, link))
+            return fds
+        return self._fds[name]
+
+
+def _open_log(path: Path | None) -> TextIO | None:
+    try:
+        return None if path is None else path.open("w")
+    except OSError as error:
+        raise ServiceError(
+            f"cannot write the event log {path}: {error.strerror}; choose another --event-log"
+        ) from error
+
+
+def plan_instances(options: NodeOptions, models: Sequence[PreparedModel]) -> list[InstanceSpec]:
+    """The node's instances and their capacities; raises ``ServiceError`` where a model fits none of them."""
+    config = options.config
+    kv_bytes, weight_bytes = _capacities(options, models)
+    return [
+        InstanceSpec(
+            f"{options.node_id}-{group.role}-{index}",
+            group.role,
+            kv_bytes,
+            weight_bytes,
+            config.resident_models or len(models),
+            config.max_batch_requests,
+        )
+        for group in config.instances
+        for index in range(group.count)
+    ]
+
+
+def _capacities(options: NodeOptions, models: Sequence[PreparedModel]) -> tuple[int, int]:
+    """An instance's bytes for KV and for weights.
+
+    In place, weights stay leased from the host cache while they are resident: an instance may keep its even share.
+    Copying, they have the device to themselves: three quarters of it, or what the resident models need.
+    """
+    config = options.config
+    count = sum(group.count for group in config.instances)
+    sizes = sorted((model.spec.weight_bytes for model in models), reverse=True)
+    if config.copy_to_device and config.device_bytes is not None:
+        weight_bytes = min(config.device_bytes * 3 // 4, sum(sizes[: config.resident_models or len(sizes)]))
+        kv_bytes, flag, needed = config.device_bytes - weight_bytes, "--device-memory", sizes[0] * 4 // 3
+    else:
+        weight_bytes = options.weight_cache_bytes // count
+        kv_bytes, flag, needed = options.kv_cache_bytes, "--weight-cache", sizes[0] * count
+    if sizes[0] > weight_bytes:
+        raise ServiceError(
+            f"the largest model has {sizes[0]} bytes of weights, but an instance has room for {weight_bytes}: "
+            f"raise {flag} to at least {needed} bytes"
+            + ("" if config.copy_to_device else f", or run fewer than {count} --instances")
+        )
+    return kv_bytes, weight_bytes

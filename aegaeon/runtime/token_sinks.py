@@ -1,0 +1,47 @@
+"""Where an instance's tokens go: one ring to each frontend."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from aegaeon.runtime.fd_exchange import fetch_fds
+from aegaeon.runtime.messages import Tokens
+from aegaeon.runtime.ring import RingWriter
+
+
+class TokenSinks:
+    """The frontends that this instance knows."""
+
+    def __init__(self, instance_name: str) -> None:
+        self._instance_name = instance_name
+        self._writers: dict[str, RingWriter] = {}
+
+    def attach(self, frontend_id: str, address: str) -> None:
+        """Open a ring to a frontend."""
+        self._writers[frontend_id] = RingWriter(fetch_fds(address, f"tokens:{self._instance_name}"))
+
+    def send(self, frontend_id: str, message: Any) -> None:
+        self._writers[frontend_id].send(message)
+
+    def send_tokens(self, time_s: float, items: list[tuple[str, str, int, int]]) -> None:
+        """One step's tokens, as (frontend id, request id, index, token id): one message per frontend."""
+        by_frontend: defaultdict[str, list[tuple[str, int, int]]] = defaultdict(list)
+        for frontend_id, request_id, index, token_id in items:
+            by_frontend[frontend_id].append((request_id, index, token_id))
+        for frontend_id, own in by_frontend.items():
+            self.send(frontend_id, Tokens(time_s, tuple(own)))
+
+    @property
+    def blocked_fds(self) -> list[int]:
+        """Doorbells of the rings that are full."""
+        return [writer.room_fd for writer in self._writers.values() if writer.pending]
+
+    def flush(self) -> None:
+        for writer in self._writers.values():
+            if writer.pending:
+                writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()

@@ -1,0 +1,24 @@
+"""A prefill group: requests of one model that wait at one instance and are prefilled one after the other.
+
+Does not know: what its members are beyond a name and an estimate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """``order`` is the arrival of its first member; ``room`` falls with every join and never rises again.
+
+    ``members`` maps request ids, in order of joining, to their estimated prefill time in whole microseconds (integers,
+    so that what was added to a sum can be taken off exactly); ``switch_us`` is the estimated switch before the group.
+    """
+
+    model: str
+    instance_id: str
+    order: tuple[float, int]
+    room: int
+    switch_us: int
+    members: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,72 @@
+"""A live request, as the scheduler follows it.
+
+Does not know: what its tokens are, which policy places it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from aegaeon.core.request import Request
+from aegaeon.scheduler.batch import Batch
+from aegaeon.scheduler.facts import ModelFacts
+from aegaeon.scheduler.group import Group
+from aegaeon.scheduler.turn import Turn
+
+
+class Phase(StrEnum):
+    """What a request waits for."""
+
+    WAITING = "waiting"  # for its prompt (or, after a recompute, its whole context) to be processed
+    DECODING = "decoding"  # for its next tokens; its KV is in the slab cache
+    DROPPING = "dropping"  # for the report that its KV was dropped; then it waits to be prefilled again
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Where a request is.
+
+    Waiting: in a group, or in the batch of a running turn that it joined to be prefilled, or homeless (no instance
+    takes it). Decoding: in a batch, or homeless. Dropping: nowhere. ``turn``: the turn it takes part in, if any.
+    """
+
+    request: Request
+    facts: ModelFacts
+    order: tuple[float, int]  # arrival time, then order of arrival events
+    context_tokens: int
+    phase: Phase = Phase.WAITING
+    group: Group | None = None
+    batch: Batch | None = None
+    turn: Turn | None = None
+    failed_turns: int = 0
+    starved_alone: bool = False
+    max_blocks: int = field(init=False)  # KV blocks of the longest context that it can reach
+
+    def __post_init__(self) -> None:
+        longest_tokens = max(self.facts.max_context_tokens, self.request.prompt_tokens + 1)
+        tokens = min(self.request.prompt_tokens + self.request.max_new_tokens, longest_tokens)
+        self.max_blocks = self.facts.blocks_for(tokens)
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def model(self) -> str:
+        return self.facts.name
+
+    @property
+    def max_kv_bytes(self) -> int:
+        """KV bytes of the longest context that it can reach."""
+        return self.max_blocks * self.facts.block_bytes
+
+    @property
+    def kv_blocks(self) -> int:
+        """KV blocks of its context, and one more to grow into."""
+        return min(self.facts.blocks_for(self.context_tokens) + 1, self.max_blocks)
+
+    @property
+    def kv_bytes(self) -> int:
+        """KV bytes of its context, and one more block to grow into."""
+        return self.kv_blocks * self.facts.block_bytes

@@ -1,0 +1,213 @@
+"""The HTTP application: routes of the OpenAI API, health, metrics.
+
+Does not know: tokens, models' insides, processes; all it asks of the serving system is the ``Frontend`` protocol.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from aegaeon import __version__
+from aegaeon.core.generation import Frontend, GenerationError, GenerationRequest, ModelCard, UnknownModelError
+from aegaeon.server.admin import admin_router
+from aegaeon.server.answer import Answer
+from aegaeon.server.body import read_json
+from aegaeon.server.errors import ApiError, from_generation
+from aegaeon.server.metrics import Metrics
+from aegaeon.server.middleware import RequestMiddleware
+from aegaeon.server.reply import Reply, ReplyContext, StreamReply, WholeReply
+from aegaeon.server.running import RunningRequests
+from aegaeon.server.schema import ChatRequest, CompletionRequest, GenerationFields, parse
+from aegaeon.server.wire import ChatWire, CompletionWire, Wire
+
+TIMELINE_HEADER = "X-Aegaeon-Timeline"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How the API behaves.
+
+    ``api_keys``: where not empty, ``/v1`` and ``/admin`` want one of them as bearer token. ``max_choices`` bounds
+    prompts times ``n`` of one request. ``registry`` takes the server's metrics, and may hold others'. ``now_s`` is the
+    node's monotonic clock. ``state``: data that ``/admin/state`` shows; without it there is no such page.
+    """
+
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    max_body_bytes: int = 16 << 20
+    max_choices: int = 128
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    now_s: Callable[[], float] = time.monotonic
+    state: Callable[[], dict[str, Any]] | None = None
+
+
+def create_app(frontend: Frontend, options: ServerOptions | None = None) -> FastAPI:
+    """The application that serves ``frontend``. ``app.state.running`` has the requests under way."""
+    options = options or ServerOptions()
+    metrics = Metrics(options.registry)
+    running = RunningRequests()
+    # No generated docs: bodies are parsed by hand, and the pages would load scripts from elsewhere.
+    app = FastAPI(title="Aegaeon", version=__version__, openapi_url=None, redirect_slashes=False)
+    app.state.running = running
+    app.add_middleware(RequestMiddleware, metrics=metrics)
+    _add_error_handlers(app)
+    endpoints = _Endpoints(ReplyContext(frontend, running, options.now_s), options, metrics)
+    app.include_router(endpoints.api())
+    app.include_router(endpoints.operations())
+    if options.state is not None:
+        app.include_router(admin_router(options.state), dependencies=[Depends(endpoints.authorize)])
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def api_error(_: Request, error: Any) -> Response:
+        return error.response()  # type: ignore[no-any-return]
+
+    async def generation_error(_: Request, error: Any) -> Response:
+        return from_generation(error).response()
+
+    async def http_error(request: Request, error: Any) -> Response:
+        message = f"{error.detail}: {request.method} {request.url.path}"
+        return ApiError(error.status_code, message, headers=error.headers).response()
+
+    async def client_gone(_: Request, __: Any) -> None:
+        """There is nobody to answer."""
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(GenerationError, generation_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(ClientDisconnect, client_gone)  # type: ignore[arg-type]
+
+
+class _Endpoints:
+    """The routes' functions."""
+
+    def __init__(self, context: ReplyContext, options: ServerOptions, metrics: Metrics) -> None:
+        self._context = context
+        self._frontend = context.frontend
+        self._options = options
+        self._metrics = metrics
+        self._keys = tuple(key.encode() for key in options.api_keys)
+
+    def api(self) -> APIRouter:
+        """The OpenAI API."""
+        router = APIRouter(prefix="/v1", dependencies=[Depends(self.authorize)])
+        router.add_api_route("/models", self.list_models, methods=["GET"], response_model=None)
+        router.add_api_route("/models/{name:path}", self.show_model, methods=["GET"], response_model=None)
+        router.add_api_route("/chat/completions", self.chat, methods=["POST"], response_model=None)
+        router.add_api_route("/completions", self.complete, methods=["POST"], response_model=None)
+        return router
+
+    def operations(self) -> APIRouter:
+        """Routes for those who run the service."""
+        router = APIRouter()
+        router.add_api_route("/", self.hint, methods=["GET"], response_model=None)
+        router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
+        router.add_api_route("/ready", self.ready, methods=["GET"], response_model=None)
+        router.add_api_route("/metrics", self.metrics, methods=["GET"], response_model=None)
+        return router
+
+    async def authorize(self, request: Request) -> None:
+        """Raises ``ApiError`` 401 unless the client has a key, or none is needed."""
+        if not self._keys:
+            return
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        given = token.strip().encode()
+        known = [hmac.compare_digest(given, key) for key in self._keys]
+        if scheme.lower() != "bearer" or not any(known):
+            message = "No valid API key: send it as Authorization: Bearer KEY."
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise ApiError(401, message, kind="authentication_error", code="invalid_api_key", headers=headers)
+
+    async def hint(self) -> Response:
+        return JSONResponse(
+            {"name": "aegaeon", "version": __version__, "api": "/v1", "see": ["/v1/models", "/ready", "/metrics"]}
+        )
+
+    async def health(self) -> Response:
+        state = self._frontend.health()
+        body = {"status": "ok" if state.live else "failed", "detail": state.detail}
+        return JSONResponse(body, 200 if state.live else 503)
+
+    async def ready(self) -> Response:
+        state = self._frontend.health()
+        up = state.ready and state.live
+        return JSONResponse({"status": "ready" if up else "not ready", "detail": state.detail}, 200 if up else 503)
+
+    async def metrics(self) -> Response:
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    async def list_models(self) -> Response:
+        return JSONResponse({"object": "list", "data": [_model_body(card) for card in self._frontend.models()]})
+
+    async def show_model(self, name: str) -> Response:
+        for card in self._frontend.models():
+            if card.name == name:
+                return JSONResponse(_model_body(card))
+        raise UnknownModelError(f"There is no model {name!r} here; see /v1/models.")
+
+    async def chat(self, request: Request) -> Response:
+        fields = parse(ChatRequest, await read_json(request, self._options.max_body_bytes))
+        answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+        wire = ChatWire(answer_id, fields.model, int(time.time()), include_usage=fields.include_usage)
+        return self._reply(request, fields, answer_id, wire)
+
+    async def complete(self, request: Request) -> Response:
+        fields = parse(CompletionRequest, await read_json(request, self._options.max_body_bytes))
+        answer_id = f"cmpl-{uuid.uuid4().hex}"
+        wire = CompletionWire(answer_id, fields.model, int(time.time()), include_usage=fields.include_usage)
+        return self._reply(request, fields, answer_id, wire)
+
+    def _reply(self, request: Request, fields: GenerationFields, answer_id: str, wire: Wire) -> Reply:
+        requests = self._generations(fields, answer_id)
+        with_timeline = request.headers.get(TIMELINE_HEADER) == "1"
+        if with_timeline and len(requests) > 1:
+            raise ApiError(400, f"{TIMELINE_HEADER} needs a request with one choice.", param=TIMELINE_HEADER)
+        answer = Answer(requests, fields.choices, self._metrics)
+        if fields.stream:
+            include_usage = fields.include_usage
+            return StreamReply(self._context, answer, wire, with_timeline=with_timeline, include_usage=include_usage)
+        return WholeReply(self._context, answer, wire, with_timeline=with_timeline)
+
+    def _generations(self, fields: GenerationFields, answer_id: str) -> list[GenerationRequest]:
+        """One generation per prompt and choice."""
+        prompts = fields.prompts
+        count, limit = len(prompts) * fields.choices, self._options.max_choices
+        if count > limit:
+            message = f"At most {limit} choices (prompts times n) in one request, got {count}."
+            raise ApiError(400, message, param="prompt" if len(prompts) > 1 else "n")
+        pairs = [(prompt, sampling) for prompt in prompts for sampling in fields.samplings()]
+        return [
+            GenerationRequest(
+                request_id=f"{answer_id}-{index}",
+                model=fields.model,
+                prompt=prompt,
+                sampling=sampling,
+                slo=fields.targets,
+                fit_context=fields.limit_tokens is None,
+            )
+            for index, (prompt, sampling) in enumerate(pairs)
+        ]
+
+
+def _model_body(card: ModelCard) -> dict[str, Any]:
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": card.created_s,
+        "owned_by": "aegaeon",
+        "max_model_len": card.max_context_tokens,
+        "architecture": card.architecture,
+        "parameters": card.parameters,
+        "failure": card.failure,
+    }

@@ -1,0 +1,98 @@
+"""Runs the application on a socket until it is told to stop.
+
+Does not know: signals, configuration; the caller has both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from aegaeon.server.running import RunningRequests
+
+KEEP_ALIVE_S = 75
+# What uvicorn waits after requests were cut off before it drops their connections.
+CUT_OFF_S = 5.0
+BACKLOG_CONNECTIONS = 2048
+
+
+class AddressError(Exception):
+    """The server cannot listen where it should; the message says why and what to do."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; with ``port`` 0 the system picks one (``getsockname`` tells). Raises ``AddressError``."""
+    if not 0 <= port < 1 << 16:
+        raise AddressError(_cannot_listen(host, port, "ports go from 0 to 65535"))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG_CONNECTIONS)
+    except OSError as error:
+        raise AddressError(_cannot_listen(host, port, error.strerror or str(error))) from error
+
+
+def _cannot_listen(host: str, port: int, reason: str) -> str:
+    return f"Cannot listen on {host} port {port}: {reason}. Choose another address, or port 0 for any free one."
+
+
+async def serve(app: FastAPI, sock: socket.socket, *, on_started: Callable[[], None], grace_s: float = 5.0) -> None:
+    """Serve ``app`` on ``sock`` until this coroutine is cancelled; closes ``sock``.
+
+    ``on_started`` is called once connections are accepted. On cancellation no more are; running requests may finish
+    within ``grace_s``, then they are cut off (503, or an error event where the stream has begun). A second
+    cancellation does not wait. Raises ``asyncio.CancelledError`` when all is done.
+    """
+    server = _Server(_config(app, grace_s), app.state.running, on_started, grace_s)
+    running = asyncio.create_task(server.serve([sock]))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await running
+        raise
+
+
+def _config(app: FastAPI, grace_s: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(grace_s + CUT_OFF_S),
+    )
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the caller, and cuts requests off itself, so that clients hear why."""
+
+    def __init__(
+        self, config: uvicorn.Config, running: RunningRequests, on_started: Callable[[], None], grace_s: float
+    ) -> None:
+        super().__init__(config)
+        self._running = running
+        self._on_started = on_started
+        self._grace_s = grace_s
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        cut_off = asyncio.get_running_loop().call_later(self._grace_s, self._running.abort)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut_off.cancel()

@@ -1,0 +1,129 @@
+"""From flags, environment and file to the finished ``PoolConfig``.
+
+Does not know: torch, Ray, how the pool runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
+from aegaeon.core.instance import Role
+from aegaeon.core.slo import Slo
+from aegaeon.machine import Machine, fit, read_machine
+from aegaeon.settings.checkpoint import weight_bytes
+from aegaeon.settings.error import SettingsError
+from aegaeon.settings.options import OPTIONS, Kind, Scope
+from aegaeon.settings.schema import given, validate
+from aegaeon.settings.sources import Sources, read_sources
+
+_NO_MODEL = (
+    "no model to serve; name some as NAME=DIR, or in a file: aegaeon serve --config pool.yaml with\n"
+    "models:\n  my-model: path/to/its/folder"
+)
+
+
+def load_settings(
+    models: Sequence[str] = (),
+    file: Path | None = None,
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    machine: Machine | None = None,
+) -> PoolConfig:
+    """The complete configuration: flag over environment over file over what fits the machine.
+
+    ``models``: ``NAME=DIR``; ``flags``: values by ``Option.parameter``. Raises ``SettingsError`` for whatever cannot
+    work, as far as that can be told without torch.
+    """
+    sources = read_sources(models, file, flags or {}, environment or {})
+    values = validate(sources)
+    found, sizes = _models(values, sources)
+    config = PoolConfig(models=found, **_pool_values(values, sources))
+    return fit(config, machine or read_machine(), sizes)
+
+
+def _pool_values(values: BaseModel, sources: Sources) -> dict[str, Any]:
+    chosen = given(values)
+    fields = {
+        option.config_field: _resolved(chosen[option.key], option.kind, sources.folder(option.path))
+        for option in OPTIONS
+        if option.scope is not Scope.MODEL and option.key in chosen
+    }
+    return fields | {"instances": _instances(chosen.get("instances"), sources)}
+
+
+def _resolved(value: Any, kind: Kind, folder: Path) -> Any:
+    return folder / value.expanduser() if kind is Kind.PATH else value
+
+
+def _instances(counts: Mapping[Role, int] | None, sources: Sources) -> tuple[InstanceConfig, ...]:
+    """Empty where nothing was said: as many as fit the machine."""
+    if counts is None:
+        return ()
+    instances = tuple(InstanceConfig(role, count) for role, count in counts.items() if count)
+    label = sources.label(("instances",))
+    if not instances:
+        raise SettingsError(f"{label}: a pool needs at least one instance; leave it out for what fits the machine")
+    if not any(instance.role.prefills for instance in instances):
+        raise SettingsError(f"{label}: no instance can prefill; add a prefill or mixed one, such as prefill=1")
+    if not any(instance.role.decodes for instance in instances):
+        raise SettingsError(f"{label}: no instance can decode; add a decode or mixed one, such as decode=1")
+    return instances
+
+
+def _models(values: BaseModel, sources: Sources) -> tuple[tuple[ModelConfig, ...], dict[str, int]]:
+    """The models and the bytes of their weights; one error names every model that cannot be served."""
+    models = given(values).get("models", {})
+    if not models:
+        raise SettingsError(_NO_MODEL)
+    defaults = _model_values(values, sources, ())
+    found: list[ModelConfig] = []
+    sizes: dict[str, int] = {}
+    problems: list[str] = []
+    for name, model in models.items():
+        try:
+            config, sizes[name] = _model(name, model, defaults, sources)
+            found.append(config)
+        except SettingsError as error:
+            problems.append(str(error))
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return tuple(found), sizes
+
+
+def _model(name: str, model: BaseModel, defaults: Mapping[str, Any], sources: Sources) -> tuple[ModelConfig, int]:
+    """The model, and the bytes of its weights."""
+    path = ("models", name)
+    directory = sources.folder((*path, "path")) / Path(given(model)["path"]).expanduser()
+    values = {**defaults, **_model_values(model, sources, path)}
+    slo = Slo(**{target: values.pop(target) for target in ("ttft_s", "tpot_s") if target in values})
+    config = ModelConfig(name, directory, slo, **values)
+    try:
+        return config, weight_bytes(directory, config.dtype)
+    except SettingsError as error:
+        raise SettingsError(f"{sources.label((*path, 'path'))}: {error}") from error
+
+
+def _model_values(values: BaseModel, sources: Sources, path: tuple[str, ...]) -> dict[str, Any]:
+    """What is said of a model at ``path``, or of every model (empty path), by field of ``ModelConfig`` and ``Slo``."""
+    chosen = given(values)
+    said = given(chosen["slo"]) if "slo" in chosen else {}
+    said |= {key: chosen[key] for key in ("max_context_tokens", "dtype") if key in chosen}
+    if "chat_template" in chosen:
+        said["chat_template"] = _template(chosen["chat_template"], (*path, "chat_template"), sources)
+    return said
+
+
+def _template(text: str, path: tuple[str, ...], sources: Sources) -> str:
+    """The template's text; a value without braces is the name of a file that holds it."""
+    if "{" in text:
+        return text
+    file = sources.folder(path) / Path(text).expanduser()
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{sources.label(path)}: cannot read the chat template {file}: {error}") from error

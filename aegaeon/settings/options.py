@@ -1,0 +1,268 @@
+"""The one declaration of every configuration value: key of ``pool.yaml``, flag, variable, range, help.
+
+Flags, environment names, validation and the table in ``docs/configuration.md`` are all made from ``OPTIONS``;
+defaults are those of ``PoolConfig``.
+
+Does not know: how values are read, checked or used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from enum import Enum
+
+from aegaeon.core.config import ModelConfig, PoolConfig
+from aegaeon.core.slo import Slo
+
+CONFIG_VARIABLE = "AEGAEON_CONFIG"  # the file
+MODELS_VARIABLE = "AEGAEON_MODELS"  # NAME=DIR, separated by commas
+_TIB = 1 << 40
+
+
+class Kind(Enum):
+    """What a value is; the text says how to write it on the command line."""
+
+    TEXT = "TEXT"
+    TEXTS = "TEXT,..."
+    INTEGER = "N"
+    SECONDS = "SECONDS"
+    BYTES = "SIZE"
+    SWITCH = ""
+    PATH = "FILE"
+    INSTANCES = "N|ROLE=N,..."
+
+
+class Scope(Enum):
+    """Whom a value belongs to; the text heads its part of the documentation."""
+
+    SERVER = "Server"
+    MODEL = "Models: defaults of those that do not set their own"
+    POOL = "Pool"
+    MEMORY = "Memory"
+    CLUSTER = "Cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One value.
+
+    ``key``: where it stands in ``pool.yaml`` (a dot enters a mapping). ``field``: its name in ``PoolConfig`` (scope
+    ``MODEL``: in ``ModelConfig``). ``low`` and ``high`` are inclusive. ``auto``: what stands in for a missing default.
+    """
+
+    key: str
+    kind: Kind
+    scope: Scope
+    help: str
+    field: str = ""
+    name: str = ""
+    low: int | float = 1
+    high: int | float = 2**31
+    multiple: int | None = None
+    choices: tuple[str, ...] = ()
+    auto: str = ""
+    secret: bool = False
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The key as steps into nested mappings."""
+        return tuple(self.key.split("."))
+
+    @property
+    def parameter(self) -> str:
+        """The value's name as a Python identifier."""
+        return self.name or self.key
+
+    @property
+    def config_field(self) -> str:
+        """The field of the configuration that it fills."""
+        return self.field or self.path[0]
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag; a switch also has ``--no-...``."""
+        return "--" + self.parameter.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return "AEGAEON_" + self.parameter.upper()
+
+    @property
+    def default(self) -> object:
+        """The configuration's own default; None where there is none."""
+        return _DEFAULTS[self.scope is Scope.MODEL].get(self.field or self.path[-1])
+
+
+_DEFAULTS = {
+    False: {field.name: field.default for field in fields(PoolConfig) if field.name != "instances"},
+    True: {field.name: field.default for cls in (ModelConfig, Slo) for field in fields(cls)},
+}
+_FITS = "what fits the machine"
+
+OPTIONS = (
+    Option("host", Kind.TEXT, Scope.SERVER, "address to listen on; 0.0.0.0 is every interface"),
+    Option("port", Kind.INTEGER, Scope.SERVER, "TCP port to listen on; 0 picks a free one", low=0, high=65535),
+    Option(
+        "api_keys",
+        Kind.TEXTS,
+        Scope.SERVER,
+        "keys of which clients must send one; prefer the file or the variable, flags show in process lists",
+        auto="no key asked for",
+        secret=True,
+    ),
+    Option(
+        "max_queued_requests",
+        Kind.INTEGER,
+        Scope.SERVER,
+        "requests that may wait; one more is answered 429",
+        high=1_000_000,
+    ),
+    Option("log_file", Kind.PATH, Scope.SERVER, "file that the log is appended to", auto="standard error"),
+    Option(
+        "slo.ttft_s",
+        Kind.SECONDS,
+        Scope.MODEL,
+        "target for the time to the first token, in seconds",
+        name="ttft_slo",
+        low=0.0001,
+        high=86400,
+    ),
+    Option(
+        "slo.tpot_s",
+        Kind.SECONDS,
+        Scope.MODEL,
+        "target for the time per output token after the first, in seconds",
+        name="tpot_slo",
+        low=0.0001,
+        high=86400,
+    ),
+    Option(
+        "max_context_tokens",
+        Kind.INTEGER,
+        Scope.MODEL,
+        "limit on prompt and output together, in tokens",
+        low=2,
+        high=100_000_000,
+        auto="the model's own",
+    ),
+    Option(
+        "dtype",
+        Kind.TEXT,
+        Scope.MODEL,
+        "type to compute in",
+        choices=("bfloat16", "float16", "float32"),
+        auto="the checkpoint's own",
+    ),
+    Option(
+        "chat_template",
+        Kind.TEXT,
+        Scope.MODEL,
+        "Jinja chat template: a file, or the text itself",
+        auto="the model's own",
+    ),
+    Option("policy", Kind.TEXT, Scope.POOL, "scheduling policy", choices=("aegaeon",)),
+    Option("device", Kind.TEXT, Scope.POOL, "where models run", choices=("cpu",)),
+    Option(
+        "instances",
+        Kind.INSTANCES,
+        Scope.POOL,
+        "instances on every node: a number (mixed), or a number per role (prefill, decode, mixed)",
+        high=1024,
+        auto=_FITS,
+    ),
+    Option("threads_per_instance", Kind.INTEGER, Scope.POOL, "compute threads of an instance", high=4096, auto=_FITS),
+    Option(
+        "resident_models",
+        Kind.INTEGER,
+        Scope.POOL,
+        "models whose weights may be on an instance's device at once; the second is prefetched",
+        high=100_000,
+    ),
+    Option("max_batch_requests", Kind.INTEGER, Scope.POOL, "requests that an instance decodes together", high=65536),
+    Option(
+        "prefill_chunk_tokens",
+        Kind.INTEGER,
+        Scope.POOL,
+        "prompt tokens processed in one step; between two steps a turn can be preempted",
+        high=1_000_000,
+    ),
+    Option(
+        "copy_to_device",
+        Kind.SWITCH,
+        Scope.POOL,
+        "on CPU: copy weights and KV into device pages, as a GPU must, instead of using them where they lie",
+    ),
+    Option(
+        "weight_cache",
+        Kind.BYTES,
+        Scope.MEMORY,
+        "host memory for weights, per node",
+        field="weight_cache_bytes",
+        low=1 << 20,
+        high=1024 * _TIB,
+        auto=_FITS,
+    ),
+    Option(
+        "kv_cache",
+        Kind.BYTES,
+        Scope.MEMORY,
+        "host memory for KV, per node",
+        field="kv_cache_bytes",
+        low=1 << 20,
+        high=1024 * _TIB,
+        auto=_FITS,
+    ),
+    Option(
+        "device_memory",
+        Kind.BYTES,
+        Scope.MEMORY,
+        "device memory for pages, per instance (copying devices only)",
+        field="device_bytes",
+        low=1 << 20,
+        high=1024 * _TIB,
+        auto=_FITS,
+    ),
+    Option(
+        "page_size",
+        Kind.BYTES,
+        Scope.MEMORY,
+        "device page; a multiple of 4KiB",
+        field="page_bytes",
+        low=64 << 10,
+        high=1 << 30,
+        multiple=4096,
+    ),
+    Option(
+        "slab_size",
+        Kind.BYTES,
+        Scope.MEMORY,
+        "slab of the KV cache; at least one block of every model must fit in; a multiple of 4KiB",
+        field="slab_bytes",
+        low=64 << 10,
+        high=16 << 30,
+        multiple=4096,
+    ),
+    Option("block_tokens", Kind.INTEGER, Scope.MEMORY, "tokens of a KV block", high=4096),
+    Option(
+        "ray_address",
+        Kind.TEXT,
+        Scope.CLUSTER,
+        "running Ray cluster to join (HOST:PORT or auto)",
+        auto="a Ray of its own",
+    ),
+    Option("nodes", Kind.INTEGER, Scope.CLUSTER, "nodes to use", high=4096),
+    Option(
+        "event_log",
+        Kind.PATH,
+        Scope.CLUSTER,
+        "file that every scheduling event and command is written to, for replay",
+        auto="none",
+    ),
+)
+
+
+def in_scope(scope: Scope) -> Iterable[Option]:
+    """The options of one scope, in order."""
+    return (option for option in OPTIONS if option.scope is scope)

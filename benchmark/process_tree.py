@@ -1,0 +1,59 @@
+"""What descends from this process, also where parents died in between (Linux; elsewhere nothing is found).
+
+Does not know: what the processes are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_ENDED = "Z"
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessTree:
+    """A snapshot of all processes: parent of each one that runs, and of each that ended and was not waited for."""
+
+    running: dict[int, int]
+    ended: dict[int, int]
+
+    @classmethod
+    def now(cls) -> Self:
+        tree = cls({}, {})
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                state, parent = file.read_text(errors="replace").rpartition(")")[2].split()[:2]
+                (tree.ended if state == _ENDED else tree.running)[int(file.parent.name)] = int(parent)
+        return tree
+
+    @property
+    def children(self) -> set[int]:
+        """Running children of this process."""
+        return {pid for pid, parent in self.running.items() if parent == os.getpid()}
+
+    def descendants(self, roots: set[int]) -> set[int]:
+        """Those of ``roots`` that run, and all that descend from them."""
+        found = roots & self.running.keys()
+        while more := {pid for pid, parent in self.running.items() if parent in found} - found:
+            found |= more
+        return found
+
+    def reap_adopted(self, awaited: set[int]) -> None:
+        """Collect the exit codes of children that have ended, but for those that somebody else waits for."""
+        for pid, parent in self.ended.items():
+            if parent == os.getpid() and pid not in awaited:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+
+
+def adopt_orphans(wanted: bool) -> None:
+    """Become the parent of descendants whose own parent dies, so that none is lost sight of."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)

@@ -1,0 +1,115 @@
+"""Open-loop replay of a workload against an OpenAI-compatible server; what each client saw, and when.
+
+Does not know: who started the server, what is done with the records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import httpx
+
+from aegaeon.core.record import RequestRecord
+from aegaeon.core.slo import Slo
+from aegaeon.core.timeline import Span
+from benchmark.completion_stream import CompletionStream, ReplyError, read_chunks, refusal
+from benchmark.job import Job, ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of a job: its record on the replay's clock, and the server's spans on the server's."""
+
+    record: RequestRecord
+    spans: tuple[Span, ...] = ()
+
+
+class Observer(Protocol):
+    """Is told how a replay goes on."""
+
+    def sent(self, job: Job) -> None: ...
+
+    def first_token(self, job: Job) -> None: ...
+
+    def done(self, job: Job, reply: Reply) -> None: ...
+
+
+async def served_models(client: httpx.AsyncClient) -> list[ServedModel]:
+    """The models of ``/v1/models``, in the server's order."""
+    response = await client.get("/v1/models")
+    response.raise_for_status()
+    return [ServedModel(card["id"], card.get("max_model_len")) for card in response.json()["data"]]
+
+
+def http_client(base_url: str, timeout_s: float) -> httpx.AsyncClient:
+    """A client without a limit on connections: requests never wait for each other on this side.
+
+    ``timeout_s`` bounds the wait for the next byte of a reply.
+    """
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    timeout = httpx.Timeout(timeout_s, connect=30.0, pool=None)
+    return httpx.AsyncClient(base_url=base_url.rstrip("/"), limits=limits, timeout=timeout)
+
+
+@dataclass(slots=True)
+class Replay:
+    """One replay of jobs; its clock starts at 0 with ``run``."""
+
+    client: httpx.AsyncClient
+    slo: Slo
+    observer: Observer
+    start_s: float = 0.0
+    lag_s: float = field(default=0.0, init=False)  # the latest that a request was sent after its time
+
+    async def run(self, jobs: Sequence[Job]) -> list[Reply]:
+        """Send each job at its time, whatever became of those before; replies in the order of ``jobs``."""
+        self.start_s = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._run_job(job)) for job in jobs]
+        return [task.result() for task in tasks]
+
+    @property
+    def now_s(self) -> float:
+        return time.monotonic() - self.start_s
+
+    async def _run_job(self, job: Job) -> Reply:
+        await asyncio.sleep(job.time_s - self.now_s)
+        self.lag_s = max(self.lag_s, self.now_s - job.time_s)
+        self.observer.sent(job)
+        stream = CompletionStream()
+        try:
+            await self._receive(job, stream)
+            reply = self._reply(job, stream, stream.token_times(job.new_tokens))
+        except (httpx.HTTPError, ReplyError) as error:
+            reply = self._reply(job, stream, (), error=str(error) or type(error).__name__)
+        self.observer.done(job, reply)
+        return reply
+
+    async def _receive(self, job: Job, stream: CompletionStream) -> None:
+        headers = {"X-Request-Id": job.request_id, "X-Aegaeon-Timeline": "1"}
+        async with self.client.stream("POST", "/v1/completions", json=job.body(self.slo), headers=headers) as response:
+            if response.status_code != httpx.codes.OK:
+                raise ReplyError(refusal(response.status_code, await response.aread()))
+            async for chunk in read_chunks(response):
+                before = stream.tokens
+                stream.add(chunk, self.now_s)
+                if before == 0 < stream.tokens:
+                    self.observer.first_token(job)
+
+    def _reply(self, job: Job, stream: CompletionStream, times_s: tuple[float, ...], error: str | None = None) -> Reply:
+        record = RequestRecord(
+            request_id=job.request_id,
+            model=job.model,
+            arrival_s=job.time_s,
+            prompt_tokens=job.prompt_tokens,
+            new_tokens=job.new_tokens,
+            token_times_s=times_s,
+            slo=self.slo,
+            parts=stream.parts() if error is None else None,
+            error=error,
+        )
+        return Reply(record, stream.spans())

@@ -1,0 +1,106 @@
+"""Safetensors checkpoints in memory at the speed of the disk, shared by processes, many models in one arena.
+
+store = Store(64 << 30)                     # one process owns the memory
+ticket = store.load("/models/llama")        # asynchronous; ticket.result() is a lease
+with ticket.result() as entry:
+    weights = entry.torch_all()             # no copy; the lease lasts as long as the views
+    handle = entry.handle()                 # small and picklable
+
+entry = attach(handle)                      # in another process: the same memory, mapped
+
+Without a store: `inspect` validates a checkpoint, and `Checkpoint.read_into` reads it into any memory.
+"""
+
+from quick_model_loader._native import (
+    BLOCK_BYTES,
+    CHUNK_BYTES,
+    CancelToken,
+    Checkpoint,
+    CopyPlan,
+    CudaDevice,
+    Entry,
+    FileInfo,
+    Handle,
+    LoadReport,
+    Placement,
+    Progress,
+    Store,
+    StoreStats,
+    TensorInfo,
+    Ticket,
+    Transfer,
+    __version__,
+    attach,
+    inspect,
+)
+from quick_model_loader.errors import (
+    AttachError,
+    CancelledError,
+    CapacityError,
+    ChangedError,
+    ChecksumError,
+    ClosedError,
+    CudaError,
+    DeadlineError,
+    DtypeError,
+    DuplicateError,
+    EvictedError,
+    HeaderError,
+    IndexFileError,
+    IoError,
+    KeyInUseError,
+    LoaderError,
+    MissingShardError,
+    NotACheckpointError,
+    OwnerGoneError,
+    PinnedError,
+    PlacementError,
+    SmallPagesWarning,
+    TruncatedError,
+)
+
+__all__ = [
+    "BLOCK_BYTES",
+    "CHUNK_BYTES",
+    "AttachError",
+    "CancelToken",
+    "CancelledError",
+    "CapacityError",
+    "ChangedError",
+    "Checkpoint",
+    "ChecksumError",
+    "ClosedError",
+    "CopyPlan",
+    "CudaDevice",
+    "CudaError",
+    "DeadlineError",
+    "DtypeError",
+    "DuplicateError",
+    "Entry",
+    "EvictedError",
+    "FileInfo",
+    "Handle",
+    "HeaderError",
+    "IndexFileError",
+    "IoError",
+    "KeyInUseError",
+    "LoadReport",
+    "LoaderError",
+    "MissingShardError",
+    "NotACheckpointError",
+    "OwnerGoneError",
+    "PinnedError",
+    "Placement",
+    "PlacementError",
+    "Progress",
+    "SmallPagesWarning",
+    "Store",
+    "StoreStats",
+    "TensorInfo",
+    "Ticket",
+    "Transfer",
+    "TruncatedError",
+    "__version__",
+    "attach",
+    "inspect",
+]

@@ -1,0 +1,183 @@
+"""The engine's greedy output equals Transformers' ``generate()``, token for token."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from greedy import POISON, Greedy, arena_of, blocks_of
+from zoo import ARCHITECTURES, NEW_TOKENS, PROMPT_LENGTHS, WINDOW, TinyModel, build
+
+from aegaeon.engine.architecture import inspect_model
+from aegaeon.engine.kv_arena import KvArena
+from aegaeon.engine.model import Model
+from aegaeon.engine.runner import Runner
+
+SLABS = 8
+
+Zoo = Callable[[str], TinyModel]
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """Tiny models by name, each built once."""
+    folder = tmp_path_factory.mktemp("zoo")
+    built: dict[str, TinyModel] = {}
+
+    def find(name: str) -> TinyModel:
+        if name not in built:
+            built[name] = build(name, folder)
+        return built[name]
+
+    return find
+
+
+def runner_of(tiny: TinyModel) -> Runner:
+    facts = inspect_model(tiny.path, dtype="float32")
+    return Runner(Model(tiny.path, dtype="float32"), facts.kv_shape)
+
+
+def bound(tiny: TinyModel) -> Runner:
+    runner = runner_of(tiny)
+    runner.model.bind(tiny.weights)
+    return runner
+
+
+def slab_bytes_of(runner: Runner) -> int:
+    """A slab that is not a whole number of blocks."""
+    return 2 * runner.kv_shape.block_bytes + 40
+
+
+def greedy(runner: Runner, tiny: TinyModel, arena: KvArena, blocks: list[int]) -> Greedy:
+    return Greedy(runner, arena, blocks, tiny.prompts, NEW_TOKENS)
+
+
+def test_contexts_outgrow_windows_and_blocks() -> None:
+    assert max(PROMPT_LENGTHS) > 2 * WINDOW
+    assert max(PROMPT_LENGTHS) + NEW_TOKENS > 3 * 16
+    assert len(ARCHITECTURES) >= 20
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_mixed_batches_equal_generate(zoo: Zoo, name: str) -> None:
+    """Chunked prefills and decodes mixed, sequences at different stages, blocks anywhere, memory full of NaN."""
+    tiny = zoo(name)
+    runner = bound(tiny)
+    slab_bytes = slab_bytes_of(runner)
+    arena, _ = arena_of(slab_bytes, SLABS)
+    blocks = blocks_of(runner.kv_shape, slab_bytes, range(SLABS))
+    assert greedy(runner, tiny, arena, blocks).run() == tiny.outputs
+    assert len({token for output in tiny.outputs for token in output}) >= 8, "the model says too little to tell"
+
+
+PAIRS = [
+    ("llama", "gemma2-cap-window"),
+    ("deepseek_v3-mla", "qwen2"),
+    ("gpt_oss-sinks", "gpt2"),
+    ("mixtral", "llama4-chunks"),
+]
+
+
+@pytest.mark.parametrize("names", PAIRS, ids=["+".join(pair) for pair in PAIRS])
+def test_models_alternate_at_every_token(zoo: Zoo, names: tuple[str, str]) -> None:
+    """Two models on one arena, slab next to slab, each bound anew from the same overwritten memory at each step."""
+    tinies = [zoo(name) for name in names]
+    runners = [runner_of(tiny) for tiny in tinies]
+    slab_bytes = sum(slab_bytes_of(runner) for runner in runners)
+    arena, _ = arena_of(slab_bytes, 2 * SLABS)
+    runs = [
+        greedy(runner, tiny, arena, blocks_of(runner.kv_shape, slab_bytes, range(index, 2 * SLABS, 2)))
+        for index, (runner, tiny) in enumerate(zip(runners, tinies, strict=True))
+    ]
+    memory = torch.empty(max(sum(w.nbytes for w in tiny.weights.values()) for tiny in tinies), dtype=torch.uint8)
+    unfinished = [True, True]
+    while any(unfinished):
+        for index, (runner, tiny, run) in enumerate(zip(runners, tinies, runs, strict=True)):
+            memory.fill_(POISON)
+            runner.model.bind(lay_out(tiny.weights, memory))
+            unfinished[index] = run.step()
+            runner.model.unbind()
+    assert [run.outputs for run in runs] == [tiny.outputs for tiny in tinies]
+
+
+def test_weights_can_be_unmapped_between_tokens(zoo: Zoo) -> None:
+    """After ``unbind`` nothing holds the weights: their mapping can be closed, and another one be bound."""
+    tiny = zoo("qwen2")
+    runner = runner_of(tiny)
+    slab_bytes = slab_bytes_of(runner)
+    arena, _ = arena_of(slab_bytes, SLABS)
+    run = greedy(runner, tiny, arena, blocks_of(runner.kv_shape, slab_bytes, range(SLABS)))
+    size_bytes = sum(weight.nbytes for weight in tiny.weights.values())
+    unfinished = True
+    while unfinished:
+        mapping = mmap.mmap(-1, size_bytes)
+        runner.model.bind(lay_out(tiny.weights, torch.frombuffer(mapping, dtype=torch.uint8)))
+        unfinished = run.step()
+        runner.model.unbind()
+        mapping.close()  # BufferError if anything still looks into it
+    assert run.outputs == tiny.outputs
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3-window", "deepseek_v2-mla", "llama4-chunks"])
+def test_foreign_blocks_never_matter(zoo: Zoo, name: str) -> None:
+    """Everything that belongs to no sequence is made NaN before each step."""
+    tiny = zoo(name)
+    runner = bound(tiny)
+    slab_bytes = slab_bytes_of(runner)
+    arena, memory = arena_of(slab_bytes, SLABS)
+    blocks = blocks_of(runner.kv_shape, slab_bytes, range(SLABS))
+    run = greedy(runner, tiny, arena, list(blocks))
+    while run.step():
+        for block in set(blocks) - run.owned_blocks:
+            memory[block : block + runner.kv_shape.block_bytes] = POISON
+    assert run.outputs == tiny.outputs
+
+
+def test_recomputing_from_the_tokens_goes_on_alike(zoo: Zoo) -> None:
+    """A sequence whose KV was lost is fed again from its first token, elsewhere, and goes on where it was."""
+    tiny = zoo("qwen3")
+    runner = bound(tiny)
+    slab_bytes = slab_bytes_of(runner)
+    arena, memory = arena_of(slab_bytes, SLABS)
+    blocks = blocks_of(runner.kv_shape, slab_bytes, range(SLABS))
+    run = greedy(runner, tiny, arena, blocks)
+    for _ in range(12):
+        run.step()
+    for sequence in run.sequences:
+        blocks[:0] = sequence.blocks
+        sequence.blocks, sequence.kv_tokens = [], 0
+    memory.fill_(POISON)
+    assert run.run() == tiny.outputs
+
+
+def test_large_chunks_equal_small_ones(zoo: Zoo, tmp_path: Path) -> None:
+    """A prompt of several attention tiles, at once and in pieces that straddle blocks."""
+    tiny = zoo("gemma2-cap-window")
+    runner = bound(tiny)
+    slab_bytes = 16 * runner.kv_shape.block_bytes
+    prompts = [[(7 * i * i + 3 * i) % 190 + 2 for i in range(220)]]
+    outputs = []
+    for chunk in (220, 150, 33):
+        arena, _ = arena_of(slab_bytes, 1)
+        blocks = blocks_of(runner.kv_shape, slab_bytes, [0])
+        outputs.append(Greedy(runner, arena, blocks, prompts, 8, chunk=chunk).run())
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def lay_out(weights: dict[str, torch.Tensor], memory: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Copy weights into flat memory, one after the other; views of it. A tied weight is stored once."""
+    views: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    offset = 0
+    for name, weight in weights.items():
+        if weight.data_ptr() in seen:
+            continue
+        seen.add(weight.data_ptr())
+        place = memory[offset : offset + weight.nbytes].view(weight.dtype).view(weight.shape)
+        place.copy_(weight)
+        views[name] = place
+        offset += weight.nbytes
+    return views

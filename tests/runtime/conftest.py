@@ -1,0 +1,165 @@
+"""Small real models, and a whole node within the test's own process (the same code as in a pool, without Ray)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen3Config
+
+from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
+from aegaeon.core.generation import FinishReason, GenerationRequest, TextPrompt, TokenPrompt
+from aegaeon.core.instance import Role
+from aegaeon.core.sampling import SamplingParams
+from aegaeon.make_tokenizer import make_tokenizer
+from aegaeon.runtime.clock import MonotonicClock
+from aegaeon.runtime.frontend import PoolFrontend, ServedModel
+from aegaeon.runtime.node import Ended, Node, NodeOptions
+from aegaeon.runtime.prepare import prepare_models
+from aegaeon.runtime.worker import WorkerOptions, run_worker
+
+VOCAB_SIZE = 320
+_COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+    "dtype": "float32",
+}
+_ARCHITECTURES = (
+    lambda: LlamaConfig(**_COMMON),
+    lambda: Qwen3Config(**_COMMON, head_dim=16),
+    lambda: Gemma2Config(**_COMMON, head_dim=16, sliding_window=32, query_pre_attn_scalar=16),
+)
+
+
+@pytest.fixture(scope="session")
+def model_paths(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Path]]:
+    """``model_paths(n)``: n models, of three architectures in turn, each with weights of its own."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = make_tokenizer(VOCAB_SIZE)
+    made: dict[str, Path] = {}
+
+    def make(count: int) -> dict[str, Path]:
+        while len(made) < count:
+            index = len(made)
+            torch.manual_seed(index)
+            config = _ARCHITECTURES[index % len(_ARCHITECTURES)]()
+            config.eos_token_id = tokenizer.eos_token_id
+            path = folder / f"m{index}"
+            AutoModelForCausalLM.from_config(config).save_pretrained(path)
+            tokenizer.save_pretrained(path)
+            made[path.name] = path
+        return dict(list(made.items())[:count])
+
+    return make
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a client got."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+class InProcessPool:
+    """A node whose instances are threads; use it as an async context manager."""
+
+    def __init__(self, config: PoolConfig, kv_cache_bytes: int, weight_cache_bytes: int, folder: Path) -> None:
+        prepared, refused = prepare_models(config.models, config.block_tokens, folder)
+        assert not refused, refused
+        self.threads: list[threading.Thread] = []
+        options = NodeOptions(config, "n0", kv_cache_bytes, weight_cache_bytes, 1)
+        self.node = Node(options, prepared, self._spawn)
+        self._prepared = prepared
+
+    def _spawn(self, options: WorkerOptions, ended: Ended) -> None:
+        def run() -> None:
+            run_worker(options)
+            ended("it ended")
+
+        self.threads.append(threading.Thread(target=run, name=options.key))
+        self.threads[-1].start()
+
+    async def __aenter__(self) -> InProcessPool:
+        self.driver = threading.Thread(target=self.node.run)
+        self.driver.start()
+        self.node.start()
+        self.frontend = PoolFrontend({m.spec.name: ServedModel.of(m) for m in self._prepared}, MonotonicClock())
+        self.frontend.connect("n0", self.node.address)
+        while not self.frontend.health().ready:
+            await asyncio.sleep(0.01)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.frontend.close()
+        self.node.stop()
+        for thread in (self.driver, *self.threads):
+            await asyncio.to_thread(thread.join, 20)
+            assert not thread.is_alive(), f"{thread.name} did not end"
+
+    async def generate(
+        self, request_id: str, model: str, prompt: str | Sequence[int], max_new_tokens: int = 24, **sampling: object
+    ) -> Output:
+        """One request from submission to its end; greedy unless told otherwise."""
+        params = SamplingParams(
+            **{"max_new_tokens": max_new_tokens, "temperature": 0.0, "ignore_eos": True, **sampling}
+        )
+        asked = TextPrompt(prompt) if isinstance(prompt, str) else TokenPrompt(tuple(prompt))
+        generation = await self.frontend.generate(GenerationRequest(request_id, model, asked, params))
+        text, ids, reason = "", [], None
+        async for delta in generation:
+            text += delta.text
+            ids += delta.token_ids
+            reason = delta.finish_reason
+        assert reason is not None
+        return Output(text, tuple(ids), reason)
+
+    async def settled(self) -> None:
+        """Wait until the pool holds nothing of any request; fails after a while."""
+        async with asyncio.timeout(20):
+            while True:
+                states = [state for _, state in self.frontend.node_states()]
+                if states and not any(s.waiting or s.running or s.kv_used_bytes for s in states):
+                    break
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def pool(
+    tmp_path: Path, model_paths: Callable[[int], dict[str, Path]]
+) -> Callable[..., contextlib.AbstractAsyncContextManager[InProcessPool]]:
+    """``pool(models, **PoolConfig fields)``: a running in-process pool."""
+
+    @contextlib.asynccontextmanager
+    async def start(
+        models: int | Sequence[str] = 2,
+        *,
+        instances: tuple[InstanceConfig, ...] = (InstanceConfig(Role.MIXED, 1),),
+        kv_cache_bytes: int = 16 << 20,
+        weight_cache_bytes: int = 64 << 20,
+        **fields: object,
+    ) -> AsyncIterator[InProcessPool]:
+        paths = model_paths(models if isinstance(models, int) else 64)
+        names = tuple(paths) if isinstance(models, int) else models
+        config = PoolConfig(
+            models=tuple(ModelConfig(name, paths[name]) for name in names),
+            instances=instances,
+            **{"slab_bytes": 1 << 20, **fields},
+        )
+        async with InProcessPool(config, kv_cache_bytes, weight_cache_bytes, tmp_path) as running:
+            yield running
+
+    return start

@@ -1,0 +1,428 @@
+"""Whole answers: what reaches the frontend, what comes back, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from scripted import Script, ScriptedFrontend
+
+from aegaeon.core.generation import (
+    ChatPrompt,
+    ContextLengthError,
+    EngineError,
+    FinishReason,
+    ModelUnavailableError,
+    OverloadedError,
+    PromptError,
+    TextPrompt,
+    TokenPrompt,
+)
+from aegaeon.core.sampling import SamplingParams
+from aegaeon.core.slo import Slo
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+async def _chat(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await client.post("/v1/chat/completions", json={"model": "tiny", "messages": MESSAGES, **fields})
+
+
+async def _complete(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await client.post("/v1/completions", json={"model": "tiny", "prompt": "Once", **fields})
+
+
+def _refused(answer: httpx.Response, param: str | None, status: int = 400) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param, error
+    return error
+
+
+# --- bodies ---
+
+
+async def test_a_chat_answer(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    frontend.script = Script(texts=("Hél", "lo", ""), finish_reason=FinishReason.LENGTH)
+    answer = await _chat(client)
+    body = answer.json()
+    assert body["id"].startswith("chatcmpl-")
+    assert body["object"] == "chat.completion"
+    assert body["model"] == "tiny"
+    assert body["created"] > 1_600_000_000
+    assert body["system_fingerprint"].startswith("aegaeon-")
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Héllo", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "length",
+        }
+    ]
+    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert float(answer.headers["x-aegaeon-ttft-ms"]) == 500.0
+    assert float(answer.headers["x-aegaeon-tpot-ms"]) == 250.0
+
+
+async def test_a_text_answer(client: httpx.AsyncClient) -> None:
+    body = (await _complete(client)).json()
+    assert body["id"].startswith("cmpl-")
+    assert body["object"] == "text_completion"
+    assert body["choices"] == [{"index": 0, "text": "Hello!", "logprobs": None, "finish_reason": "stop"}]
+    assert body["usage"]["total_tokens"] == 10
+
+
+async def test_several_prompts_and_choices_keep_their_order(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend
+) -> None:
+    body = (await _complete(client, prompt=["one", "two"], n=3, best_of=3, seed=5)).json()
+    assert [choice["index"] for choice in body["choices"]] == list(range(6))
+    assert body["usage"] == {"prompt_tokens": 14, "completion_tokens": 18, "total_tokens": 32}
+    asked = [(request.prompt, request.sampling.seed) for request in frontend.requests]
+    assert asked == [(TextPrompt(text), seed) for text in ("one", "two") for seed in (5, 6, 7)]
+    assert len({request.request_id for request in frontend.requests}) == 6
+
+
+async def test_the_timeline_comes_on_request(client: httpx.AsyncClient) -> None:
+    headers = {"X-Aegaeon-Timeline": "1"}
+    body = {"model": "tiny", "messages": MESSAGES}
+    with_timeline = (await client.post("/v1/chat/completions", json=body, headers=headers)).json()
+    assert with_timeline["aegaeon"] == {
+        "arrival_s": 100.0,
+        "token_times_s": [100.5, 100.75, 101.0],
+        "spans": [{"phase": "prefill", "start_s": 100.0, "end_s": 100.5, "instance": "n0.i1"}],
+        "now_s": 200.0,
+    }
+    assert "aegaeon" not in (await _chat(client)).json()
+    _refused(await client.post("/v1/chat/completions", json={**body, "n": 2}, headers=headers), "X-Aegaeon-Timeline")
+
+
+# --- what reaches the frontend ---
+
+
+async def test_chat_defaults(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    await _chat(client, temperature=None, stop=None, max_tokens=None, n=None, stream=None)
+    (request,) = frontend.requests
+    assert request.fit_context
+    assert request.slo is None
+    assert request.prompt == ChatPrompt(({"role": "user", "content": "hi"},), {})
+    assert request.sampling == SamplingParams(max_new_tokens=request.sampling.max_new_tokens)
+    assert request.sampling.max_new_tokens > 1_000_000
+
+
+async def test_text_defaults(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    await _complete(client)
+    assert not frontend.requests[0].fit_context
+    assert frontend.requests[0].sampling == SamplingParams(max_new_tokens=16)
+
+
+async def test_all_sampling_fields_arrive(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    answer = await _chat(
+        client,
+        max_completion_tokens=9,
+        temperature=0,
+        top_p=0.5,
+        top_k=-1,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=-0.3,
+        seed=-4,
+        stop="###",
+        stop_token_ids=[1, 2],
+        ignore_eos=True,
+        min_tokens=3,
+        slo={"ttft_s": 1, "tpot_s": 0.05},
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    assert answer.status_code == 200
+    (request,) = frontend.requests
+    assert request.sampling == SamplingParams(
+        max_new_tokens=9,
+        temperature=0.0,
+        top_k=0,
+        top_p=0.5,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=-0.3,
+        seed=-4,
+        stop=("###",),
+        stop_token_ids=(1, 2),
+        ignore_eos=True,
+        min_new_tokens=3,
+    )
+    assert request.slo == Slo(1.0, 0.05)
+    assert not request.fit_context
+    assert isinstance(request.prompt, ChatPrompt)
+    assert request.prompt.template_kwargs == {"enable_thinking": False}
+
+
+async def test_seeds_of_choices_stay_in_64_bits(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    await _chat(client, n=2, seed=2**63 - 1)
+    assert [request.sampling.seed for request in frontend.requests] == [2**63 - 1, -(2**63)]
+
+
+async def test_message_parts_and_template_fields_arrive(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    await _chat(client, messages=[{"role": "user", "content": parts, "name": "Ann"}, call])
+    (request,) = frontend.requests
+    assert isinstance(request.prompt, ChatPrompt)
+    first, second = request.prompt.messages
+    assert first == {"role": "user", "content": "a\nb", "name": "Ann"}
+    assert second == {"role": "assistant", "tool_calls": [{"id": "1"}]}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("Once", [TextPrompt("Once")]),
+        (["Once", "Twice"], [TextPrompt("Once"), TextPrompt("Twice")]),
+        ([1, 2], [TokenPrompt((1, 2))]),
+        ([[1, 2], [3]], [TokenPrompt((1, 2)), TokenPrompt((3,))]),
+    ],
+)
+async def test_prompts_of_all_forms(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend, prompt: Any, prompts: list[Any]
+) -> None:
+    assert (await _complete(client, prompt=prompt)).status_code == 200
+    assert [request.prompt for request in frontend.requests] == prompts
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 2.5}, "top_k"),
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"seed": 2**70}, "seed"),
+        ({"seed": "1"}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"max_tokens": 5, "min_tokens": 6}, "min_tokens"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a", 1]}, "stop[1]"),
+        ({"stop": {}}, "stop"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": "2"}, "n"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"slo": {"ttft_s": 1}}, "slo.tpot_s"),
+        ({"slo": {"ttft_s": 0, "tpot_s": 1}}, "slo.ttft_s"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"model": 5}, "model"),
+        ({"model": ""}, "model"),
+        ({"model": None}, "model"),
+        ({"best_of": 3}, "best_of"),
+    ],
+)
+async def test_wrong_values_name_their_field(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend, fields: dict[str, Any], param: str
+) -> None:
+    for post in (_chat, _complete):
+        error = _refused(await post(client, **fields), param)
+        assert error["type"] == "invalid_request_error"
+        assert param.split("[")[0] in error["message"]
+    assert not frontend.requests
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        (None, "messages"),
+        ("hi", "messages"),
+        ([{"role": "user"}], "messages[0]"),
+        ([{"role": "user", "content": "x"}, {"content": "x"}], "messages[1].role"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content"),
+        (["x"], "messages[0]"),
+    ],
+)
+async def test_wrong_messages_name_their_place(client: httpx.AsyncClient, messages: Any, param: str) -> None:
+    _refused(await _chat(client, messages=messages), param)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", [], [""], [[]], None, 5, {}, [1, "a"], ["a", 1], [[1], ["a"]], [-1], [True], [1.5], [2**31]]
+)
+async def test_wrong_prompts_are_refused(client: httpx.AsyncClient, prompt: Any) -> None:
+    _refused(await _complete(client, prompt=prompt), "prompt")
+
+
+async def test_missing_fields_are_named(client: httpx.AsyncClient) -> None:
+    _refused(await client.post("/v1/chat/completions", json={"messages": MESSAGES}), "model")
+    _refused(await client.post("/v1/chat/completions", json={"model": "tiny"}), "messages")
+    _refused(await client.post("/v1/completions", json={"model": "tiny"}), "prompt")
+
+
+async def test_too_many_choices_are_refused(client: httpx.AsyncClient) -> None:
+    _refused(await _complete(client, prompt=["x"] * 11, n=2), "prompt")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("functions", [{}]),
+        ("logprobs", True),
+        ("logprobs", 0),
+        ("top_logprobs", 3),
+        ("logit_bias", {"5": 1}),
+        ("response_format", {"type": "json_object"}),
+        ("modalities", ["audio"]),
+        ("suffix", "end"),
+        ("echo", True),
+        ("guided_json", {}),
+    ],
+)
+async def test_what_is_not_supported_is_refused_not_ignored(client: httpx.AsyncClient, name: str, value: Any) -> None:
+    for post in (_chat, _complete):
+        error = _refused(await post(client, **{name: value}), name)
+        assert error["code"] == "unsupported_parameter"
+
+
+async def test_neutral_and_unknown_fields_are_fine(client: httpx.AsyncClient) -> None:
+    neutral = {
+        "tools": [],
+        "tool_choice": "none",
+        "logprobs": False,
+        "top_logprobs": None,
+        "logit_bias": {},
+        "response_format": {"type": "text"},
+        "suffix": None,
+        "echo": False,
+        "best_of": 1,
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": False,
+        "no_such_field": [1, {"x": 2}],
+    }
+    for post in (_chat, _complete):
+        assert (await post(client, **neutral)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"null",
+        b'{"model": "tiny"} x',
+        b'{"model": "\xff"}',
+        b'{"model": "tiny", "prompt": "\\ud800"}',
+        b'{"model": "tiny", "prompt": "\xed\xa0\x80"}',
+        b'{"a":' * 5000,
+        "{}".encode("utf-16"),
+    ],
+)
+async def test_bodies_that_are_no_json_objects(client: httpx.AsyncClient, body: bytes) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        _refused(await client.post(path, content=body), None)
+
+
+async def test_numbers_that_json_does_not_have(client: httpx.AsyncClient) -> None:
+    for number in (b"NaN", b"Infinity", b"1e999"):
+        body = b'{"model": "tiny", "prompt": "x", "temperature": ' + number + b"}"
+        _refused(await client.post("/v1/completions", content=body), "temperature")
+
+
+async def test_other_kinds_of_content_are_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/completions", data={"model": "tiny"})
+    _refused(answer, None, status=415)
+    typed = {"Content-Type": "application/json; charset=utf-8"}
+    answer = await client.post("/v1/completions", content=b'{"model": "tiny", "prompt": "x"}', headers=typed)
+    assert answer.status_code == 200
+
+
+async def test_a_body_that_is_too_large(client: httpx.AsyncClient) -> None:
+    _refused(await _complete(client, prompt="x" * 100_001), None, status=413)
+
+    async def unannounced() -> Any:
+        for _ in range(101):
+            yield b" " * 1000
+
+    _refused(await client.post("/v1/completions", content=unannounced()), None, status=413)
+
+
+# --- what the frontend refuses ---
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "param", "code"),
+    [
+        (PromptError("no template", "messages"), 400, "messages", None),
+        (ContextLengthError("too long", "messages"), 400, "messages", "context_length_exceeded"),
+        (OverloadedError("full", 2.1), 429, None, "overloaded"),
+        (ModelUnavailableError("broken file"), 503, None, "model_unavailable"),
+        (EngineError("lost"), 500, None, "engine_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_refusals_have_their_status(
+    client: httpx.AsyncClient,
+    frontend: ScriptedFrontend,
+    refusal: Exception,
+    status: int,
+    param: str | None,
+    code: str | None,
+    stream: bool,
+) -> None:
+    frontend.script = Script(refusal=refusal)
+    answer = await _chat(client, stream=stream)
+    error = _refused(answer, param, status=status)
+    assert error["code"] == code
+    assert str(refusal) in error["message"]
+    assert answer.headers.get("retry-after") == ("3" if status == 429 else None)
+
+
+async def test_an_unknown_model_is_404(client: httpx.AsyncClient) -> None:
+    error = _refused(await _chat(client, model="none"), "model", status=404)
+    assert error["code"] == "model_not_found"
+
+
+async def test_a_failure_before_the_end_is_no_half_answer(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend
+) -> None:
+    frontend.script = Script(failure=EngineError("lost"))
+    _refused(await _chat(client, n=3), None, status=500)
+    frontend.script = Script(failure=ValueError("secret"))
+    assert "secret" not in _refused(await _chat(client), None, status=500)["message"]
+    frontend.script = Script(finish_reason=None)
+    _refused(await _chat(client), None, status=500)
+    assert all(generation.cancelled.is_set() for generation in frontend.generations[:4])
+
+
+async def test_when_one_choice_is_refused_the_others_are_cancelled(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend
+) -> None:
+    frontend.script = Script(refusal=OverloadedError("full", 1.0))
+    frontend.refuse_after = 2
+    _refused(await _chat(client, n=3), None, status=429)
+    assert len(frontend.generations) == 2
+    assert all(generation.cancelled.is_set() for generation in frontend.generations)
