@@ -28,7 +28,7 @@ from aegaeon.make_tokenizer import MIN_VOCAB_SIZE, make_tokenizer
 from aegaeon.teach_model import Lesson, Progress, teach
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-DEFAULT_STEPS = 160
+DEFAULT_STEPS = 150
 _BUILD_ERRORS = (
     ValueError,
     TypeError,
@@ -212,6 +212,7 @@ def _settings(sizes: ModelSizes, tokenizer: PreTrainedTokenizerBase) -> dict[str
         (head, "qk_rope_head_dim qk_nope_head_dim"),
         # Weights this large make small models decided, and quick to learn.
         (hidden**-0.5, "initializer_range init_std"),
+        (0.5, "logit_scale"),
         (tokenizer.pad_token_id, "pad_token_id"),
         (tokenizer.bos_token_id, "bos_token_id"),
         (tokenizer.eos_token_id, "eos_token_id"),
@@ -229,6 +230,8 @@ def _build(
         own_name = name if name in fields else config_class.attribute_map.get(name, name)
         if own_name in fields:
             values[own_name] = value
+    if "kv_lora_rank" in fields and "num_key_value_heads" in fields:
+        values["num_key_value_heads"] = sizes.heads  # latent attention expands its keys and values to every head
     try:
         with quiet_transformers(), torch.no_grad():
             model = AutoModelForCausalLM.from_config(config_class(**values), dtype=dtype).eval()

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from aegaeon.core.kv_shape import KvShape
+from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.engine import dry_run
 from aegaeon.engine.attention import AttentionContractError
 from aegaeon.engine.errors import UnsupportedModelError
@@ -46,29 +46,40 @@ def inspect_model(
     ``max_context_tokens`` may lower the configuration's limit, or give one where there is none.
     """
     config = load_config(path)
-    if not any((path / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        reason = "it has no safetensors weights; save other formats again with save_pretrained"
-        raise UnsupportedModelError(path, architecture(config), reason)
+    name = architecture(config)
+    _require_safetensors(path, name)
     float_type = float_dtype(path, config, dtype)
     dry_run.register()
     model = build_skeleton(path, config, float_type, dry_run.IMPLEMENTATION)
-    pin_types(model)
-    name = architecture(config)
-    try:
-        layers = dry_run.attention_layers(model)
-    except AttentionContractError as error:
-        raise UnsupportedModelError(path, name, str(error)) from error
+    layers = _attention_layers(path, name, model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if not parameters:
+        raise UnsupportedModelError(path, name, "it has no parameters")
     text_config = config.get_text_config()
     return ModelFacts(
         architecture=name,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         weight_bytes=_weight_bytes(model),
         kv_shape=KvShape(layers, float_type.itemsize, block_tokens),
         max_context_tokens=_context_limit(path, name, text_config, max_context_tokens),
-        eos_token_ids=_eos_token_ids(path, text_config),
+        eos_token_ids=_eos_token_ids(path, name, text_config),
         vocab_size=text_config.vocab_size,
         dtype=str(float_type).removeprefix("torch."),
     )
+
+
+def _require_safetensors(path: Path, name: str) -> None:
+    if not any((path / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
+        reason = "it has no safetensors weights; save other formats again with save_pretrained"
+        raise UnsupportedModelError(path, name, reason)
+
+
+def _attention_layers(path: Path, name: str, model: nn.Module) -> tuple[LayerKv, ...]:
+    pin_types(model)
+    try:
+        return dry_run.attention_layers(model)
+    except AttentionContractError as error:
+        raise UnsupportedModelError(path, name, str(error)) from error
 
 
 def _weight_bytes(model: nn.Module) -> int:
@@ -88,14 +99,21 @@ def _context_limit(path: Path, name: str, config: Any, wanted: int | None) -> in
     return wanted or limit or 0
 
 
-def _eos_token_ids(path: Path, config: Any) -> tuple[int, ...]:
+def _eos_token_ids(path: Path, name: str, config: Any) -> tuple[int, ...]:
     """The generation configuration's, else the configuration's; there may be none."""
-    try:
-        generation = json.loads((path / "generation_config.json").read_bytes())
-    except (OSError, ValueError):
-        generation = {}
-    found = generation.get("eos_token_id") if isinstance(generation, dict) else None
+    found = _generation_config(path, name).get("eos_token_id")
     if found is None:
         found = getattr(config, "eos_token_id", None)
     ids = found if isinstance(found, list) else [found]
     return tuple(token for token in ids if isinstance(token, int) and token >= 0)
+
+
+def _generation_config(path: Path, name: str) -> dict[str, Any]:
+    file = path / "generation_config.json"
+    try:
+        values = json.loads(file.read_bytes()) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(path, name, f"its {file.name} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UnsupportedModelError(path, name, f"its {file.name} is not a JSON object")
+    return values

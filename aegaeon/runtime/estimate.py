@@ -13,22 +13,23 @@ from aegaeon.core.profile import LatencyProfile
 
 @dataclass(frozen=True, slots=True)
 class DeviceRates:
-    """What a device can do: bytes read from memory, multiply-adds counted twice, and the fixed cost of a layer."""
+    """What a device can do (a multiply-add is two operations), and the fixed costs of a step and of a layer."""
 
     memory_bytes_per_s: float
     flops_per_s: float
+    step_overhead_s: float
     layer_overhead_s: float
 
     @classmethod
     def cpu(cls, threads: int) -> DeviceRates:
-        """One to a few cores of a current server: 10 GB/s and 60 GFLOP/s each, 0.15 ms of dispatch per layer."""
-        return cls(10e9 * threads, 60e9 * threads, 0.15e-3)
+        """One to a few cores of a current server: 10 GB/s and 60 GFLOP/s each, 0.4 ms of dispatch per layer."""
+        return cls(10e9 * threads, 60e9 * threads, 1e-3, 0.4e-3)
 
 
 def estimate_profile(model: ModelSpec, parameters: int, rates: DeviceRates) -> LatencyProfile:
     """Decode reads the weights once a step and the KV of every context; prefill multiplies every weight per token."""
     layers = len(model.kv_shape.layers)
-    fixed_s = layers * rates.layer_overhead_s
+    fixed_s = rates.step_overhead_s + layers * rates.layer_overhead_s
     token_s = 2.0 * parameters / rates.flops_per_s
     kv_token_s = model.kv_shape.token_bytes / rates.memory_bytes_per_s
     return LatencyProfile(

@@ -84,7 +84,7 @@ class PoolFrontend:
     """Implements ``core.generation.Frontend`` over one or more nodes; lives on one asyncio loop."""
 
     def __init__(self, models: Mapping[str, ServedModel], clock: Clock) -> None:
-        self._models = models
+        self.served = models
         self._clock = clock
         self._nodes: list[NodePeer] = []
         self._streams: dict[str, tuple[NodePeer, GenerationStream]] = {}
@@ -116,7 +116,7 @@ class PoolFrontend:
     # --- Frontend ---------------------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[ModelCard]:
-        return [replace(model.card, failure=self._failures.get(name)) for name, model in self._models.items()]
+        return [replace(model.card, failure=self._failures.get(name)) for name, model in self.served.items()]
 
     def health(self) -> Health:
         instances = [instance for node in self._nodes if node.state for instance in node.state.instances]
@@ -133,9 +133,9 @@ class PoolFrontend:
         return [(node.node_id, node.state) for node in self._nodes if node.state is not None]
 
     async def generate(self, request: GenerationRequest) -> Generation:
-        model = self._models.get(request.model)
+        model = self.served.get(request.model)
         if model is None:
-            names = ", ".join(sorted(self._models)[:8])
+            names = ", ".join(sorted(self.served)[:8])
             raise UnknownModelError(f"The model '{request.model}' does not exist here. Models: {names}")
         if request.model in self._failures:
             raise ModelUnavailableError(self._failures[request.model])

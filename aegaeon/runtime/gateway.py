@@ -49,40 +49,71 @@ class Gateway:
         self._secret = secrets.token_bytes(_SECRET_BYTES)
         self._socket = socket.create_server((host, 0))
         self.endpoint = Endpoint(host, self._socket.getsockname()[1], self._secret)
+        self._connections: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Drop all connections."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=5.0)
-        self._socket.close()
+        """Drop all connections; the requests that came over them are cancelled. Idempotent."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.create_task(asyncio.start_server(self._serve, sock=self._socket))
-        self._loop.run_forever()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._accept())
+
+    async def _accept(self) -> None:
+        server = await asyncio.start_server(self._connected, sock=self._socket)
+        await self._stopping.wait()
+        server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        node: NodeConnection | None = None
         try:
-            if not hmac.compare_digest(await reader.readexactly(_SECRET_BYTES), self._secret):
-                return
-            for _ in range(_CLOCK_SAMPLES):
-                await reader.readexactly(1)
-                writer.write(_CLOCK.pack(self._clock.now_s()))
-            node = NodeConnection(self._node_id, self._driver_address, lambda n, msg: _forward(n, msg, writer))
-            while True:
-                message = await _read_frame(reader)
-                own = replace(message, frontend_id=node.frontend_id) if isinstance(message, m.Submit) else message
-                node.send(own)
+            if hmac.compare_digest(await reader.readexactly(_SECRET_BYTES), self._secret):
+                await self._tell_time(reader, writer)
+                await self._carry(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             return  # the frontend went away
         finally:
             writer.close()
-            if node is not None:
-                node.close()
+
+    async def _tell_time(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(_CLOCK_SAMPLES):
+            await reader.readexactly(1)
+            writer.write(_CLOCK.pack(self._clock.now_s()))
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Be the frontend of the node, until the connection ends."""
+        under_way: set[str] = set()
+
+        def forward(node: NodeConnection, message: object) -> None:
+            _forward(node, message, writer)
+            if isinstance(message, m.Finished | m.Rejected | m.Failed):
+                under_way.discard(message.request_id)
+
+        node = NodeConnection(self._node_id, self._driver_address, forward)
+        try:
+            while True:
+                message = await _read_frame(reader)
+                if isinstance(message, m.Submit):
+                    under_way.add(message.request.request_id)
+                    message = replace(message, frontend_id=node.frontend_id)
+                node.send(message)
+        finally:
+            for request_id in under_way:
+                node.send(m.Cancel(request_id))
+            node.close()
 
 
 def _forward(node: NodeConnection, message: object, writer: asyncio.StreamWriter) -> None:

@@ -32,8 +32,10 @@ from aegaeon.scheduler.scheduler import Scheduler
 Ended = Callable[[str], None]
 Spawn = Callable[[WorkerOptions, Ended], None]
 
-# A host-cache hit on CPU is a mapping; what a switch costs there is the hand-over between two turns.
-_TURN_OVERHEAD_S = 0.004
+# A host-cache hit on CPU is a mapping: what a switch costs there is the hand-over between two turns, a few
+# milliseconds on an idle machine and several times that on a busy one. Too low a figure makes turns so short that the
+# hand-overs eat the time; too high a figure only makes them longer.
+_TURN_OVERHEAD_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Node:
         self._log = _open_log(options.config.event_log)
         self.driver = Driver(
             specs,
-            self._make_scheduler(),
+            self._logged(self.make_scheduler()),
             self._kv,
             self._make_weights,
             MonotonicClock(),
@@ -109,11 +111,14 @@ class Node:
         sizes = {name: model.spec.weight_bytes for name, model in self._models.items()}
         return HostWeightCache(self._options.weight_cache_bytes, paths, sizes, post, fail)
 
-    def _make_scheduler(self) -> Scheduler:
+    def make_scheduler(self) -> Scheduler:
+        """A fresh scheduler for this node: fed its event log, it gives the same commands."""
         config = self._options.config
         limits = PoolLimits(self._kv.total_bytes, self._slab_bytes, max_queued_requests=config.max_queued_requests)
         models = tuple(model.spec for model in self._models.values())
-        scheduler = make_scheduler(config.policy, models, self._costs(), limits)
+        return make_scheduler(config.policy, models, self._costs(), limits)
+
+    def _logged(self, scheduler: Scheduler) -> Scheduler:
         log = self._log
         return scheduler if log is None else LoggingScheduler(scheduler, lambda line: log.write(line + "\n"))
 

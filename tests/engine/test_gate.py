@@ -236,6 +236,16 @@ def test_code_from_outside_is_never_run(tmp_path: Path) -> None:
         inspect_model(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_generation_configuration_that_is_not_json(tmp_path: Path, text: str) -> None:
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    (path / "generation_config.json").write_text(text)
+    with pytest.raises(
+        UnsupportedModelError, match=r"its generation_config\.json (cannot be read|is not a JSON object)"
+    ):
+        inspect_model(path)
+
+
 def test_no_safetensors(tmp_path: Path) -> None:
     path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
@@ -287,21 +297,22 @@ ODD_VALUES = [0, -1, 3, 1.5, "many", None, [], {}, True, 10**12]
         "rms_norm_eps",
     ],
 )
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_odd_values_are_refused_or_harmless(tmp_path: Path, key: str) -> None:
     """Whatever a configuration says: facts or a refusal, nothing else."""
     path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
     values = json.loads((path / "config.json").read_text())
-    refusals = 0
+    refusals = []
     for odd in ODD_VALUES:
         (path / "config.json").write_text(json.dumps(values | {key: odd}))
         try:
             facts = inspect_model(path)
         except UnsupportedModelError as error:
-            refusals += 1
-            assert str(path) in str(error)
+            refusals.append(str(error))
         else:
             assert facts.parameters > 0
-    assert refusals > 0 or key in {"architectures", "eos_token_id", "tie_word_embeddings", "rms_norm_eps", "head_dim"}
+    assert all(str(path) in refusal for refusal in refusals)
+    assert refusals or key in {"architectures", "eos_token_id", "tie_word_embeddings", "rms_norm_eps", "head_dim"}
 
 
 def test_impossible_sizes(tmp_path: Path) -> None:

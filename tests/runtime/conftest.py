@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -150,12 +151,14 @@ def pool(
         instances: tuple[InstanceConfig, ...] = (InstanceConfig(Role.MIXED, 1),),
         kv_cache_bytes: int = 16 << 20,
         weight_cache_bytes: int = 64 << 20,
+        extra: Mapping[str, Path] = MappingProxyType({}),
         **fields: object,
     ) -> AsyncIterator[InProcessPool]:
-        paths = model_paths(models if isinstance(models, int) else 64)
+        paths = model_paths(models if isinstance(models, int) else 8)
         names = tuple(paths) if isinstance(models, int) else models
+        served = {**{name: paths[name] for name in names}, **extra}
         config = PoolConfig(
-            models=tuple(ModelConfig(name, paths[name]) for name in names),
+            models=tuple(ModelConfig(name, path) for name, path in served.items()),
             instances=instances,
             **{"slab_bytes": 1 << 20, **fields},
         )
