@@ -29,6 +29,8 @@ from aegaeon.teach_model import Lesson, Progress, teach
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 DEFAULT_STEPS = 150
+_EXPERTS = 4
+_MOST_TIMES_EXPECTED = 50
 _BUILD_ERRORS = (
     ValueError,
     TypeError,
@@ -193,18 +195,18 @@ def _settings(sizes: ModelSizes, tokenizer: PreTrainedTokenizerBase) -> dict[str
     """Values for configuration fields, under every name that some architecture has for them."""
     hidden, head, feed_forward = sizes.hidden_size, sizes.head_size, sizes.feed_forward_size
     groups = [
-        (sizes.vocab_size, "vocab_size"),
+        (sizes.vocab_size, "vocab_size vocab_size_per_layer_input"),
         (hidden, "hidden_size word_embed_proj_dim"),
         (sizes.layers, "num_hidden_layers"),
         (sizes.heads, "num_attention_heads"),
         (sizes.key_value_heads, "num_key_value_heads num_kv_heads"),
         (feed_forward, "intermediate_size ffn_dim ffn_hidden_size n_inner intermediate_size_mlp"),
         (sizes.max_context, "max_position_embeddings original_max_position_embeddings"),
-        (head, "head_dim query_pre_attn_scalar v_head_dim"),
+        (head, "head_dim query_pre_attn_scalar v_head_dim rotary_dim"),
         # Mixtures of experts.
-        (4, "num_experts num_local_experts n_routed_experts"),
+        (_EXPERTS, "num_experts num_local_experts n_routed_experts"),
         (2, "num_experts_per_tok"),
-        (1, "n_group topk_group first_k_dense_replace"),
+        (1, "n_group topk_group first_k_dense_replace n_shared_experts"),
         (max(1, feed_forward // 2), "moe_intermediate_size shared_expert_intermediate_size"),
         # Attention through a latent vector.
         (max(1, hidden // 4), "kv_lora_rank"),
@@ -234,12 +236,28 @@ def _build(
         values["num_key_value_heads"] = sizes.heads  # latent attention expands its keys and values to every head
     try:
         with quiet_transformers(), torch.no_grad():
+            with torch.device("meta"):
+                _require_small(arch, AutoModelForCausalLM.from_config(config_class(**values), dtype=dtype), sizes)
             model = AutoModelForCausalLM.from_config(config_class(**values), dtype=dtype).eval()
             model(input_ids=torch.tensor([[tokenizer.bos_token_id, tokenizer.eos_token_id]]), use_cache=False)
+    except MakeModelError:
+        raise
     except _BUILD_ERRORS as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise MakeModelError(f"{arch} cannot be made with these sizes: {reason[-1].strip()}") from error
     return model
+
+
+def _require_small(arch: str, skeleton: Any, sizes: ModelSizes) -> None:
+    """Refuse an architecture whose configuration has large sizes of its own, under names unknown here."""
+    hidden = sizes.hidden_size
+    layer = 4 * hidden**2 + _EXPERTS * 3 * hidden * sizes.feed_forward_size
+    expected = 2 * sizes.vocab_size * hidden + sizes.layers * layer
+    parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+    if parameters > _MOST_TIMES_EXPECTED * expected:
+        raise MakeModelError(
+            f"{arch} cannot be made small: it has {parameters:,} parameters with these sizes; choose another one"
+        )
 
 
 def _teach(

@@ -45,6 +45,7 @@ from aegaeon.engine.sampler import Sampler, SamplingState
 TARGETS = {1: 1.0, 8: 1.2, 32: 1.5}
 REBIND_TARGET_MS = 5.0
 PACK_BYTES = 2 << 30
+PACKING_STEPS = 256  # enough to pack all weights of the model
 CHUNK_TOKENS = 512
 ALIGNMENT_BYTES = 64
 
@@ -131,7 +132,11 @@ class Engine:
         arena, tables = self._place(len(prompts), len(prompts[0]) + new_tokens)
         states = [SamplingState(SamplingParams(temperature=0.0, max_new_tokens=new_tokens)) for _ in prompts]
         start_s = time.perf_counter()
-        last = [self._prefill(p, t, s, arena) for p, t, s in zip(prompts, tables, states, strict=True)]
+        together = max(1, CHUNK_TOKENS // len(prompts[0]))
+        last: list[int] = []
+        for first in range(0, len(prompts), together):
+            group = slice(first, first + together)
+            last += self._prefill(prompts[group], tables[group], states[group], arena)
         first_token_s = time.perf_counter() - start_s
         for step in range(new_tokens - 1):
             position = len(prompts[0]) + step
@@ -139,10 +144,19 @@ class Engine:
             last = self._sampler.sample(self._runner.step(slices, arena), states)
         return Timing(time.perf_counter() - start_s, first_token_s)
 
-    def _prefill(self, prompt: Sequence[int], table: Sequence[int], state: SamplingState, arena: KvArena) -> int:
-        for start in range(0, len(prompt), CHUNK_TOKENS):
-            logits = self._runner.step([SequenceSlice(prompt[start : start + CHUNK_TOKENS], start, table)], arena)
-        return self._sampler.sample(logits, [state])[0]
+    def _prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        tables: Sequence[Sequence[int]],
+        states: Sequence[SamplingState],
+        arena: KvArena,
+    ) -> list[int]:
+        """The first tokens of prompts that fit into a step together, or of one that takes several."""
+        for start in range(0, len(prompts[0]), CHUNK_TOKENS):
+            pieces = [prompt[start : start + CHUNK_TOKENS] for prompt in prompts]
+            slices = [SequenceSlice(piece, start, table) for piece, table in zip(pieces, tables, strict=True)]
+            logits = self._runner.step(slices, arena)
+        return self._sampler.sample(logits, states)
 
     def _place(self, sequences: int, tokens: int) -> tuple[KvArena, list[list[int]]]:
         """An arena, and block tables whose neighbours are not neighbours in memory."""
@@ -158,7 +172,7 @@ def compare(generate: HuggingFace, engine: Engine, options: argparse.Namespace, 
     """Rates at each batch size; rounds interleave both, after one that warms up (and packs weights)."""
     prompts = torch.randint(0, CONFIG.vocab_size, (max(options.batch), options.prompt_tokens)).tolist()
     timings: dict[int, tuple[list[Timing], list[Timing]]] = {batch: ([], []) for batch in options.batch}
-    engine.run(prompts[:1], 2 * 113 + options.new_tokens)
+    engine.run(prompts[:1], PACKING_STEPS)
     generate.run(prompts[:1], 4)
     for done in range(options.rounds):
         for batch, (of_generate, of_engine) in timings.items():

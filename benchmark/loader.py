@@ -206,10 +206,11 @@ def measure(worker: Worker, model: Path, rounds: int, console: Console) -> tuple
                     continue
                 kind = "cold" if results is cold else "warm"
                 with console.status(f"round {number + 1} of {rounds}, {kind}: {method}"):
-                    if method == FIO:
-                        results[method].append(run_fio(model))
-                    else:
-                        results[method].append(worker.ask("run", method=method, cold=results is cold))
+                    is_cold = results is cold
+                    answer = run_fio(model) if method == FIO else worker.ask("run", method=method, cold=is_cold)
+                results[method].append(answer)
+                said = answer["error"] if "error" in answer else f"{speed(answer):.2f} GB/s"
+                console.print(f"round {number + 1}, {kind}: {method}: {said}", markup=False, soft_wrap=True)
     return dict(cold), dict(warm)
 
 
@@ -284,7 +285,7 @@ def middle(results: Rounds, name: str, field: str) -> float | None:
     answers = results.get(name, [])
     if not answers or any("error" in answer for answer in answers):
         return None
-    return statistics.median(answer[field] for answer in answers)
+    return float(statistics.median(answer[field] for answer in answers))
 
 
 def judge(cold: Rounds, warm: Rounds, extras: Rounds) -> list[Criterion]:
@@ -392,10 +393,8 @@ def draw(path: Path, cold: Rounds, warm: Rounds, facts: dict[str, Any]) -> None:
         axis.axvline(speeds.get(limit) or 0.0, color="black", linestyle="--", label=limit)
         axis.set(title=title, xlabel="GB/s (median; whiskers: lowest and highest)")
         axis.legend(loc="lower right")
-    where = facts["machine"]
-    figure.suptitle(
-        f"{facts['model_bytes'] / GB:.2f} GB, {facts['tensors']} tensors, {where['cores']} cores, Linux {where['kernel']}"
-    )
+    where = f"{facts['machine']['cores']} cores, Linux {facts['machine']['kernel']}"
+    figure.suptitle(f"{facts['model_bytes'] / GB:.2f} GB, {facts['tensors']} tensors, {where}")
     figure.savefig(path, dpi=150)
 
 

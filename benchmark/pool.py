@@ -72,6 +72,17 @@ class PoolProcess:
         self._stop()
 
     @property
+    def pid(self) -> int:
+        """The pool's own process, once it was started."""
+        assert self._process is not None, "the pool was not started"
+        return self._process.pid
+
+    def wait(self, timeout_s: float) -> int:
+        """The exit code of a pool that was asked to end. Raises ``subprocess.TimeoutExpired``."""
+        assert self._process is not None, "the pool was not started"
+        return self._process.wait(timeout_s)
+
+    @property
     def alive(self) -> bool:
         """Whether the pool's own process runs."""
         return self._process is not None and self._process.poll() is None

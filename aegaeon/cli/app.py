@@ -88,7 +88,7 @@ def make_model(
     dtype: Annotated[str, typer.Option(help="type of the weights: bfloat16, float16 or float32")] = "bfloat16",
     seed: Annotated[int, typer.Option(help="seed of the random weights")] = 0,
     learn: Annotated[Path | None, typer.Option(metavar="FILE", help="short text to learn by heart")] = None,
-    steps: Annotated[int, typer.Option(help="most steps of learning")] = 160,
+    steps: Annotated[int, typer.Option(help="most steps of learning")] = 150,
 ) -> None:
     """Make a small random model with a tokenizer and a chat template, for demos and tests; no network."""
     from aegaeon.cli.make_model import make

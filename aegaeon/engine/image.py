@@ -120,7 +120,8 @@ def _config(path: Path) -> Any:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} is not a model directory: it has no config.json")
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise CheckpointError(f"cannot understand {path / 'config.json'}: {error}") from error
     quantization = getattr(config, "quantization_config", None)
@@ -145,7 +146,7 @@ def _wanted_dtype(config: Any, dtype: str | None, stored: dict[str, StoredTensor
 def _skeleton(config: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, torch.dtype]]:
     """(name, meta tensor, type when loaded) of each parameter and persistent buffer; tied ones share a tensor."""
     try:
-        with torch.device("meta"):
+        with quiet_transformers(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"no model can be built for model type {config.model_type!r}: {error}") from error

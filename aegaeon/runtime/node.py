@@ -201,12 +201,17 @@ def plan_instances(options: NodeOptions, models: Sequence[PreparedModel]) -> lis
             group.role,
             kv_bytes,
             weight_bytes,
-            config.resident_models or len(models),
+            _resident_models(config, len(models)),
             config.max_batch_requests,
         )
         for group in config.instances
         for index in range(group.count)
     ]
+
+
+def _resident_models(config: PoolConfig, models: int) -> int:
+    """Where nothing is copied residency costs nothing; else the paper's layout: the running model and the next one."""
+    return config.resident_models or (2 if config.copy_to_device else models)
 
 
 def _capacities(options: NodeOptions, models: Sequence[PreparedModel]) -> tuple[int, int]:
@@ -219,7 +224,7 @@ def _capacities(options: NodeOptions, models: Sequence[PreparedModel]) -> tuple[
     count = sum(group.count for group in config.instances)
     sizes = sorted((model.spec.weight_bytes for model in models), reverse=True)
     if config.copy_to_device and config.device_bytes is not None:
-        weight_bytes = min(config.device_bytes * 3 // 4, sum(sizes[: config.resident_models or len(sizes)]))
+        weight_bytes = min(config.device_bytes * 3 // 4, sum(sizes[: _resident_models(config, len(sizes))]))
         kv_bytes, flag, needed = config.device_bytes - weight_bytes, "--device-memory", sizes[0] * 4 // 3
     else:
         weight_bytes = options.weight_cache_bytes // count

@@ -177,8 +177,9 @@ OPTIONS = (
         "resident_models",
         Kind.INTEGER,
         Scope.POOL,
-        "models whose weights may be on an instance's device at once; the second is prefetched",
+        "models whose weights may be on an instance's device at once; from 2 on the next one is prefetched",
         high=100_000,
+        auto="2 when copying to a device, else all that fit",
     ),
     Option("max_batch_requests", Kind.INTEGER, Scope.POOL, "requests that an instance decodes together", high=65536),
     Option(

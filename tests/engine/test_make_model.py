@@ -272,3 +272,8 @@ def test_an_empty_directory_may_be_used(tmp_path: Path) -> None:
 def test_an_architecture_that_cannot_have_the_sizes_says_so(tmp_path: Path) -> None:
     with pytest.raises(MakeModelError, match="mamba2 cannot be made with these sizes"):
         make_model("mamba2", tmp_path / "m", ModelSizes(hidden_size=20, heads=2, vocab_size=300))
+
+
+def test_an_architecture_with_large_sizes_of_its_own_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    with pytest.raises(MakeModelError, match="blt cannot be made small"):
+        make_model("blt", tmp_path / "m", TINY)
