@@ -220,7 +220,7 @@ class Worker:
         with new_store(2 * self.checkpoint.buffer_bytes // (16 << 20) * (16 << 20), chunk_bytes=16 << 20) as store:
             keys = []
             while store.stats().free_bytes:
-                path = self.small / f"{len(keys):03}"
+                path = self.small / f"{len(keys) % SMALL_MODELS:03}"
                 keys.append(f"{len(keys)}")
                 store.load(path, keys[-1]).result().close()
             for key in keys[::2]:
