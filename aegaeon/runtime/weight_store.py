@@ -19,6 +19,7 @@ from aegaeon.device.protocol import Device, Event, Stream, VirtualRange
 from aegaeon.device.shared_memory import map_fd
 from aegaeon.engine.errors import ModelError
 from aegaeon.engine.model import Model
+from aegaeon.engine.packing import WeightPacker
 from aegaeon.engine.runner import Runner
 from aegaeon.memory.page_pool import OutOfPagesError, PagePool
 from aegaeon.runtime.fd_exchange import FdExchangeError, fetch_fds
@@ -96,8 +97,9 @@ class WeightStore(Protocol):
 class Skeletons:
     """Model skeletons on the meta device, built when first needed or when the instance is idle, and kept."""
 
-    def __init__(self, sources: Mapping[str, ModelSource]) -> None:
+    def __init__(self, sources: Mapping[str, ModelSource], packer: WeightPacker) -> None:
         self._sources = sources
+        self._packer = packer
         self._models: dict[str, Model] = {}
         self._runners: dict[str, Runner] = {}
         self._unbuilt = list(sources)
@@ -110,7 +112,7 @@ class Skeletons:
                 model = Model(source.path, dtype=source.dtype, max_context_tokens=source.max_context_tokens)
             except ModelError as error:
                 raise WeightError(str(error)) from error
-            self._models[name], self._runners[name] = model, Runner(model, source.kv_shape)
+            self._models[name], self._runners[name] = model, Runner(model, source.kv_shape, self._packer)
         return self._models[name]
 
     def runner(self, name: str) -> Runner:
@@ -140,8 +142,8 @@ class _Lease:
 class MappedWeights:
     """Parameters bound to the host cache itself."""
 
-    def __init__(self, sources: Mapping[str, ModelSource], address: str) -> None:
-        self._skeletons = Skeletons(sources)
+    def __init__(self, sources: Mapping[str, ModelSource], address: str, packer: WeightPacker) -> None:
+        self._skeletons = Skeletons(sources, packer)
         self._address = address
         self._leases: dict[str, _Lease] = {}
         self._bound: set[str] = set()
@@ -200,8 +202,10 @@ class _Resident:
 class CopiedWeights:
     """Parameters in device pages. ``pool`` owns the pages; the lease of the host entry lasts as long as the copy."""
 
-    def __init__(self, sources: Mapping[str, ModelSource], address: str, device: Device, pool: PagePool) -> None:
-        self._skeletons = Skeletons(sources)
+    def __init__(
+        self, sources: Mapping[str, ModelSource], address: str, device: Device, pool: PagePool, packer: WeightPacker
+    ) -> None:
+        self._skeletons = Skeletons(sources, packer)
         self._address = address
         self._device = device
         self._pool = pool

@@ -14,6 +14,7 @@ from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.factory import make_device
 from aegaeon.device.shared_memory import map_fd
 from aegaeon.engine.kv_arena import KvArena
+from aegaeon.engine.packing import WeightPacker
 from aegaeon.memory.page_pool import PagePool
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.device_kv import DeviceKv
@@ -24,6 +25,8 @@ from aegaeon.runtime.link import open_link
 from aegaeon.runtime.messages import Started
 from aegaeon.runtime.token_sinks import TokenSinks
 from aegaeon.runtime.weight_store import CopiedWeights, MappedWeights, ModelSource, WeightStore
+
+_MAX_PACKED_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,11 @@ def _sources(options: WorkerOptions) -> dict[str, ModelSource]:
     }
 
 
+def _packer(options: WorkerOptions) -> WeightPacker:
+    """Packed copies of hot weights are private memory: no more of it than half of what the weights may take."""
+    return WeightPacker(min(_MAX_PACKED_BYTES, options.spec.weight_bytes // 2))
+
+
 def _slabs(options: WorkerOptions) -> torch.Tensor:
     (fd,) = fetch_fds(options.address, "slabs")
     try:
@@ -96,7 +104,7 @@ def _slabs(options: WorkerOptions) -> torch.Tensor:
 
 def _in_place(options: WorkerOptions) -> tuple[WeightStore, KvPlace]:
     """Weights and KV where they lie, in the node's shared memory."""
-    weights = MappedWeights(_sources(options), options.address)
+    weights = MappedWeights(_sources(options), options.address, _packer(options))
     return weights, InPlaceKv(KvArena(_slabs(options), options.slab_bytes))
 
 
@@ -112,4 +120,4 @@ def _copying(options: WorkerOptions, stack: contextlib.ExitStack) -> tuple[Weigh
     memory = device.view(place, 0, (spec.kv_bytes // options.slab_bytes * options.slab_bytes,), torch.uint8)
     shapes = {model.name: model.kv_shape for model in options.models}
     kv = DeviceKv(device, memory, _slabs(options), options.slab_bytes, shapes)
-    return CopiedWeights(_sources(options), options.address, device, pool), kv
+    return CopiedWeights(_sources(options), options.address, device, pool, _packer(options)), kv
