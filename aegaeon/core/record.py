@@ -29,7 +29,7 @@ class RequestRecord:
 
     @property
     def completed(self) -> bool:
-        """Whether every token that was asked for came."""
+        """Whether it ended well; whoever sees that tokens are missing sets ``error``."""
         return self.error is None and len(self.token_times_s) > 0
 
     @property

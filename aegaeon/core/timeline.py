@@ -49,16 +49,20 @@ class LatencyParts:
     def of(cls, arrival_s: float, first_token_s: float, finish_s: float, spans: Iterable[Span]) -> LatencyParts:
         """Split ``[arrival_s, finish_s]`` by spans; what no span covers is waiting, before or after the first token.
 
-        A switch is waiting too: it counts to the wait of the phase it happened in, as in the artifact's records.
+        A switch is waiting too: it counts to the wait of the phase it happened in, as in the artifact's records. What
+        a span has outside of the request's life (a turn's last step goes on for the others) does not count.
         """
         spent = dict.fromkeys(Phase, 0.0)
         before = after = 0.0
         for span in spans:
-            spent[span.phase] += span.seconds
+            start_s, end_s = max(span.start_s, arrival_s), min(span.end_s, finish_s)
+            if start_s >= end_s:
+                continue
+            spent[span.phase] += end_s - start_s
             if span.phase is not Phase.SWITCH:
-                early = max(0.0, min(span.end_s, first_token_s) - span.start_s)
+                early = max(0.0, min(end_s, first_token_s) - start_s)
                 before += early
-                after += span.seconds - early
+                after += end_s - start_s - early
         return cls(
             prefill_wait_s=max(0.0, first_token_s - arrival_s - before),
             prefill_s=spent[Phase.PREFILL],

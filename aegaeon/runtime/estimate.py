@@ -22,8 +22,8 @@ class DeviceRates:
 
     @classmethod
     def cpu(cls, threads: int) -> DeviceRates:
-        """One to a few cores of a current server: 10 GB/s and 60 GFLOP/s each, 0.4 ms of dispatch per layer."""
-        return cls(10e9 * threads, 60e9 * threads, 1e-3, 0.4e-3)
+        """One to a few cores of a current server: 10 GB/s and 60 GFLOP/s each, 0.5 ms of dispatch per layer."""
+        return cls(10e9 * threads, 60e9 * threads, 1.5e-3, 0.5e-3)
 
 
 def estimate_profile(model: ModelSpec, parameters: int, rates: DeviceRates) -> LatencyProfile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, assert_never
@@ -175,7 +176,9 @@ class PoolFrontend:
         """
         if not self._nodes:
             raise EngineError("the pool has no node")
-        load = {node.node_id: _load(node.state) for node in self._nodes}
+        # What we sent ourselves is known at once, reports are a fraction of a second old.
+        sent = Counter(node.node_id for node, _ in self._streams.values())
+        load = {node.node_id: max(sent[node.node_id], _load(node.state)) for node in self._nodes}
         least = min(load.values())
         near = [node for node in self._nodes if load[node.node_id] <= 2 * least + 8]
         return min(near, key=lambda node: (not _is_warm(node.state, model), load[node.node_id]))
