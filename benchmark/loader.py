@@ -58,6 +58,7 @@ WARM = (
     COPY_OUT,
 )
 GB = 1e9
+QUIET_CORES, MIN_QUIET_ROUNDS = 0.25, 3
 Rounds = dict[str, list[dict[str, Any]]]
 
 
@@ -81,8 +82,8 @@ class Criterion:
 class Worker:
     """The process among the peers."""
 
-    def __init__(self, python: Path, folder: Path, library: Path) -> None:
-        command = [str(python), str(HERE / "loader_worker.py"), str(folder), str(library)]
+    def __init__(self, python: Path, folder: Path, library: Path, patience_s: float) -> None:
+        command = [str(python), str(HERE / "loader_worker.py"), str(folder), str(library), str(patience_s)]
         pipe = subprocess.PIPE
         # What the peers have to say goes to a file of its own.
         with (folder / "worker.log").open("w") as log:
@@ -115,6 +116,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (default: 5)")
     parser.add_argument("--folder", type=Path, help="where models and environment go, and stay (default: temporary)")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="where the results go")
+    parser.add_argument("--patience-s", type=float, default=3.0, help="how long to wait for idle processors, each time")
     parser.add_argument("--ballast-gb", type=float, default=8.0, help="memory to break into pieces (0: leave that out)")
     options = parser.parse_args()
     if options.rounds < 1:
@@ -125,7 +127,7 @@ def main() -> int:
             python, installed = make_environment(folder / "venv")
             library = build_library(folder)
         with console.status("models are written, memory is faulted in"):
-            worker = Worker(python, folder, library)
+            worker = Worker(python, folder, library, options.patience_s)
         cold, warm = measure(worker, folder / "model", options.rounds, console)
         extras = measure_extras(worker, options.rounds, options.ballast_gb, console)
         worker.close()
@@ -245,8 +247,8 @@ def measure_extras(worker: Worker, rounds: int, ballast_gb: float, console: Cons
         ("eight, one after the other", "concurrent", {"at_once": False}),
         ("eight, at once", "concurrent", {"at_once": True}),
         ("gil", "gil", {}),
-        ("scattered chunks", "aged", {"cold": True}),
-        ("chunks in order", "run", {"method": OURS, "cold": True}),
+        ("scattered chunks", "aged", {"is_scattered": True}),
+        ("chunks in order", "aged", {"is_scattered": False}),
         ("attach", "attach", {"count": 200}),
     ]
     for number in range(rounds):
@@ -273,11 +275,16 @@ def median_speed(results: Rounds, name: str) -> float | None:
 
 
 def ratio(results: Rounds, name: str, other: str) -> float | None:
-    """How many times as fast as another, round by round, the median."""
+    """How many times as fast as another, round by round, the median.
+
+    Rounds in which other processes took much of the machine do not count, if enough others are left.
+    """
     if median_speed(results, name) is None or median_speed(results, other) is None:
         return None
-    pairs = zip(results[name], results[other], strict=True)
-    return statistics.median(speed(one) / speed(two) for one, two in pairs)
+    pairs = list(zip(results[name], results[other], strict=True))
+    quiet = [pair for pair in pairs if all(answer.get("others", 0.0) <= QUIET_CORES for answer in pair)]
+    chosen = quiet if len(quiet) >= MIN_QUIET_ROUNDS else pairs
+    return statistics.median(speed(one) / speed(two) for one, two in chosen)
 
 
 def middle(results: Rounds, name: str, field: str) -> float | None:

@@ -11,6 +11,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -140,14 +141,18 @@ def from_pretrained(folder: Path) -> object:
 
 
 def fastsafetensors(files: Sequence[Path], threads: int) -> object:
-    """fastsafetensors without GPUDirect."""
+    """fastsafetensors without GPUDirect; what it returns must be closed, or its memory stays."""
     from fastsafetensors import SafeTensorsFileLoader, SingleGroup
 
     loader = SafeTensorsFileLoader(SingleGroup(), torch.device("cpu"), max_threads=threads, nogds=True)
+    result = ExitStack()
+    result.callback(loader.close)
     loader.add_filenames({0: [str(path) for path in files]})
     buffers = loader.copy_files_to_device()
-    tensors = [buffers.get_tensor(name) for name in buffers.key_to_rank_lidx]
-    return loader, buffers, tensors
+    result.callback(buffers.close)
+    for name in buffers.key_to_rank_lidx:
+        buffers.get_tensor(name)
+    return result
 
 
 def runai(files: Sequence[Path]) -> object:

@@ -1,6 +1,6 @@
 """Measures what it is told to, one line of JSON in and one out: the part of ``loader.py`` that runs among the peers.
 
-    python loader_worker.py FOLDER LIBRARY
+    python loader_worker.py FOLDER LIBRARY PATIENCE_S
 
 Does not know what the figures should be, nor how often they are asked for.
 """
@@ -8,6 +8,7 @@ Does not know what the figures should be, nor how often they are asked for.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import pickle
@@ -33,7 +34,20 @@ SMALL_MODELS = 200
 SMALL_BYTES = 10_000_000
 CONCURRENT = 8
 PAGE_BYTES = 4096
+QUIET_S, QUIET_SHARE = 0.1, 0.1
+MEMORY_NEEDED = 3  # times the model, for what a method allocates and the page cache holds
+TENSORIZER_FILE = "model.tensors"
 Answer = dict[str, Any]
+
+ALLOCATING = {
+    "safetensors load_file + clone": "",
+    "transformers from_pretrained": "transformers",
+    "fastsafetensors": "fastsafetensors",
+    "runai-model-streamer": "runai_model_streamer",
+    "tensorizer": "tensorizer",
+}
+"""Methods that bring memory of their own, and what they import."""
+FROM_ARENA = {"non-temporal copy, 1 thread", "non-temporal copy, 2 threads", "memcpy, 2 threads", "arena to memory"}
 
 READER = """
 import pickle, sys, time
@@ -50,18 +64,37 @@ for line in sys.stdin:
 """
 
 
+class Watch:
+    """Times a block, and tells how many cores other processes kept busy meanwhile (in whole ticks of the kernel)."""
+
+    def __enter__(self) -> Watch:
+        self._cpu_s, self._busy_s = cpu_s(), busy_s()
+        self._start_s = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._start_s
+        self.cpu_s = cpu_s() - self._cpu_s
+        self.others = max(0.0, busy_s() - self._busy_s - self.cpu_s) / self.seconds
+
+    def answer(self, nbytes: int) -> Answer:
+        """What was measured, of a block that moved so many bytes."""
+        return {"seconds": self.seconds, "cpu_s": self.cpu_s, "others": self.others, "bytes": nbytes}
+
+
 class Worker:
     """Models, memory and methods."""
 
-    def __init__(self, folder: Path, library: Path) -> None:
+    def __init__(self, folder: Path, library: Path, patience_s: float) -> None:
         self.folder = folder
+        self.patience_s = patience_s
         self.model = folder / "model"
         self.small = folder / "small"
         write_model(self.model, LAYERS)
         write_small_models(self.small, SMALL_MODELS, SMALL_BYTES)
         self.checkpoint = qml.inspect(self.model)
         self.files = [file.path for file in self.checkpoint.files]
-        self.tensorizer_file = folder / "model.tensors"
+        methods.write_tensorizer(self.files, folder / TENSORIZER_FILE)
         self.copier = methods.Copier(library)
         self.memory = methods.Memory(self.checkpoint.buffer_bytes)
         self.store = new_store(self.checkpoint.buffer_bytes)
@@ -74,11 +107,6 @@ class Worker:
             "pread, 4 threads": lambda: methods.pread(files, memory, 4),
             "original": lambda: methods.original(files, memory),
             "safetensors get_tensor": lambda: methods.get_tensor(files, memory),
-            "safetensors load_file + clone": lambda: methods.load_and_clone(files),
-            "transformers from_pretrained": lambda: methods.from_pretrained(self.model),
-            "fastsafetensors": lambda: methods.fastsafetensors(files, 16),
-            "runai-model-streamer": lambda: methods.runai(files),
-            "tensorizer": lambda: methods.tensorizer(self.tensorizer_file),
             "non-temporal copy, 1 thread": lambda: self.copy_limit(copier, "copy_non_temporal", 1),
             "non-temporal copy, 2 threads": lambda: self.copy_limit(copier, "copy_non_temporal", 2),
             "memcpy, 2 threads": lambda: self.copy_limit(copier, "copy_plain", 2),
@@ -106,25 +134,18 @@ class Worker:
 
     def run(self, method: str, cold: bool) -> Answer:
         """One measurement."""
-        from_arena = "copy" in method or method.startswith(("memcpy", "arena"))
-        if from_arena:
+        if method in ALLOCATING:
+            return self.run_apart(method, cold)
+        if method in FROM_ARENA:
             self.held = self.store.load(self.model, "model").result()
         elif "model" in self.store:
             self.store.evict("model")
-        files = [self.tensorizer_file] if method == "tensorizer" else self.files
-        if method == "tensorizer":
-            methods.write_tensorizer(self.files, self.tensorizer_file)
-        cached = prepare(files, cold)
-        before_s = cpu_s()
-        start_s = time.perf_counter()
-        result = self.methods[method]()
-        seconds = time.perf_counter() - start_s
-        answer = {
-            "seconds": seconds,
-            "cpu_s": cpu_s() - before_s,
-            "bytes": self.checkpoint.total_bytes,
-            "cached_before": cached,
-        }
+        # First the wait: some machines take page caches away that are not used for seconds.
+        wait_for_quiet(self.patience_s)
+        cached = prepare(self.files, cold)
+        with Watch() as watch:
+            result = self.methods[method]()
+        answer = watch.answer(self.checkpoint.total_bytes) | {"cached_before": cached}
         if isinstance(result, qml.Entry) and result.report is not None:
             answer["direct_bytes"] = result.report.direct_bytes
             result.close()
@@ -132,47 +153,59 @@ class Worker:
         if self.held is not None:
             self.held.close()
             self.held = None
-        gc.collect()
+        return answer
+
+    def run_apart(self, method: str, cold: bool) -> Answer:
+        """One measurement in a process of its own: some keep their memory, or slow down what comes after them."""
+        check_memory(MEMORY_NEEDED * self.checkpoint.total_bytes)
+        command = [sys.executable, __file__, "--apart", str(self.folder), method, str(int(cold)), str(self.patience_s)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            return {"error": f"it ended with status {done.returncode}"}
+        answer: Answer = json.loads(done.stdout.splitlines()[-1])
         return answer
 
     def small_models(self, method: str) -> Answer:
         """All small models, from the page cache: one after the other with safetensors, or through a store."""
         paths = [self.small / f"{number:03}" for number in range(SMALL_MODELS)]
-        prepare([path / "model.safetensors" for path in paths], cold=False)
+        files = [path / "model.safetensors" for path in paths]
         if method == "safetensors":
-            start_s = time.perf_counter()
-            models = [{n: t.clone() for n, t in load_file(path / "model.safetensors").items()} for path in paths]
-            seconds = time.perf_counter() - start_s
+            wait_for_quiet(self.patience_s)
+            prepare(files, cold=False)
+            with Watch() as watch:
+                models = [{n: t.clone() for n, t in load_file(path / "model.safetensors").items()} for path in paths]
             del models
         else:
             with new_store(SMALL_MODELS * (SMALL_BYTES + (3 << 20)), chunk_bytes=2 << 20) as store:
-                start_s = time.perf_counter()
-                entries = [ticket.result() for ticket in [store.load(path) for path in paths]]
-                for entry in entries:
-                    entry.torch("layer.0")
-                seconds = time.perf_counter() - start_s
+                wait_for_quiet(self.patience_s)
+                prepare(files, cold=False)
+                with Watch() as watch:
+                    entries = [ticket.result() for ticket in [store.load(path) for path in paths]]
+                    for entry in entries:
+                        entry.torch("layer.0")
                 del entries, entry
         gc.collect()
-        return {"seconds": seconds, "bytes": SMALL_MODELS * SMALL_BYTES}
+        return watch.answer(SMALL_MODELS * SMALL_BYTES)
 
     def concurrent(self, at_once: bool) -> Answer:
         """Eight cold loads: all asked for at once, or each after the one before."""
         numbers = range(CONCURRENT * 20)
         paths = [self.small / f"{number:03}" for number in numbers]
         groups = [self._gather(group, paths[group * 20 : group * 20 + 20]) for group in range(CONCURRENT)]
+        wait_for_quiet(self.patience_s)
         prepare([path for group in groups for path in group.glob("*.safetensors")], cold=True)
-        self.store.evict("model") if "model" in self.store else None
-        start_s = time.perf_counter()
-        if at_once:
-            for ticket in [self.store.load(group, group.name) for group in groups]:
-                ticket.result().close()
-        else:
-            for group in groups:
-                self.store.load(group, group.name).result().close()
-        seconds = time.perf_counter() - start_s
+        if "model" in self.store:
+            self.store.evict("model")
+        with Watch() as watch:
+            if at_once:
+                for ticket in [self.store.load(group, group.name) for group in groups]:
+                    ticket.result().close()
+            else:
+                for group in groups:
+                    self.store.load(group, group.name).result().close()
         for group in groups:
             self.store.evict(group.name)
-        return {"seconds": seconds, "bytes": CONCURRENT * 20 * SMALL_BYTES}
+        return watch.answer(CONCURRENT * 20 * SMALL_BYTES)
 
     def _gather(self, group: int, models: list[Path]) -> Path:
         """A checkpoint of 200 MB whose shards are small models with names of their own."""
@@ -189,6 +222,7 @@ class Worker:
     def attach(self, count: int) -> Answer:
         """Seconds from a handle to the first element of a tensor, in a process that has the modules imported."""
         with self.store.load(self.model, "model").result() as entry:
+            wait_for_quiet(self.patience_s)
             line = pickle.dumps((entry.handle(), next(iter(entry.tensors)))).hex()
             pipe = subprocess.PIPE
             with subprocess.Popen([sys.executable, "-c", READER], stdin=pipe, stdout=pipe, text=True) as process:
@@ -204,9 +238,10 @@ class Worker:
 
     def gil(self) -> Answer:
         """How fast a Python thread counts while a cold load goes on, compared with before and after."""
-        prepare(self.files, cold=True)
         if "model" in self.store:
             self.store.evict("model")
+        wait_for_quiet(self.patience_s)
+        prepare(self.files, cold=True)
         alone = [count_for(0.3)]
         ticket = self.store.load(self.model, "model")
         during = count_for(0.3)
@@ -215,32 +250,34 @@ class Worker:
         alone.append(count_for(0.3))
         return {"share": during / statistics.mean(alone), "still_loading": still_loading}
 
-    def aged(self, cold: bool) -> Answer:
-        """Load into chunks that lie scattered, as in an arena that has been in use for long."""
-        with new_store(2 * self.checkpoint.buffer_bytes // (16 << 20) * (16 << 20), chunk_bytes=16 << 20) as store:
-            keys = []
-            while store.stats().free_bytes:
-                path = self.small / f"{len(keys) % SMALL_MODELS:03}"
-                keys.append(f"{len(keys)}")
-                store.load(path, keys[-1]).result().close()
-            for key in keys[::2]:
-                store.evict(key)
-            for key in keys[1::2]:
-                store.pin(key)
-            prepare(self.files, cold)
-            start_s = time.perf_counter()
-            entry = store.load(self.model, "model").result()
-            seconds = time.perf_counter() - start_s
-            entry.close()
-        return {"seconds": seconds, "bytes": self.checkpoint.total_bytes}
+    def aged(self, is_scattered: bool) -> Answer:
+        """Load a third of the model, cold, into chunks in order, or scattered as after long use."""
+        shard = self.files[0]
+        chunk_bytes = 16 << 20
+        with new_store(2 * shard.stat().st_size + 4 * chunk_bytes, chunk_bytes=chunk_bytes) as store:
+            if is_scattered:
+                keys = []
+                while store.stats().free_bytes:
+                    keys.append(str(len(keys)))
+                    store.load(self.small / f"{len(keys) % SMALL_MODELS:03}", keys[-1]).result().close()
+                for key in keys[::2]:
+                    store.evict(key)
+                for key in keys[1::2]:
+                    store.pin(key)
+            wait_for_quiet(self.patience_s)
+            prepare([shard], cold=True)
+            with Watch() as watch:
+                store.load(shard, "shard").result().close()
+        return watch.answer(shard.stat().st_size)
 
     def fragmented(self, ballast_bytes: int) -> Answer:
         """Cold loads of a third of the model into new stores, with the machine's free memory in pieces and without."""
         shard = self.files[0]
         answer: Answer = {}
         self.store.close()
-        del self.store, self.memory
+        del self.store, self.memory, self.copier, self.methods
         gc.collect()
+        check_memory(ballast_bytes + 4 * shard.stat().st_size)
         for name in ("fresh", "fragmented"):
             ballast = in_pieces(ballast_bytes) if name == "fragmented" else None
             start_s = time.perf_counter()
@@ -259,6 +296,14 @@ class Worker:
             if ballast is not None:
                 libc().munmap(*ballast)
         return answer
+
+
+def check_memory(nbytes: int) -> None:
+    """Refuse to go on where that would drive the machine out of memory."""
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    available = int(line.split()[1]) * 1024
+    if available < nbytes:
+        raise MemoryError(f"{available} bytes of memory are available, {nbytes} are wanted")
 
 
 def in_pieces(nbytes: int) -> tuple[int, int]:
@@ -313,6 +358,22 @@ def cached_share(path: Path) -> float:
     return sum(page & 1 for page in bytes(pages)) / len(pages)
 
 
+def wait_for_quiet(patience_s: float) -> None:
+    """Wait until other processes leave the processors alone, but no longer than that."""
+    deadline = time.perf_counter() + patience_s
+    while time.perf_counter() < deadline:
+        before_s = busy_s()
+        time.sleep(QUIET_S)
+        if busy_s() - before_s <= QUIET_S * QUIET_SHARE:
+            return
+
+
+def busy_s() -> float:
+    """Seconds that all processors together were busy since the start."""
+    user, nice, system, _, _, irq, soft_irq, steal = map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
+    return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def cpu_s() -> float:
     """Processor time of this process so far, the kernel's on its behalf included."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -336,10 +397,34 @@ def count_for(seconds: float) -> float:
     return result[0]
 
 
-def main(folder: str, library: str) -> None:
+def apart(folder: Path, method: str, cold: bool, patience_s: float) -> Answer:
+    """Measure one of those that allocate for themselves."""
+    files = [file.path for file in qml.inspect(folder / "model").files]
+    read = [folder / TENSORIZER_FILE] if method == "tensorizer" else files
+    load: Callable[[], object] = {
+        "safetensors load_file + clone": lambda: methods.load_and_clone(files),
+        "transformers from_pretrained": lambda: methods.from_pretrained(folder / "model"),
+        "fastsafetensors": lambda: methods.fastsafetensors(files, 16),
+        "runai-model-streamer": lambda: methods.runai(files),
+        "tensorizer": lambda: methods.tensorizer(read[0]),
+    }[method]
+    if ALLOCATING[method]:
+        importlib.import_module(ALLOCATING[method])
+    wait_for_quiet(patience_s)
+    cached = prepare(read, cold)
+    with Watch() as watch:
+        result = load()
+    answer = watch.answer(sum(path.stat().st_size for path in files)) | {"cached_before": cached}
+    del result
+    return answer
+
+
+def main(folder: str, library: str, patience_s: str) -> None:
     """Answer until there are no more questions."""
     torch.set_num_threads(2)
-    worker = Worker(Path(folder), Path(library))
+    # Should memory run out after all, this is what has to go.
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    worker = Worker(Path(folder), Path(library), float(patience_s))
     answers: dict[str, Callable[..., Answer]] = {
         name: getattr(worker, name)
         for name in ("run", "small_models", "concurrent", "attach", "gil", "aged", "fragmented")
@@ -360,4 +445,8 @@ if __name__ == "__main__":
     answers_fd = os.dup(1)
     os.dup2(2, 1)
     sys.stdout = os.fdopen(answers_fd, "w")
-    main(*sys.argv[1:])
+    if sys.argv[1] == "--apart":
+        _, _, place, name, is_cold, patience = sys.argv
+        print(json.dumps(apart(Path(place), name, is_cold == "1", float(patience))), flush=True)
+    else:
+        main(*sys.argv[1:])

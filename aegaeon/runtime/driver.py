@@ -104,6 +104,8 @@ class Driver:
     def _close(self) -> None:
         self._selector.close()
         self.weights.close()
+        for link in self._links():
+            link.close()
 
     def _timeout_s(self) -> float | None:
         if any(link.pending for link in self._links()):

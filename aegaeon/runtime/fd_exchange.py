@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 _NAME_BYTES = 512
 _MAX_FDS = 16
@@ -23,7 +23,7 @@ class FdServer:
     """Answers requests for named descriptors.
 
     ``provide(name)`` is called on the server's thread and returns the descriptors to send; it raises ``KeyError`` for
-    an unknown name. The descriptors stay the server's own: the client gets duplicates.
+    an unknown name. They are closed here once they are sent: provide duplicates of what must stay open.
     """
 
     def __init__(self, provide: Callable[[str], list[int]]) -> None:
@@ -56,7 +56,10 @@ class FdServer:
             except KeyError:
                 connection.send(b"unknown")
                 return
-            socket.send_fds(connection, [b"ok"], fds)
+            try:
+                socket.send_fds(connection, [b"ok"], fds)
+            finally:
+                close_fds(fds)
         except OSError:  # the client went away: nothing to tell it
             return
 
@@ -66,6 +69,12 @@ class FdServer:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._thread.join(timeout=5.0)
+
+
+def close_fds(fds: Iterable[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)
 
 
 def _peer_uid(connection: socket.socket) -> int:

@@ -95,7 +95,10 @@ class Instance:
             fds.append(self._driver.room_fd)
         if timeout_s is None and (self._turn is not None or self._weights.loading or len(fds) > 1):
             timeout_s = _RECHECK_S
-        select.select(fds, [], [], timeout_s)
+        poll = select.poll()  # select() takes no descriptor above 1023
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        poll.poll(None if timeout_s is None else timeout_s * 1000)
 
     def _handle(self, message: object) -> None:
         match message:

@@ -17,7 +17,6 @@ class InstanceHandle:
     spec: InstanceSpec
     incarnation: int
     link: Link
-    fds: list[int]
     alive: bool = False
     pid: int = 0
     turn_id: int | None = None

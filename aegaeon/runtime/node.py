@@ -5,6 +5,7 @@ A plain class; ``spawn`` (Ray's part) starts an instance process and calls back 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from aegaeon.core.service import ServiceError
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.driver import Driver
 from aegaeon.runtime.estimate import DeviceRates, estimate_profile
-from aegaeon.runtime.fd_exchange import FdServer
+from aegaeon.runtime.fd_exchange import FdServer, close_fds
 from aegaeon.runtime.host_weights import HostWeightCache
 from aegaeon.runtime.instance_handle import InstanceHandle
 from aegaeon.runtime.link import create_link
@@ -69,7 +70,7 @@ class Node:
             self._start_instance,
         )
         self._incarnations: dict[str, int] = {}
-        self._fds: dict[str, list[int]] = {"slabs": [self._kv.fd]}
+        self._fds: dict[str, list[int]] = {}
         self._server = FdServer(self._provide)
         self.address = self._server.address
         self.node_id = options.node_id
@@ -83,6 +84,8 @@ class Node:
         """Be the driver until ``stop``; then let go of everything."""
         self.driver.run()
         self._server.close()
+        for fds in self._fds.values():
+            close_fds(fds)
         self._kv.close()
         if self._log is not None:
             self._log.close()
@@ -135,7 +138,7 @@ class Node:
     def _start_instance(self, spec: InstanceSpec) -> None:
         incarnation = self._incarnations[spec.instance_id] = self._incarnations.get(spec.instance_id, -1) + 1
         link, fds = create_link()
-        handle = InstanceHandle(spec, incarnation, link, fds)
+        handle = InstanceHandle(spec, incarnation, link)
         self._fds[f"instance:{handle.key}"] = fds
         self.driver.wakeup.post(lambda: self.driver.add_instance(handle))
         key = handle.key
@@ -174,12 +177,14 @@ class Node:
         """On the descriptor server's thread."""
         kind, _, rest = name.partition(":")
         if kind == "weights":
-            return [self.driver.weights.descriptor(name)]
+            return [os.dup(self.driver.weights.descriptor(name))]
         if kind == "frontend":
             link, fds = create_link()
             self.driver.wakeup.post(lambda: self.driver.add_frontend(rest, link))
             return fds
-        return self._fds[name]
+        if kind == "slabs":
+            return [os.dup(self._kv.fd)]
+        return self._fds.pop(name)  # an instance opens its link once
 
 
 def _open_log(path: Path | None) -> TextIO | None:

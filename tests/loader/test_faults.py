@@ -198,8 +198,8 @@ import quick_model_loader as qml
 with qml.Store(4 << 20, chunk_bytes=2 << 20) as store:
     held = store.load(sys.argv[1], "a").result()
     ticket = store.load(sys.argv[1], "b")
-    print("waiting", flush=True)
     try:
+        print("waiting", flush=True)
         ticket.result()
     except KeyboardInterrupt:
         print("interrupted", ticket.done(), flush=True)

@@ -51,7 +51,9 @@ class Peer:
             for index, message in enumerate(self.inbox):
                 if isinstance(message, kind):
                     return self.inbox.pop(index)
-            assert select.select([self.link.data_fd], [], [], timeout_s)[0], f"no {kind.__name__}; got {self.inbox}"
+            poll = select.poll()
+            poll.register(self.link.data_fd, select.POLLIN)
+            assert poll.poll(timeout_s * 1000), f"no {kind.__name__}; got {self.inbox}"
             self.inbox.extend(self.link.drain())
 
 
@@ -93,7 +95,7 @@ class World:
     def join(self) -> Peer:
         self.incarnation += 1
         link, fds = create_link()
-        handle = InstanceHandle(self.spec, self.incarnation, link, fds)
+        handle = InstanceHandle(self.spec, self.incarnation, link)
         self.driver.wakeup.post(lambda: self.driver.add_instance(handle))
         peer = Peer(fds)
         peer.link.send(m.Started(self.spec.instance_id, 1))

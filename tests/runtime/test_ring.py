@@ -16,7 +16,14 @@ from aegaeon.runtime.ring import RingReader, RingWriter, create_ring, duplicate_
 
 
 def _wait(fd: int) -> None:
-    assert select.select([fd], [], [], 30)[0], "the doorbell did not ring"
+    assert wait_for(fd), "the doorbell did not ring"
+
+
+def wait_for(*fds: int) -> bool:
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return bool(poll.poll(30_000))
 
 
 def _echo(address: str) -> None:
@@ -62,7 +69,7 @@ def test_another_process_echoes_messages_larger_than_the_ring():
     for message in sent:
         link.send(message)
     while len(received) < len(sent):
-        select.select([link.data_fd, link.room_fd], [], [], 30)
+        wait_for(link.data_fd, link.room_fd)
         link.flush()
         received.extend(link.drain())
     link.send("stop")
