@@ -196,7 +196,7 @@ def build_library(folder: Path) -> Path:
 
 
 def measure(worker: Worker, model: Path, rounds: int, console: Console) -> tuple[Rounds, Rounds]:
-    """Cold and warm measurements of all methods, by name; a method that fails once is left out from then on."""
+    """Cold and warm measurements of all methods, by name; a method that failed in two rounds is left out then."""
     cold: Rounds = defaultdict(list)
     warm: Rounds = defaultdict(list)
     for number in range(rounds):
@@ -204,7 +204,7 @@ def measure(worker: Worker, model: Path, rounds: int, console: Console) -> tuple
             # Who comes after whom changes from round to round.
             turn = number * 3 % len(methods)
             for method in (*methods[turn:], *methods[:turn]):
-                if any("error" in answer for answer in results[method]):
+                if sum("error" in answer for answer in results[method]) > 1:
                     continue
                 kind = "cold" if results is cold else "warm"
                 with console.status(f"round {number + 1} of {rounds}, {kind}: {method}"):
@@ -266,12 +266,17 @@ def speed(answer: dict[str, Any]) -> float:
     return float(answer["bytes"] / answer["seconds"] / GB)
 
 
+def measured(results: Rounds, name: str) -> list[dict[str, Any]]:
+    """The answers that are no errors; none where most are."""
+    answers = results.get(name, [])
+    good = [answer for answer in answers if "error" not in answer]
+    return good if 2 * len(good) > len(answers) else []
+
+
 def median_speed(results: Rounds, name: str) -> float | None:
     """GB/s, or None if it could not be measured."""
-    answers = results.get(name, [])
-    if not answers or any("error" in answer for answer in answers):
-        return None
-    return statistics.median(speed(answer) for answer in answers)
+    answers = measured(results, name)
+    return statistics.median(map(speed, answers)) if answers else None
 
 
 def ratio(results: Rounds, name: str, other: str) -> float | None:
@@ -279,9 +284,10 @@ def ratio(results: Rounds, name: str, other: str) -> float | None:
 
     Rounds in which other processes took much of the machine do not count, if enough others are left.
     """
-    if median_speed(results, name) is None or median_speed(results, other) is None:
+    if not measured(results, name) or not measured(results, other):
         return None
-    pairs = list(zip(results[name], results[other], strict=True))
+    rounds = zip(results[name], results[other], strict=True)
+    pairs = [pair for pair in rounds if not any("error" in answer for answer in pair)]
     quiet = [pair for pair in pairs if all(answer.get("others", 0.0) <= QUIET_CORES for answer in pair)]
     chosen = quiet if len(quiet) >= MIN_QUIET_ROUNDS else pairs
     return statistics.median(speed(one) / speed(two) for one, two in chosen)
@@ -289,10 +295,8 @@ def ratio(results: Rounds, name: str, other: str) -> float | None:
 
 def middle(results: Rounds, name: str, field: str) -> float | None:
     """The median of a field."""
-    answers = results.get(name, [])
-    if not answers or any("error" in answer for answer in answers):
-        return None
-    return float(statistics.median(answer[field] for answer in answers))
+    answers = measured(results, name)
+    return float(statistics.median(answer[field] for answer in answers)) if answers else None
 
 
 def judge(cold: Rounds, warm: Rounds, extras: Rounds) -> list[Criterion]:
@@ -393,8 +397,9 @@ def draw(path: Path, cold: Rounds, warm: Rounds, facts: dict[str, Any]) -> None:
         speeds = {name: median_speed(results, name) for name in results}
         names = sorted((name for name, found in speeds.items() if found), key=lambda name: speeds[name] or 0)
         medians = [speeds[name] or 0.0 for name in names]
-        low = [m - min(map(speed, results[name])) for m, name in zip(medians, names, strict=True)]
-        high = [max(map(speed, results[name])) - m for m, name in zip(medians, names, strict=True)]
+        speeds_of = {name: [*map(speed, measured(results, name))] for name in names}
+        low = [m - min(speeds_of[name]) for m, name in zip(medians, names, strict=True)]
+        high = [max(speeds_of[name]) - m for m, name in zip(medians, names, strict=True)]
         colours = ["tab:orange" if name.startswith(OURS) else "tab:blue" for name in names]
         axis.barh(names, medians, xerr=(low, high), color=colours, ecolor="grey")
         axis.axvline(speeds.get(limit) or 0.0, color="black", linestyle="--", label=limit)

@@ -24,27 +24,39 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from quick_model_loader.torch_view import torch_dtype
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import quick_model_loader as qml
 from aegaeon.engine.quiet import quiet_transformers
-from aegaeon.engine.safetensors_file import CheckpointError, StoredTensor, read_header, write_aligned
+from aegaeon.engine.safetensors_file import PADDING_PREFIX, CheckpointError, write_aligned
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 _FORMAT = 1
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot"}
 _PROGRESS_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies: ``begin_byte`` counts from the beginning of ``file``; ``dtype`` None: torch has none."""
+
+    file: Path
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
+    begin_byte: int
 
 
 def needs_image(path: Path, dtype: str | None = None) -> str | None:
@@ -90,29 +102,23 @@ def ensure_image(path: Path, cache_dir: Path, dtype: str | None = None) -> Path:
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint, by name; the index decides where there is one."""
-    return {name: tensor for file in checkpoint_files(path) for name, tensor in read_header(file).items()}
+    """Every tensor of a checkpoint, by name, without padding; the index decides where there is one.
 
-
-def checkpoint_files(path: Path) -> list[Path]:
-    """The safetensors files of a model directory. Raises ``CheckpointError`` if there are none."""
-    if (path / WEIGHTS_FILE).is_file():
-        return [path / WEIGHTS_FILE]
-    index = path / INDEX_FILE
-    if not index.is_file():
-        raise CheckpointError(
-            f"{path} has no {WEIGHTS_FILE} and no {INDEX_FILE}; only safetensors checkpoints can be served, "
-            "save other formats with save_pretrained first"
-        )
+    Raises ``CheckpointError`` for files that are no whole checkpoint.
+    """
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors files; download it again") from error
-    if any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise CheckpointError(f"{index} names files outside its directory")
-    if missing := [name for name in names if not (path / name).is_file()]:
-        raise CheckpointError(f"{path} lacks {missing[0]}, which {INDEX_FILE} names; download it again")
-    return [path / name for name in names]
+        checkpoint = qml.inspect(path)
+    except qml.NotACheckpointError as error:
+        raise CheckpointError(
+            f"{error}; only safetensors can be served, save other formats with save_pretrained"
+        ) from error
+    except qml.LoaderError as error:
+        raise CheckpointError(f"{error}; download or write it again") from error
+    return {
+        name: StoredTensor(checkpoint.files[info.file].path, torch_dtype(info.dtype), info.shape, info.begin)
+        for name, info in checkpoint.tensors.items()
+        if not name.startswith(PADDING_PREFIX)
+    }
 
 
 def _config(path: Path) -> Any:
@@ -140,7 +146,8 @@ def _wanted_dtype(config: Any, dtype: str | None, stored: dict[str, StoredTensor
     configured = config.dtype if config.dtype is not None else getattr(config.get_text_config(), "dtype", None)
     if isinstance(configured, torch.dtype):
         return configured
-    return next((tensor.dtype for tensor in stored.values() if tensor.dtype.is_floating_point), torch.float32)
+    types = (tensor.dtype for tensor in stored.values() if tensor.dtype is not None)
+    return next((stored_type for stored_type in types if stored_type.is_floating_point), torch.float32)
 
 
 def _skeleton(config: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, torch.dtype]]:
@@ -164,8 +171,8 @@ def _misfit(name: str, wanted: Tensor, dtype: torch.dtype, stored: StoredTensor 
         return f"{name} is stored as {list(stored.shape)}, the model wants {list(wanted.shape)}"
     if stored.dtype != dtype:
         return f"{name} is stored as {_short(stored.dtype)}, wanted is {_short(dtype)}"
-    if stored.start_byte % dtype.itemsize:
-        return f"{name} begins at byte {stored.start_byte}, which is no multiple of its {dtype.itemsize}-byte elements"
+    if stored.begin_byte % dtype.itemsize:
+        return f"{name} begins at byte {stored.begin_byte}, which is no multiple of its {dtype.itemsize}-byte elements"
     return None
 
 
@@ -200,7 +207,7 @@ def _locked(file: Path) -> Iterator[None]:
 def _whole(image: Path) -> bool:
     """Whether there is an image, as it was written."""
     try:
-        return bool(read_header(image / WEIGHTS_FILE)) and (image / "config.json").is_file()
+        return bool(stored_tensors(image)) and (image / "config.json").is_file()
     except CheckpointError:
         return False
 
@@ -294,5 +301,5 @@ def _progress_log(path: Path, total_bytes: int) -> Callable[[int], None]:
     return report
 
 
-def _short(dtype: torch.dtype) -> str:
+def _short(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")

@@ -34,6 +34,7 @@ def _set_up_logging(log_file: Path | None) -> None:
         format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s",
         force=True,
     )
+    logging.captureWarnings(True)  # such as the loader's, where there are no huge pages
 
 
 class InstanceActor:

@@ -254,11 +254,11 @@ class Driver:
                 logger.info("instance %s is ready (process %d)", handle.key, message.pid)
                 self._dispatch(e.InstanceJoined(handle.spec))
             case m.WeightsReturned():
-                self.weights.give_back(message.model, message.lease_id)
+                self.weights.give_back(message.lease_id)
             case m.WeightsRefused():
                 handle.models.pop(message.model, None)
                 if message.lease_id is not None:
-                    self.weights.give_back(message.model, message.lease_id)
+                    self.weights.give_back(message.lease_id)
                 self._model_failed(message.model, message.reason)
             case _:
                 raise TypeError(f"a driver does not take {message!r} from an instance")

@@ -15,6 +15,7 @@ from aegaeon.core.instance import Role
 from aegaeon.core.request import Request
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.timeline import Span
+from quick_model_loader import Handle
 
 # --- frontend -> driver ---------------------------------------------------------------------------------------------
 
@@ -181,24 +182,12 @@ class StopTurn:
 
 
 @dataclass(frozen=True, slots=True)
-class HostTensor:
-    """Where a tensor's bytes lie in the memfd of its model."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class HostWeights:
-    """A model's weights are in the host cache: fetch the memfd under ``name``. Leased until ``WeightsReturned``."""
+    """A model's weights are in the host cache: attach to ``handle``. Leased until ``WeightsReturned``."""
 
     model: str
     lease_id: int
-    name: str
-    total_bytes: int
-    tensors: tuple[HostTensor, ...]
+    handle: Handle
 
 
 @dataclass(frozen=True, slots=True)

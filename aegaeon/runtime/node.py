@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
+import quick_model_loader as qml
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.instance import InstanceSpec
+from aegaeon.core.model import ModelSpec
 from aegaeon.core.service import ServiceError
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.driver import Driver
 from aegaeon.runtime.estimate import DeviceRates, estimate_profile
 from aegaeon.runtime.fd_exchange import FdServer, close_fds
-from aegaeon.runtime.host_weights import HostWeightCache
+from aegaeon.runtime.host_weights import HostWeightCache, chunk_bytes
 from aegaeon.runtime.instance_handle import InstanceHandle
 from aegaeon.runtime.link import create_link
 from aegaeon.runtime.node_kv import NodeKv
@@ -58,11 +60,11 @@ class Node:
         self._models = {model.spec.name: model for model in models}
         self._spawn = spawn
         self._kv = self._make_kv()
-        specs = {name: model.spec for name, model in self._models.items()}
-        self._instance_specs = plan_instances(options, models)
+        self._specs = specs_in_cache(models, options.weight_cache_bytes)
+        self._instance_specs = plan_instances(options, self._specs)
         self._log = _open_log(options.config.event_log)
         self.driver = Driver(
-            specs,
+            {spec.name: spec for spec in self._specs},
             self._logged(self.make_scheduler()),
             self._kv,
             self._make_weights,
@@ -111,15 +113,16 @@ class Node:
         self, post: Callable[[Callable[[], None]], None], fail: Callable[[str, str], None]
     ) -> HostWeightCache:
         paths: dict[str, Path] = {name: model.path for name, model in self._models.items()}
-        sizes = {name: model.spec.weight_bytes for name, model in self._models.items()}
-        return HostWeightCache(self._options.weight_cache_bytes, paths, sizes, post, fail)
+        try:
+            return HostWeightCache(self._options.weight_cache_bytes, paths, post, fail)
+        except qml.LoaderError as error:
+            raise ServiceError(f"cannot have --weight-cache: {error}") from error
 
     def make_scheduler(self) -> Scheduler:
         """A fresh scheduler for this node: fed its event log, it gives the same commands."""
         config = self._options.config
         limits = PoolLimits(self._kv.total_bytes, self._slab_bytes, max_queued_requests=config.max_queued_requests)
-        models = tuple(model.spec for model in self._models.values())
-        return make_scheduler(config.policy, models, self._costs(), limits)
+        return make_scheduler(config.policy, self._specs, self._costs(), limits)
 
     def _logged(self, scheduler: Scheduler) -> Scheduler:
         log = self._log
@@ -128,7 +131,7 @@ class Node:
     def _costs(self) -> ProfiledCosts:
         rates = DeviceRates.cpu(self._options.threads_per_instance)
         return ProfiledCosts(
-            {name: model.spec for name, model in self._models.items()},
+            {spec.name: spec for spec in self._specs},
             {name: estimate_profile(model.spec, model.facts.parameters, rates) for name, model in self._models.items()},
             weight_bytes_per_s=1e12,
             kv_bytes_per_s=1e12,
@@ -176,8 +179,6 @@ class Node:
     def _provide(self, name: str) -> list[int]:
         """On the descriptor server's thread."""
         kind, _, rest = name.partition(":")
-        if kind == "weights":
-            return [os.dup(self.driver.weights.descriptor(name))]
         if kind == "frontend":
             link, fds = create_link()
             self.driver.wakeup.post(lambda: self.driver.add_frontend(rest, link))
@@ -196,7 +197,13 @@ def _open_log(path: Path | None) -> TextIO | None:
         ) from error
 
 
-def plan_instances(options: NodeOptions, models: Sequence[PreparedModel]) -> list[InstanceSpec]:
+def specs_in_cache(models: Sequence[PreparedModel], cache_bytes: int) -> tuple[ModelSpec, ...]:
+    """What schedulers are told of models: their weights take whole chunks of the host cache."""
+    chunk = chunk_bytes(cache_bytes)
+    return tuple(replace(model.spec, weight_bytes=-(-model.spec.weight_bytes // chunk) * chunk) for model in models)
+
+
+def plan_instances(options: NodeOptions, models: Sequence[ModelSpec]) -> list[InstanceSpec]:
     """The node's instances and their capacities; raises ``ServiceError`` where a model fits none of them."""
     config = options.config
     kv_bytes, weight_bytes = _capacities(options, models)
@@ -219,7 +226,7 @@ def _resident_models(config: PoolConfig, models: int) -> int:
     return config.resident_models or (2 if config.copy_to_device else models)
 
 
-def _capacities(options: NodeOptions, models: Sequence[PreparedModel]) -> tuple[int, int]:
+def _capacities(options: NodeOptions, models: Sequence[ModelSpec]) -> tuple[int, int]:
     """An instance's bytes for KV and for weights.
 
     In place, weights stay leased from the host cache while they are resident: an instance may keep its even share.
@@ -227,7 +234,7 @@ def _capacities(options: NodeOptions, models: Sequence[PreparedModel]) -> tuple[
     """
     config = options.config
     count = sum(group.count for group in config.instances)
-    sizes = sorted((model.spec.weight_bytes for model in models), reverse=True)
+    sizes = sorted((model.weight_bytes for model in models), reverse=True)
     if config.copy_to_device and config.device_bytes is not None:
         weight_bytes = min(config.device_bytes * 3 // 4, sum(sizes[: _resident_models(config, len(sizes))]))
         kv_bytes, flag, needed = config.device_bytes - weight_bytes, "--device-memory", sizes[0] * 4 // 3

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,31 +13,15 @@ from typing import Protocol
 
 import torch
 
+import quick_model_loader as qml
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.protocol import Device, Event, Stream, VirtualRange
-from aegaeon.device.shared_memory import map_fd
 from aegaeon.engine.errors import ModelError
 from aegaeon.engine.model import Model
 from aegaeon.engine.packing import WeightPacker
 from aegaeon.engine.runner import Runner
 from aegaeon.memory.page_pool import OutOfPagesError, PagePool
-from aegaeon.runtime.fd_exchange import FdExchangeError, fetch_fds
-from aegaeon.runtime.messages import HostTensor, HostWeights
-
-_DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
+from aegaeon.runtime.messages import HostWeights
 
 
 class WeightError(Exception):
@@ -136,21 +119,22 @@ class Skeletons:
 @dataclass(frozen=True, slots=True)
 class _Lease:
     lease_id: int
+    entry: qml.Entry
     tensors: dict[str, torch.Tensor]
 
 
 class MappedWeights:
     """Parameters bound to the host cache itself."""
 
-    def __init__(self, sources: Mapping[str, ModelSource], address: str, packer: WeightPacker) -> None:
+    def __init__(self, sources: Mapping[str, ModelSource], packer: WeightPacker) -> None:
         self._skeletons = Skeletons(sources, packer)
-        self._address = address
         self._leases: dict[str, _Lease] = {}
         self._bound: set[str] = set()
         self._returned: list[tuple[str, int]] = []
 
     def take(self, weights: HostWeights) -> None:
-        self._leases[weights.model] = _Lease(weights.lease_id, tensors_in(map_entry(self._address, weights), weights))
+        entry = attach(weights)
+        self._leases[weights.model] = _Lease(weights.lease_id, entry, host_tensors(entry))
 
     def ready(self, model: str) -> bool:
         return model in self._leases
@@ -171,6 +155,7 @@ class MappedWeights:
             self._skeletons.model(model).unbind()
             self._bound.discard(model)
         lease.tensors.clear()
+        lease.entry.close()
         self._returned.append((model, lease.lease_id))
 
     def collect_returned(self) -> list[tuple[str, int]]:
@@ -193,8 +178,8 @@ class MappedWeights:
 class _Resident:
     """A model's place on the device; the copy is under way while there is an ``arriving`` event."""
 
-    weights: HostWeights
-    host: torch.Tensor | None
+    lease_id: int
+    entry: qml.Entry
     arriving: Event | None
     tensors: dict[str, torch.Tensor]
 
@@ -203,10 +188,9 @@ class CopiedWeights:
     """Parameters in device pages. ``pool`` owns the pages; the lease of the host entry lasts as long as the copy."""
 
     def __init__(
-        self, sources: Mapping[str, ModelSource], address: str, device: Device, pool: PagePool, packer: WeightPacker
+        self, sources: Mapping[str, ModelSource], device: Device, pool: PagePool, packer: WeightPacker
     ) -> None:
         self._skeletons = Skeletons(sources, packer)
-        self._address = address
         self._device = device
         self._pool = pool
         self._ranges: dict[str, VirtualRange] = {}
@@ -215,19 +199,18 @@ class CopiedWeights:
         self._returned: list[tuple[str, int]] = []
 
     def take(self, weights: HostWeights) -> None:
-        host = map_entry(self._address, weights)
-        size_bytes = weights.total_bytes
-        if weights.model not in self._ranges:
-            self._ranges[weights.model] = self._device.reserve(size_bytes)
-        place = self._ranges[weights.model]
+        model, entry = weights.model, attach(weights)
+        if model not in self._ranges:
+            self._ranges[model] = self._device.reserve(entry.nbytes)
+        place = self._ranges[model]
         try:
-            pages = self._pool.allocate(weights.model, -(-size_bytes // self._pool.page_bytes))
+            pages = self._pool.allocate(model, -(-entry.nbytes // self._pool.page_bytes))
         except OutOfPagesError as error:
             raise WeightError(str(error)) from error
         self._device.map(place, 0, pages)
-        memory = self._device.view(place, 0, (size_bytes,), torch.uint8)
-        arriving = self._device.copy(memory, host, Stream.COPY_IN)
-        self._resident[weights.model] = _Resident(weights, host, arriving, tensors_in(memory, weights))
+        memory = self._device.view(place, 0, (entry.nbytes,), torch.uint8)
+        arriving = self._device.copy(memory, entry.torch_bytes(), Stream.COPY_IN)
+        self._resident[model] = _Resident(weights.lease_id, entry, arriving, device_tensors(entry, memory))
 
     def ready(self, model: str) -> bool:
         resident = self._resident.get(model)
@@ -281,37 +264,31 @@ class CopiedWeights:
             self._device.synchronize(resident.arriving)
         elif not self._device.query(resident.arriving):
             return
-        resident.arriving = resident.host = None
-        self._returned.append((model, resident.weights.lease_id))
+        resident.arriving = None
+        resident.entry.close()
+        self._returned.append((model, resident.lease_id))
 
 
-def map_entry(address: str, weights: HostWeights) -> torch.Tensor:
-    """The bytes of a host-cache entry; the mapping goes with the last view of it. Raises ``WeightError``."""
+def attach(weights: HostWeights) -> qml.Entry:
+    """The model's entry in the node's host cache, mapped here. Raises ``WeightError``."""
     try:
-        (fd,) = fetch_fds(address, weights.name)
-    except FdExchangeError as error:
-        raise WeightError(str(error)) from error
-    try:
-        return map_fd(fd, weights.total_bytes, writable=True)
-    except OSError as error:
+        return qml.attach(weights.handle)
+    except qml.LoaderError as error:
         raise WeightError(f"cannot map the weights of {weights.model}: {error}") from error
-    finally:
-        os.close(fd)
 
 
-def tensors_in(memory: torch.Tensor, weights: HostWeights) -> dict[str, torch.Tensor]:
+def host_tensors(entry: qml.Entry) -> dict[str, torch.Tensor]:
     """Views of an entry's tensors, by name. Raises ``WeightError`` for one that torch cannot view."""
-    return {tensor.name: _view(memory, weights.model, tensor) for tensor in weights.tensors}
+    try:
+        return entry.torch_all()
+    except qml.LoaderError as error:
+        raise WeightError(f"model {entry.key}: {error}") from error
 
 
-def _view(base: torch.Tensor, model: str, tensor: HostTensor) -> torch.Tensor:
-    dtype = _DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise WeightError(f"model {model}: tensor {tensor.name} has dtype {tensor.dtype}, which torch does not have")
-    size_bytes = dtype.itemsize
-    for extent in tensor.shape:
-        size_bytes *= extent
-    if tensor.offset_bytes % dtype.itemsize:
-        raise WeightError(f"model {model}: tensor {tensor.name} is not aligned to its dtype {tensor.dtype}")
-    raw = base[tensor.offset_bytes : tensor.offset_bytes + size_bytes]
-    return raw.view(dtype).view(tensor.shape)
+def device_tensors(entry: qml.Entry, memory: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same tensors in ``memory``, a device's bytes that are, or will be, a copy of the entry's."""
+    return {name: _moved(memory, entry.offset(name), host) for name, host in host_tensors(entry).items()}
+
+
+def _moved(memory: torch.Tensor, offset_bytes: int, host: torch.Tensor) -> torch.Tensor:
+    return memory[offset_bytes : offset_bytes + host.nbytes].view(host.dtype).view(host.shape)

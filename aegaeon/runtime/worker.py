@@ -104,7 +104,7 @@ def _slabs(options: WorkerOptions) -> torch.Tensor:
 
 def _in_place(options: WorkerOptions) -> tuple[WeightStore, KvPlace]:
     """Weights and KV where they lie, in the node's shared memory."""
-    weights = MappedWeights(_sources(options), options.address, _packer(options))
+    weights = MappedWeights(_sources(options), _packer(options))
     return weights, InPlaceKv(KvArena(_slabs(options), options.slab_bytes))
 
 
@@ -120,4 +120,4 @@ def _copying(options: WorkerOptions, stack: contextlib.ExitStack) -> tuple[Weigh
     memory = device.view(place, 0, (spec.kv_bytes // options.slab_bytes * options.slab_bytes,), torch.uint8)
     shapes = {model.name: model.kv_shape for model in options.models}
     kv = DeviceKv(device, memory, _slabs(options), options.slab_bytes, shapes)
-    return CopiedWeights(_sources(options), options.address, device, pool, _packer(options)), kv
+    return CopiedWeights(_sources(options), device, pool, _packer(options)), kv

@@ -167,6 +167,13 @@ impl Entry {
         Self::torch_module(py)?.getattr("tensor")?.call1(arguments)
     }
 
+    /// The whole memory as torch sees it.
+    fn torch_bytes<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let (py, entry) = (slf.py(), slf.get());
+        let memory = Bound::new(py, EntryMemory { held: entry.held()? })?;
+        Self::torch_module(py)?.getattr("tensor")?.call1((memory, &entry.key, "U8", (entry.nbytes(),), 0))
+    }
+
     /// All tensors as torch sees them.
     fn torch_all<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyDict>> {
         let py = slf.py();

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aegaeon.engine.image import ensure_image, needs_image, stored_tensors
-from aegaeon.engine.safetensors_file import CheckpointError, read_header, write_aligned
+from aegaeon.engine.safetensors_file import CheckpointError, write_aligned
 
 COMMON = {
     "vocab_size": 99,
@@ -203,11 +203,11 @@ def test_an_image_is_a_complete_model_directory(tmp_path: Path) -> None:
 
 def test_image_tensors_are_aligned_and_in_module_order(tmp_path: Path) -> None:
     save_model("qwen2_moe", tmp_path / "m")
-    stored = read_header(ensure_image(tmp_path / "m", tmp_path / "cache") / "model.safetensors")
-    assert all(tensor.start_byte % 256 == 0 for tensor in stored.values())
+    stored = stored_tensors(ensure_image(tmp_path / "m", tmp_path / "cache"))
+    assert all(tensor.begin_byte % 256 == 0 for tensor in stored.values())
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "m"))
-    in_order = sorted(stored, key=lambda name: stored[name].start_byte)
+    in_order = sorted(stored, key=lambda name: stored[name].begin_byte)
     assert in_order == [name for name, _ in skeleton.named_parameters()]
 
 
@@ -306,13 +306,13 @@ def break_family(path: Path) -> None:
     ("damage", "message"),
     [
         (break_nothing, "has no config.json"),
-        (break_weights, "only safetensors checkpoints"),
-        (break_end, "not a whole safetensors file"),
-        (break_start, "not a whole safetensors file"),
-        (break_empty, "not a whole safetensors file"),
-        (break_shape, "do not agree"),
-        (break_index, "lacks model-00001-of-00002.safetensors"),
-        (break_escape, "outside its directory"),
+        (break_weights, "only safetensors can be served"),
+        (break_end, "truncated: .*download"),
+        (break_start, "this is not a safetensors file"),
+        (break_empty, "the file has 0 bytes"),
+        (break_shape, "data_offsets span"),
+        (break_index, "model-00001-of-00002.safetensors: this shard is missing"),
+        (break_escape, "not a plain path inside the directory"),
         (break_json, "config.json"),
         (break_type, "no_such_model"),
         (break_size, "hidden_size"),
@@ -365,8 +365,8 @@ def test_written_files_are_plain_safetensors(tmp_path: Path) -> None:
     read = load_file(tmp_path / "x.safetensors")
     assert {name for name in read if not name.startswith("__pad_")} == set(tensors)
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
-    header = read_header(tmp_path / "x.safetensors")
+    header = stored_tensors(tmp_path / "x.safetensors")
     assert set(header) == set(tensors)
-    assert all(header[name].start_byte % 256 == 0 for name in ("odd", "scalar", "strided"))
+    assert all(header[name].begin_byte % 256 == 0 for name in ("odd", "scalar", "strided"))
     assert seen == sorted(seen)
     assert seen[-1] == (tmp_path / "x.safetensors").stat().st_size

@@ -43,6 +43,8 @@ def test_a_model_becomes_tensors_without_a_copy(tmp_path: Path, store: qml.Store
     assert found.torch("a").data_ptr() == found.address + found.offset("a") == views["a"].data_ptr()
     assert bytes(found.bytes("a")) == bytes(tensors["a"].view(torch.uint8).numpy())
     assert bytes(found)[: found.files[0].bytes] == found.files[0].path.read_bytes()
+    whole = found.torch_bytes()
+    assert (whole.dtype, whole.shape, whole.data_ptr()) == (torch.uint8, (found.nbytes,), found.address)
     assert found.report is not None
     assert found.report.bytes == found.files[0].bytes
     assert (found.path, found.key, found.file_offsets) == (tmp_path, str(tmp_path), (0,))

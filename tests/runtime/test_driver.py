@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import quick_model_loader as qml
 from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.event import TurnEndReason
 from aegaeon.core.instance import InstanceSpec, Role
@@ -77,7 +78,7 @@ class World:
             specs,
             make_scheduler("aegaeon", tuple(specs.values()), costs, limits),
             self.kv,
-            lambda post, fail: HostWeightCache(1 << 20, paths, dict.fromkeys(specs, 8192), post, fail),
+            lambda post, fail: HostWeightCache(8 << 20, paths, post, fail),
             MonotonicClock(),
             self._restart,
         )
@@ -135,7 +136,8 @@ def test_a_request_runs_from_submission_to_its_end_and_frees_its_blocks(world: W
     world.submit("a")
     assert world.frontend.expect(m.Accepted).request_id == "a"
     weights = instance.expect(m.HostWeights)
-    assert [tensor.name for tensor in weights.tensors] == ["w"]
+    with qml.attach(weights.handle) as entry:
+        assert torch.equal(entry.torch("w"), torch.full((1024,), 1.0))
     turn, member = prefill(instance)
     assert member.state is not None
     assert member.state.token_ids == PROMPT

@@ -401,6 +401,8 @@ class Entry:
         """
     def torch_all(self) -> dict[str, Tensor]:
         """All tensors, as `torch`."""
+    def torch_bytes(self) -> Tensor:
+        """The whole memory as one tensor of bytes (`offset` says what lies where), as `torch`: for one copy of all."""
     def handle(self) -> Handle:
         """What another process needs to `attach`. It is no lease: keep this entry, or pin it, until that is done."""
     def plan(self, placements: Iterable[Placement]) -> CopyPlan:

@@ -15,7 +15,7 @@ from quick_model_loader.errors import DtypeError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_DTYPES = {
+DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
     "I8": "int8",
@@ -40,20 +40,26 @@ _DTYPES = {
 _PACKED = {"F4": 2}  # elements of the format to one of torch's
 
 
+def torch_dtype(name: str) -> torch.dtype | None:
+    """The type that torch has for a safetensors dtype; None where it has none."""
+    found = getattr(torch, DTYPES[name], None) if name in DTYPES else None
+    return found if isinstance(found, torch.dtype) else None
+
+
 def tensor(memory: Buffer, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> torch.Tensor:
     """A tensor over `memory` from byte `offset` on; it keeps `memory` alive.
 
     `dtype` and `shape` are the file's; the last dimension of a packed type is counted in whole bytes, as torch does.
     Raises `DtypeError` where torch has no such type.
     """
-    torch_dtype = getattr(torch, _DTYPES[dtype], None) if dtype in _DTYPES else None
+    element = torch_dtype(dtype)
     per_element = _PACKED.get(dtype, 1)
-    if torch_dtype is None or (per_element > 1 and (not shape or shape[-1] % per_element)):
+    if element is None or (per_element > 1 and (not shape or shape[-1] % per_element)):
         raise DtypeError(f"tensor {name!r}: torch has no type for {dtype} of shape {shape}; use Entry.bytes instead")
     if per_element > 1:
         shape = (*shape[:-1], shape[-1] // per_element)
     count = math.prod(shape)
     if count == 0:
         # frombuffer refuses empty views, and there is nothing to keep alive.
-        return torch.empty(shape, dtype=torch_dtype)
-    return torch.frombuffer(memory, dtype=torch_dtype, count=count, offset=offset).view(shape)
+        return torch.empty(shape, dtype=element)
+    return torch.frombuffer(memory, dtype=element, count=count, offset=offset).view(shape)
