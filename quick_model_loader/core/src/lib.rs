@@ -19,6 +19,7 @@ mod dtype;
 mod entry;
 mod error;
 mod fd_message;
+mod file_view;
 mod header;
 mod identity;
 mod index;

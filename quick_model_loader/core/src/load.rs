@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::source::{Scratch, Source, check_unchanged};
+use crate::source::{Source, check_unchanged};
 use crate::width::to_usize;
 use crate::{
     Cancel, Checkpoint, CheckpointFile, Checksums, Error, Fault, Identity, JOB_BYTES, Job, JobQueue, Result,
@@ -237,9 +237,8 @@ impl Fill {
 
     /// Takes and runs jobs until there are none.
     fn work(&self) {
-        let mut scratch = Scratch::default();
         while let Some(job) = self.take() {
-            self.run(job, &mut scratch);
+            self.run(job);
         }
     }
 
@@ -249,9 +248,9 @@ impl Fill {
     }
 
     /// Runs a job; `true` if none is pending any more, so that the load can be concluded.
-    pub fn run(&self, job: &Job, scratch: &mut Scratch) -> bool {
+    pub fn run(&self, job: &Job) -> bool {
         if self.failure.get().is_none()
-            && let Err(error) = self.try_run(job, scratch)
+            && let Err(error) = self.try_run(job)
         {
             // The first failure is reported; what follows it is mostly its consequence.
             let _ = self.failure.set(error);
@@ -279,7 +278,7 @@ impl Fill {
         })
     }
 
-    fn try_run(&self, job: &Job, scratch: &mut Scratch) -> Result<()> {
+    fn try_run(&self, job: &Job) -> Result<()> {
         if self.cancel.is_cancelled() {
             return Err(Error::new(self.checkpoint.path(), Fault::Cancelled));
         }
@@ -289,12 +288,12 @@ impl Fill {
             return Ok(());
         };
         let source = slot.open(file, self.direct != Direct::Never)?;
-        self.read(file, &source, job, scratch).map_err(|error| locate(file, error))?;
+        self.read(file, &source, job).map_err(|error| locate(file, error))?;
         slot.finish_job();
         Ok(())
     }
 
-    fn read(&self, file: &CheckpointFile, source: &Source, job: &Job, scratch: &mut Scratch) -> Result<()> {
+    fn read(&self, file: &CheckpointFile, source: &Source, job: &Job) -> Result<()> {
         let bytes = job.range.end - job.range.start;
         let padded_bytes = round_up_to_block(bytes).unwrap_or(bytes);
         let offset = file.buffer_offset + job.range.start;
@@ -305,7 +304,7 @@ impl Fill {
         // SAFETY: `part` checked that whole blocks of the range lie in the target; a job begins at a block of the file,
         // the file at one of the target, and direct reads are off where the target does not. Jobs never overlap: all
         // but a file's last one end at a block, and the last one's padding belongs to its file.
-        let read = unsafe { source.read_range(&job.range, address, self.direct, scratch) }?;
+        let read = unsafe { source.read_range(&job.range, address, self.direct) }?;
         self.direct_bytes.fetch_add(read.direct, Ordering::Relaxed);
         self.buffered_bytes.fetch_add(read.buffered, Ordering::Relaxed);
         let length = to_usize(bytes);

@@ -8,7 +8,7 @@ use std::thread;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::source::{Scratch, Source};
+use crate::source::Source;
 use crate::width::to_usize;
 use crate::{
     BLOCK_BYTES, Cancel, Checkpoint, CheckpointFile, Checksums, Direct, Error, Fault, JOB_BYTES, Job,
@@ -118,7 +118,6 @@ fn scan(
 /// A thread's memory for one job, and the file that it read last.
 struct Reader {
     memory: Vec<u8>,
-    scratch: Scratch,
     source: Option<(usize, Source)>,
 }
 
@@ -126,7 +125,7 @@ impl Default for Reader {
     fn default() -> Self {
         // Room to begin at a block, for direct reads.
         let memory = vec![0; to_usize(JOB_BYTES + BLOCK_BYTES)];
-        Self { memory, scratch: Scratch::default(), source: None }
+        Self { memory, source: None }
     }
 }
 
@@ -143,7 +142,7 @@ impl Reader {
         let address = self.memory.as_mut_ptr().wrapping_add(start);
         // SAFETY: the memory has room for a job, which is whole blocks, behind the first block boundary; it is borrowed
         // exclusively, and jobs begin at blocks.
-        unsafe { source.read_range(&job.range, address, direct, &mut self.scratch) }.map_err(|error| {
+        unsafe { source.read_range(&job.range, address, direct) }.map_err(|error| {
             let tensor = error.offset().and_then(|offset| file.tensor_at(offset));
             let name = tensor.map(|tensor| tensor.name.clone());
             error.for_tensor(name)

@@ -8,23 +8,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::stream_copy::stream_copy;
+use crate::file_view::FileView;
 use crate::width::to_usize;
 use crate::{BLOCK_BYTES, Direct, Error, Fault, Identity, Result, residency, round_up_to_block};
-
-/// What a buffered read goes through on its way: small enough for a core's own cache, large enough that the calls do
-/// not count.
-const SCRATCH_BYTES: usize = 256 << 10;
-
-/// A thread's own memory for buffered reads.
-#[derive(Debug)]
-pub struct Scratch(Vec<u8>);
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self(vec![0; SCRATCH_BYTES])
-    }
-}
 
 /// How many bytes came which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +62,7 @@ pub struct Source {
     path: PathBuf,
     file_bytes: u64,
     buffered: File,
+    view: FileView,
     direct: Option<File>,
     /// Set once a direct read was refused, so that every later job is spared the attempt.
     direct_refused: AtomicBool,
@@ -103,7 +90,8 @@ impl Source {
             }
         }
         let (path, file_bytes) = (path.to_owned(), expected.bytes);
-        Ok(Self { path, file_bytes, buffered, direct, direct_refused: AtomicBool::new(false) })
+        let (view, direct_refused) = (FileView::default(), AtomicBool::new(false));
+        Ok(Self { path, file_bytes, buffered, view, direct, direct_refused })
     }
 
     /// Reads `range`, which is not empty, to `address`: past the page cache as far as `direct` and the file system
@@ -122,14 +110,15 @@ impl Source {
         range: &Range<u64>,
         address: *mut u8,
         direct: Direct,
-        scratch: &mut Scratch,
     ) -> Result<ReadBytes> {
-        let mut handle = self.direct().filter(|_| match direct {
-            Direct::Always => true,
-            Direct::Never => false,
-            Direct::WhenCold => !residency::is_cached(&self.buffered, range),
-        });
         let mut counts = ReadBytes::default();
+        let is_cached = direct != Direct::Always && residency::is_cached(&self.buffered, range);
+        // SAFETY: the caller vouches for the memory.
+        if is_cached && unsafe { self.view.copy(&self.buffered, self.file_bytes, range, address) } {
+            counts.buffered = range.end - range.start;
+            return Ok(counts);
+        }
+        let mut handle = self.direct().filter(|_| !is_cached && direct != Direct::Never);
         let mut offset = range.start;
         while offset < range.end {
             let wanted_bytes = range.end - offset;
@@ -141,7 +130,7 @@ impl Source {
                 unsafe { read_at(handle, place, to_usize(request), offset) }
             } else {
                 // SAFETY: the caller vouches for the range, and this is what is left of it.
-                unsafe { self.read_through(scratch, place, to_usize(wanted_bytes), offset) }
+                unsafe { read_at(&self.buffered, place, to_usize(wanted_bytes), offset) }
             };
             match result {
                 Ok(0) => {
@@ -161,27 +150,6 @@ impl Source {
             }
         }
         Ok(counts)
-    }
-
-    /// Reads through the page cache, then past the processor's: the kernel's copy goes to memory that stays in this
-    /// core's cache, and from there the bytes go out without fetching what they overwrite.
-    ///
-    /// # Safety
-    ///
-    /// `bytes` bytes from `address` must be valid for writes, and nothing else may access them meanwhile.
-    unsafe fn read_through(
-        &self,
-        scratch: &mut Scratch,
-        address: *mut u8,
-        bytes: usize,
-        offset: u64,
-    ) -> io::Result<usize> {
-        let request = bytes.min(scratch.0.len());
-        // SAFETY: the request fits into the scratch memory, which is borrowed exclusively.
-        let count = unsafe { read_at(&self.buffered, scratch.0.as_mut_ptr(), request, offset) }?;
-        // SAFETY: the kernel gave no more than was asked for; the caller vouches for the target.
-        unsafe { stream_copy(scratch.0.as_ptr(), address, count) };
-        Ok(count)
     }
 
     /// The file past the page cache, unless that is refused.

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use crate::entry::Entry;
 use crate::load::{Fill, check_all_unchanged};
 use crate::owner::Owner;
-use crate::source::Scratch;
 use crate::ticket::{Meter, Request, Stage};
 use crate::{
     Access, Arena, CHUNK_BYTES, Cancel, Checkpoint, Counts, Direct, EntryId, Error, Fault, Job, Lease,
@@ -459,7 +458,6 @@ impl Shared {
 
     /// What a reading thread does all day.
     fn work(self: &Arc<Self>) {
-        let mut scratch = Scratch::default();
         while let Some(step) = self.next_step() {
             match step {
                 Step::Inspect { number, path } => self.inspect(number, &path),
@@ -468,7 +466,7 @@ impl Shared {
                     self.place(number, &checkpoint, id, chunks);
                 }
                 Step::Read { number, filling, job } => {
-                    if filling.fill.run(&job, &mut scratch) {
+                    if filling.fill.run(&job) {
                         self.conclude(number, &filling);
                     }
                 }
