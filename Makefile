@@ -8,7 +8,7 @@ LOADER := quick_model_loader
 LOADER_SOURCES := $(shell find $(LOADER) -path $(LOADER)/target -prune -o -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -name 'Cargo.lock' \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint pytest clippy clean
+.PHONY: help setup demo figures test lint pytest clippy clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ setup: $(VENV)/.ready ## install everything into .venv
 
 demo: setup ## serve eight models on three CPU instances, under traffic, and show the result
 	@$(BIN)/python -m benchmark.demo
+
+figures: setup ## simulate every sweep, draw Figures 11 to 17, compare with the published claims
+	@$(BIN)/python -m plots.figures
 
 lint: setup ## ruff, mypy, import contracts, clippy
 	$(BIN)/ruff check .

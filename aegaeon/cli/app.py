@@ -129,3 +129,11 @@ def bench(context: typer.Context) -> None:
     from aegaeon.cli.bench import benchmark_main
 
     raise typer.Exit(benchmark_main()(context.args))
+
+
+@app.command(**_FORWARD)  # type: ignore[arg-type]
+def simulate(context: typer.Context) -> None:
+    """Simulate serving systems on a virtual pool; every argument goes on to sim/simulate.py."""
+    from sim.simulate import main
+
+    raise typer.Exit(main(context.args, program="aegaeon simulate"))

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.request import Request
+from aegaeon.core.turn_timing import TurnTiming
 
 
 class TurnEndReason(StrEnum):
@@ -86,12 +87,16 @@ class RequestFailed:
 
 @dataclass(frozen=True, slots=True)
 class TurnEnded:
-    """An instance is free again. ``contexts``: for each remaining member, its tokens so far (prompt + generated)."""
+    """An instance is free again. ``contexts``: for each remaining member, its tokens so far (prompt + generated).
+
+    ``timing``: what its steps took, where that was measured; costs may be corrected by it.
+    """
 
     instance_id: str
     turn_id: int
     reason: TurnEndReason
     contexts: tuple[tuple[str, int], ...] = ()
+    timing: TurnTiming | None = None
 
 
 @dataclass(frozen=True, slots=True)

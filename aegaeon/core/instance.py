@@ -32,7 +32,8 @@ class InstanceSpec:
     """Capacities of an instance, as numbers.
 
     ``max_resident_models`` bounds the residency set (the paper: the running model and one prefetched, so 2);
-    ``weight_bytes`` bounds the bytes of their weights, ``kv_bytes`` the KV of one batch.
+    ``weight_bytes`` bounds the bytes of their weights, ``kv_bytes`` the KV of one batch. Where ``memory_bytes`` is
+    given weights and KV compete for it, and it bounds the two of them together; else each has memory of its own.
     """
 
     instance_id: str
@@ -41,9 +42,17 @@ class InstanceSpec:
     weight_bytes: int
     max_resident_models: int = 2
     max_batch_requests: int = 256
+    memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.max_resident_models < 1 or self.max_batch_requests < 1:
             raise ValueError(f"instance {self.instance_id}: needs room for one model and one request")
         if self.kv_bytes < 1 or self.weight_bytes < 1:
             raise ValueError(f"instance {self.instance_id}: KV and weight capacities must be positive")
+        if self.memory_bytes is not None and max(self.kv_bytes, self.weight_bytes) > self.memory_bytes:
+            raise ValueError(f"instance {self.instance_id}: neither KV nor weights may exceed its memory")
+
+    @property
+    def total_bytes(self) -> int:
+        """What weights and KV may take together."""
+        return self.kv_bytes + self.weight_bytes if self.memory_bytes is None else self.memory_bytes

@@ -5,6 +5,8 @@ Does not know: other shapes, unassigned slabs, who holds a block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.memory.errors import LedgerError
 from aegaeon.memory.slab import Slab
@@ -61,12 +63,12 @@ class ShapeSlabs:
         self.live_blocks += count
         return taken
 
-    def give_back(self, index: int, offset: int) -> bool:
-        """Take a block of slab ``index`` back; True where that was the slab's last one, and the slab has left."""
+    def give_back(self, index: int, offsets: Sequence[int]) -> bool:
+        """Take blocks of slab ``index`` back, all or none; True where its last one was there, and the slab has left."""
         slab = self._slabs[index]
         before = self._class_of(slab)
-        slab.give_back(offset)
-        self.live_blocks -= 1
+        slab.give_back(offsets)
+        self.live_blocks -= len(offsets)
         if slab.live_blocks == 0:
             self._leave(index, before)
             del self._slabs[index]

@@ -5,6 +5,8 @@ Does not know: other slabs, the shape's geometry, who holds a block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aegaeon.memory.errors import LedgerError
 
 
@@ -50,12 +52,13 @@ class Slab:
         self._live.update(taken)
         return taken
 
-    def give_back(self, offset: int) -> None:
-        """Take a live block back; ``LedgerError`` where it is none."""
-        if offset not in self._live:
-            raise LedgerError(f"no live block begins at byte {offset}: freed twice, or never allocated")
-        self._live.remove(offset)
-        self._recycled.append(offset)
+    def give_back(self, offsets: Sequence[int]) -> None:
+        """Take live blocks back, all or none; ``LedgerError`` where one is none, or is named twice."""
+        if len(set(offsets)) < len(offsets) or not self._live.issuperset(offsets):
+            wrong = [offset for offset in offsets if offset not in self._live] or list(offsets)
+            raise LedgerError(f"no live block begins at byte {wrong[0]}: freed twice, or never allocated")
+        self._live.difference_update(offsets)
+        self._recycled.extend(offsets)
 
     def check_integrity(self) -> None:
         """Raise ``LedgerError`` unless live and recycled blocks are the ones below the high-water mark, once each."""

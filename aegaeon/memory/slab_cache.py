@@ -8,6 +8,7 @@ Does not know: who holds a block, the arena's memory, what a block contains.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from typing import TypeAlias
 
 from aegaeon.core.kv_shape import KvShape
@@ -125,13 +126,17 @@ class SlabCache:
         return tuple(slabs.take(count))
 
     def free(self, offsets: Iterable[BlockOffset]) -> None:
-        """Take blocks back. Raises ``LedgerError`` at the first that is not live; those before it are freed."""
-        for offset in offsets:
-            index = offset // self.slab_bytes
+        """Take blocks back. Raises ``LedgerError`` at the first run of one slab with a block that is not live.
+
+        The runs before it are freed, it is not.
+        """
+        slab_bytes = self.slab_bytes
+        for index, run in groupby(offsets, lambda offset: offset // slab_bytes):  # neighbours are mostly of one slab
+            blocks = list(run)
             slabs = self._serving(index)
             if slabs is None:
-                raise LedgerError(f"byte {offset} is in no assigned slab: freed twice, or never allocated")
-            if slabs.give_back(index, offset):
+                raise LedgerError(f"byte {blocks[0]} is in no assigned slab: freed twice, or never allocated")
+            if slabs.give_back(index, blocks):
                 self._serves[index] = None
                 self._unassigned.append(index)
 

@@ -5,11 +5,13 @@ Does not know: what happens to those that are let in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from aegaeon.core.command import RejectReason, RejectRequest
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.request import Request
+from aegaeon.scheduler.facts import ModelFacts
 from aegaeon.scheduler.job import Job
 
 
@@ -30,6 +32,17 @@ def misfit(job: Job, slab_blocks: int, specs: Sequence[InstanceSpec]) -> RejectR
     prefilling = [spec for spec in specs if spec.role.prefills]
     decoding = [spec for spec in specs if spec.role.decodes]
     return _no_room(job, prefilling) or _no_room(job, decoding)
+
+
+def most_kv_bytes(facts: ModelFacts, specs: Sequence[InstanceSpec]) -> float:
+    """The longest context of a model, in KV bytes, that ``misfit`` lets pass; 0 where its weights fit nowhere."""
+    roles = ([spec for spec in specs if spec.role.prefills], [spec for spec in specs if spec.role.decodes])
+    most = [
+        max((spec.kv_bytes for spec in role if spec.weight_bytes >= facts.weight_bytes), default=0)
+        for role in roles
+        if role
+    ]
+    return min(most, default=math.inf)
 
 
 def overload(job: Job, queued: int, max_queued: int, retry_after_s: float) -> RejectRequest | None:

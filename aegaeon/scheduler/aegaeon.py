@@ -2,8 +2,9 @@
 
 Grouped first-come-first-served prefill, weighted round-robin decode, prefetch of the next different model (Aegaeon,
 SOSP'25). Of the project: mixed instances, residency sets of any size, admission, recompute when the slab cache is
-full, and recovery. Every event first corrects what is known of requests and instances; then each instance is looked at
-once and its turn brought up to date.
+full, and recovery. Every event first corrects what is known of requests and instances; then each instance that this
+touched is looked at once and its turn brought up to date. Looking at another would say nothing, for its turn is up to
+date already, unless a prompt waits somewhere for room in the slab cache: then all are looked at.
 
 Does not know: the clock, who carries out its commands.
 """
@@ -43,7 +44,7 @@ from aegaeon.core.event import (
 )
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.request import Request
-from aegaeon.scheduler.admission import misfit, overload, retry_after_s, unknown_model
+from aegaeon.scheduler.admission import misfit, most_kv_bytes, overload, retry_after_s, unknown_model
 from aegaeon.scheduler.batch import Batch
 from aegaeon.scheduler.decode_placement import DecodePlacement
 from aegaeon.scheduler.facts import model_facts
@@ -73,15 +74,35 @@ class AegaeonScheduler:
         self._planner = TurnPlanner(self._jobs, self._instances, self._prefill, self._slabs, costs, limits)
         self._arrivals = count()
         self._joins = count()
+        self._touched: dict[str, None] = {}  # instances that the present event changed
+        self._look_at_all = False
+        self._room_bytes: dict[str, float] = {}  # by model: the longest context in KV bytes that some instance can hold
         self._now_s = 0.0
         self._out: list[Command] = []
 
     def handle(self, event: Event, now_s: float) -> list[Command]:
         self._now_s, self._out = now_s, []
+        self._touched.clear()
         self._note(event)
-        for state in self._instances.values():
+        refusals = self._slabs.refusals
+        for state in self._due():
             self._planner.advance(state, now_s, self._out)
+        self._look_at_all = self._slabs.refusals > refusals
         return self._out
+
+    def _due(self) -> list[InstanceState]:
+        """The instances to look at, in order of joining."""
+        if self._look_at_all:
+            return list(self._instances.values())
+        states = [self._instances[name] for name in self._touched if name in self._instances]
+        return sorted(states, key=attrgetter("joined")) if len(states) > 1 else states
+
+    def _touch(self, job: Job) -> None:
+        """What the job's group or batch is about to be, or has become, changes its instance."""
+        if job.group is not None:
+            self._touched[job.group.instance_id] = None
+        if job.batch is not None:
+            self._touched[job.batch.instance_id] = None
 
     def _note(self, event: Event) -> None:
         match event:
@@ -126,6 +147,8 @@ class AegaeonScheduler:
                 assert_never(event)
 
     def _note_of_pool(self, event: InstanceJoined | InstanceLost | ModelFailed | ModelRecovered) -> None:
+        self._look_at_all = True
+        self._room_bytes.clear()
         match event:
             case InstanceJoined():
                 self._on_joined(event)
@@ -153,19 +176,32 @@ class AegaeonScheduler:
             self._out.append(refusal)
             return
         self._jobs[request.request_id] = job
-        if not self._prefill.place(job, self._now_s):
+        if self._prefill.place(job, self._now_s):
+            self._touch(job)
+        else:
             self._homeless[request.request_id] = job
 
     def _refusal(self, job: Job) -> RejectRequest | None:
         if job.model in self._failures:
             return RejectRequest(job.request_id, RejectReason.MODEL_FAILED, self._failures[job.model])
-        queued = len(self._homeless) + sum(len(state.prefill) for state in self._instances.values())
+        return self._misfit(job) or self._overload(job)
+
+    def _overload(self, job: Job) -> RejectRequest | None:
+        queued = len(self._homeless) + self._prefill.waiting
+        if queued < self._limits.max_queued_requests:
+            return None
         wait_s = retry_after_s(self._prefill.drains_s(), self._limits.min_retry_after_s)
-        return self._misfit(job) or overload(job, queued, self._limits.max_queued_requests, wait_s)
+        return overload(job, queued, self._limits.max_queued_requests, wait_s)
 
     def _misfit(self, job: Job) -> RejectRequest | None:
-        specs = [state.spec for state in self._instances.values()]
-        return misfit(job, self._slabs.capacity_blocks(job.facts), specs)
+        room_bytes = self._room_bytes.get(job.model)
+        if room_bytes is None:
+            specs = [state.spec for state in self._instances.values()]
+            room_bytes = self._room_bytes[job.model] = most_kv_bytes(job.facts, specs)
+        slab_blocks = self._slabs.capacity_blocks(job.facts)
+        if job.max_blocks <= slab_blocks and job.max_kv_bytes <= room_bytes:
+            return None
+        return misfit(job, slab_blocks, [state.spec for state in self._instances.values()])
 
     def _on_prefilled(self, job: Job, event: RequestPrefilled) -> None:
         turn = job.turn
@@ -175,6 +211,7 @@ class AegaeonScheduler:
         job.phase = Phase.DECODING
         self._grow(job, event.context_tokens)
         if isinstance(turn.source, Group):
+            self._touch(job)
             self._leave_turn(job)
             self._prefill.withdraw(job)
             self._place(job)
@@ -215,6 +252,7 @@ class AegaeonScheduler:
         """Find an instance for a job that was here before; without one it waits for one to join."""
         waiting = job.phase is Phase.WAITING
         placed = self._prefill.replace(job, self._now_s) if waiting else self._decode.place(job)
+        self._touch(job)
         if not placed:
             self._homeless[job.request_id] = job
             self._slabs.pass_over(job)
@@ -225,10 +263,12 @@ class AegaeonScheduler:
         if job.request_id in self._slabs:
             self._slabs.reserve(job)
         if job.batch is not None:
+            self._touch(job)
             job.batch.put(job.request_id, job.kv_bytes)
 
     def _leave_turn(self, job: Job) -> None:
         if job.turn is not None:
+            self._touched[job.turn.source.instance_id] = None
             del job.turn.members[job.request_id]
             job.turn = None
 
@@ -240,6 +280,7 @@ class AegaeonScheduler:
 
     def _withdraw(self, job: Job) -> None:
         """Take a job out of its turn, group or batch, or from among the homeless."""
+        self._touch(job)
         if job.batch is not None:
             self._instances[job.batch.instance_id].kept.pop(job.request_id, None)
         self._leave_turn(job)
@@ -257,6 +298,7 @@ class AegaeonScheduler:
         state = self._instances.get(event.instance_id)
         if state is None or state.turn is None or state.turn.turn_id != event.turn_id:
             return  # of an instance that was lost
+        self._touched[state.instance_id] = None
         turn, state.turn = state.turn, None
         state.prefilled_last = isinstance(turn.source, Group)
         for request_id, context_tokens in event.contexts:
@@ -280,6 +322,7 @@ class AegaeonScheduler:
         """A member that was to be prefilled beside a batch goes back to wait for its own turn."""
         self._leave_turn(job)
         if job.phase is Phase.WAITING and job.batch is not None:
+            self._touch(job)
             self._decode.withdraw(job)
             self._place(job)
 

@@ -24,6 +24,7 @@ class PrefillPlacement:
         self._costs = costs
         self._max_group_requests = max_group_requests
         self._open: dict[str, list[Group]] = {}  # groups with room, by model
+        self.waiting = 0  # requests in groups
 
     def place(self, job: Job, now_s: float) -> bool:
         """Queue a request that has just arrived; False if no instance takes it.
@@ -60,6 +61,7 @@ class PrefillPlacement:
         group = job.group
         if group is not None:
             job.group = None
+            self.waiting -= 1
             self._instances[group.instance_id].prefill.remove(group, job.request_id)
             if not group.members:
                 self._close(group)
@@ -111,6 +113,7 @@ class PrefillPlacement:
         prefill_us = round(self._costs.prefill_s(job.model, (job.context_tokens,)) * _US)
         self._instances[group.instance_id].prefill.put(group, job.request_id, prefill_us)
         job.group = group
+        self.waiting += 1
         if group.room == 0:
             self._close(group)
 

@@ -15,9 +15,13 @@ _Order = tuple[float, int]
 
 
 class SlabBudget:
-    """Reservations by request. Slabs serve one KV shape at a time, so slabs are counted by shape, rounded up."""
+    """Reservations by request. Slabs serve one KV shape at a time, so slabs are counted by shape, rounded up.
+
+    ``refusals`` counts how often ``admits`` said no.
+    """
 
     def __init__(self, limits: PoolLimits) -> None:
+        self.refusals = 0
         self._slab_bytes = limits.slab_bytes
         self._slabs = limits.slabs
         self._usable_bytes = limits.kv_cache_bytes * (1.0 - limits.kv_reserve_share)
@@ -55,9 +59,11 @@ class SlabBudget:
         if job.request_id in self._blocks:
             return True
         if self._first_refused is not None and self._first_refused < job.order:
+            self.refusals += 1
             return False
         if self._exhausted or not self._fits(job):
             self._first_refused = job.order
+            self.refusals += 1
             return False
         return True
 

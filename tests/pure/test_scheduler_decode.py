@@ -73,10 +73,9 @@ def test_another_model_ends_the_unlimited_turn_and_a_round_with_quotas_begins() 
     # q = 1 / (5 * 0.1) = 2 s.
     toy = world()
     prefill(toy, "m0.a")
-    assert prefill(toy, "m1.a") == [EndTurn("d0", 2)]
-    first, load = end_turn(toy)  # m0 goes on first, so its KV stays
+    assert prefill(toy, "m1.a") == [EndTurn("d0", 2), LoadWeights("d0", "m1")]
+    (first,) = end_turn(toy)  # m0 goes on first, so its KV stays
     assert first == StartTurn("d0", 4, "m0", decode=("m0.a",), quota_s=pytest.approx(2.0))
-    assert load == LoadWeights("d0", "m1")
     evict, second = end_turn(toy)
     assert evict == EvictKv("d0", ("m0.a",))
     assert second == StartTurn("d0", 5, "m1", decode=("m1.a",), quota_s=pytest.approx(2.0))
@@ -94,12 +93,15 @@ def test_the_quota_follows_the_tightest_target_of_a_batch() -> None:
     assert (second.model, second.quota_s) == ("m1", pytest.approx(4.0))
 
 
-def test_a_batch_that_comes_during_a_round_waits_for_the_next() -> None:
+def test_a_batch_that_comes_during_a_round_has_its_turn_at_the_rounds_end() -> None:
     toy = world()
     prefill(toy, "m0.a", "m1.a")
     assert [start.model for start in starts(end_turn(toy))] == ["m0"]  # the round of two begins
     assert prefill(toy, "m2.a") == []
-    assert [start.model for start in starts(end_turn(toy))] == ["m1"]
+    (last_of_two,) = starts(end_turn(toy))
+    (came_later,) = starts(end_turn(toy))
+    assert (last_of_two.model, came_later.model) == ("m1", "m2")
+    assert came_later.quota_s == last_of_two.quota_s
     assert [start.model for start in starts(end_turn(toy))] == ["m0"]  # the round of three
     assert [start.model for start in starts(end_turn(toy))] == ["m1"]
     assert [start.model for start in starts(end_turn(toy))] == ["m2"]
@@ -115,16 +117,16 @@ def test_a_request_that_comes_before_its_batchs_turn_takes_part_in_it() -> None:
 
 def test_the_first_later_batch_of_another_model_is_prefetched() -> None:
     toy = world()
-    prefill(toy, "m0.a", "m1.a", "m2.a")
-    said = end_turn(toy)
+    said = prefill(toy, "m0.a", "m1.a", "m2.a")
     assert [command for command in said if isinstance(command, LoadWeights)] == [LoadWeights("d0", "m1")]
-    # m1 runs, m2 comes in for m0; nothing is later than m2's batch in this round.
+    end_turn(toy)
+    # m1 runs, m2 comes in for m0; after m2's batch the next round begins with m0's.
     assert end_turn(toy)[1:] == [
         StartTurn("d0", 6, "m1", decode=("m1.a",), quota_s=pytest.approx(4.0)),
         EvictWeights("d0", "m0"),
         LoadWeights("d0", "m2"),
     ]
-    assert [type(command) for command in end_turn(toy)] == [EvictKv, StartTurn]
+    assert [type(command) for command in end_turn(toy)] == [EvictKv, StartTurn, EvictWeights, LoadWeights]
 
 
 def test_a_batch_whose_requests_are_gone_is_not_prefetched() -> None:

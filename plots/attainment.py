@@ -1,0 +1,62 @@
+"""Draws attainment under growing load: a line per system, the 90 % line, and where each system falls through it.
+
+Does not know: files, what the load is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from plots.crossing import LEVEL, Crossing, Kind
+from plots.curve import Curve
+from plots.style import INK, Look, add_legend
+
+LABEL_HEIGHT = 0.07  # of a number at the bottom, in shares of attainment
+LABEL_WIDTH = 0.085  # in shares of the width: numbers closer than that go into another row
+
+
+def draw_attainment(axes: Axes, curves: Sequence[Curve], looks: Sequence[Look], digits: int = 0) -> None:
+    """``digits``: decimals of crossing points."""
+    for curve, look in zip(curves, looks, strict=True):
+        xs, ys = zip(*curve.points, strict=True)
+        axes.plot(xs, ys, **look.line, label=legend_text(curve, digits))
+    axes.axhline(LEVEL, color=INK, linewidth=1.0, linestyle=(0, (1, 1.2)), zorder=1)
+    axes.set_ylim(0, 1.03)
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, LEVEL, 1.0])
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _mark_crossings(axes, curves, looks, digits)
+    add_legend(axes, title=f"at or above {LEVEL:.0%} up to")
+
+
+def legend_text(curve: Curve, digits: int) -> str:
+    """The line of a curve in the legend: what it is, who says so, and how far it holds the level."""
+    return f"{curve.label} ({curve.source}): {reach(curve, digits)}"
+
+
+def reach(curve: Curve, digits: int) -> str:
+    """How far a curve holds the level, and why nobody knows what is beyond it."""
+    ends_early = curve.crossing.kind is Kind.BEYOND and curve.end
+    return f"{curve.crossing.x:g}, then {curve.end}" if ends_early else curve.crossing.text(digits)
+
+
+def _mark_crossings(axes: Axes, curves: Sequence[Curve], looks: Sequence[Look], digits: int) -> None:
+    """A line from each crossing down to its number; numbers that would touch go into rows above each other."""
+    low, high = axes.get_xlim()
+    rows: list[float] = []  # where the last number of each row stands
+    marks = [(curve.crossing, look) for curve, look in zip(curves, looks, strict=True)]
+    for crossing, look in sorted(marks, key=lambda mark: mark[0].x):
+        if crossing.kind is Kind.CROSSES:
+            free = [row for row, x in enumerate(rows) if crossing.x - x > LABEL_WIDTH * (high - low)]
+            row = free[0] if free else len(rows)
+            rows[row : row + 1] = [crossing.x]
+            _mark(axes, crossing, look, crossing.text(digits), height=LABEL_HEIGHT * (row + 0.6))
+
+
+def _mark(axes: Axes, crossing: Crossing, look: Look, text: str, height: float) -> None:
+    axes.plot([crossing.x] * 2, [LEVEL, height], color=look.colour, linewidth=0.9, linestyle=(0, (2, 1.5)), zorder=1.5)
+    axes.plot(crossing.x, LEVEL, marker=look.marker, color="white", markeredgecolor=look.colour, ms=6.5, zorder=4)
+    box = {"facecolor": "white", "edgecolor": look.colour, "linewidth": 0.7, "boxstyle": "round,pad=0.2"}
+    axes.text(crossing.x, height, text, ha="center", va="center", fontsize=8.5, bbox=box, zorder=5)

@@ -1,0 +1,137 @@
+"""The command line that all figures share, and how their errors are told.
+
+Does not know: what is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from aegaeon.core.slo import Slo
+from plots.token_gaps import Metric
+from plots.usage import UsageError
+
+PLOTS = Path(__file__).parent
+RECORDS = PLOTS / "json"
+FIGURES = PLOTS / "figures"
+
+
+def command_line(docstring: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is a module's docstring, but for what it does not know."""
+    told = (docstring or "").partition("Does not know:")[0].replace("``", "")
+    return argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def parser(description: str | None, subfolder: str = "") -> argparse.ArgumentParser:
+    """Options of every figure: where records are, where pictures go, what real records were measured on.
+
+    Records of a figure with hardware of its own are in a ``subfolder`` of ``plots/json``, if they are not in it.
+    """
+    made = command_line(description)
+    folders = [folder for folder in (RECORDS, RECORDS / subfolder) if folder.is_dir()]
+    made.add_argument(
+        "--json",
+        type=_folder,
+        nargs="+",
+        default=list(dict.fromkeys(folders)) or [RECORDS],
+        metavar="DIR",
+        help=f"where records are, default plots/json{f' and plots/json/{subfolder}' if subfolder else ''}",
+    )
+    made.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the PDF and PNG go; default plots/figures, and the PDF beside the script too, as in the artifact",
+    )
+    made.add_argument(
+        "--measured-on",
+        metavar="DEVICE",
+        help="what real records (run-*.json) without a device of their own were measured on, such as '2-core CPU'",
+    )
+    return made
+
+
+def add_metric(options: argparse.ArgumentParser) -> None:
+    """The option that chooses between the two metrics."""
+    options.add_argument(
+        "--metric",
+        type=Metric,
+        choices=list(Metric),
+        default=Metric.SLO_ATTAINMENT,
+        help="slo_attainment (default): share of tokens on time; qos: what the artifact's plots show",
+    )
+
+
+def add_slo(options: argparse.ArgumentParser) -> None:
+    """The option that scores with other targets than the figure's own."""
+    options.add_argument(
+        "--slo",
+        type=_slo,
+        metavar="SCALE | ttft=S,tpot=S",
+        help="score with these targets instead of the figure's own (a scale is of TTFT 10 s and TPOT 0.1 s)",
+    )
+
+
+def add_policy(options: argparse.ArgumentParser) -> None:
+    """The option that chooses the system whose inner workings are shown."""
+    options.add_argument("--policy", default="aegaeon", help="the system that is shown, default aegaeon")
+
+
+def add_load(options: argparse.ArgumentParser) -> None:
+    """The options that choose one outcome: a system at one load."""
+    add_policy(options)
+    options.add_argument("--num-models", type=int, default=80, metavar="N", help="models of the load, default 80")
+    options.add_argument(
+        "--arrival-rate", type=float, default=0.1, metavar="R", help="requests/s of each model, default 0.1"
+    )
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return Path(text)
+
+
+def _slo(text: str) -> Slo:
+    try:
+        if "=" not in text:
+            return Slo().scaled(float(text))
+        values = {name.strip(): float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+        if not values.keys() <= {"ttft", "tpot"}:
+            raise ValueError(text)
+        return Slo(values.get("ttft", Slo().ttft_s), values.get("tpot", Slo().tpot_s))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a positive scale nor ttft=SECONDS,tpot=SECONDS"
+        ) from None
+
+
+def destinations(out: Path | None) -> list[Path]:
+    """Folders for the figure: the first gets PDF and PNG, others the PDF."""
+    return [out] if out else [FIGURES, PLOTS]
+
+
+def say(text: str) -> None:
+    """A remark for the person at the terminal, apart from results."""
+    print(text, file=sys.stderr)
+
+
+def run(draw: Callable[[argparse.Namespace], Sequence[Path]], options: argparse.Namespace) -> int:
+    """Draw, name the files that were written; an exit status. Errors of the person asking are told in a line."""
+    try:
+        files = draw(options)
+    except UsageError as error:
+        say(f"error: {error}")
+        return 2
+    for file in files:
+        print(_shown(file))
+    return 0
+
+
+def _shown(path: Path) -> Path:
+    """Relative where that is shorter."""
+    resolved = path.resolve()
+    return resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else resolved

@@ -1,0 +1,58 @@
+"""Figures 11 to 13: attainment of each system as models or rates grow.
+
+    python3 plot_e2e.py --spec 0.1
+
+Writes ``<spec>.png`` and ``<spec>.pdf`` into ``plots/figures``, and the PDF beside this script, where the artifact has
+it; with ``--out`` only there.
+
+Does not know: how records are found and read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a script: the folder above has the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from plots.attainment import draw_attainment
+from plots.curve import Origin
+from plots.options import add_metric, add_slo, destinations, parser, run, say
+from plots.panel import DIGITS, PANELS
+from plots.records import curves_of, read_records
+from plots.style import figure_style, metric_label, new_figure, system_look, write_figure
+
+
+def draw(options: argparse.Namespace) -> list[Path]:
+    """Draw one panel, return the files."""
+    panel = PANELS[options.spec]
+    found = curves_of(panel, read_records(options.json, options.measured_on), options.metric, options.slo, say)
+    with figure_style():
+        figure, axes = new_figure(4.7, 3.4 + 0.2 * len(found))
+        looks = [system_look(policy, curve.source.origin is Origin.MEASURED) for policy, curve in found]
+        draw_attainment(axes, [curve for _, curve in found], looks, DIGITS[panel.axis])
+        axes.set_title(f"{panel.figure}: {panel.title}")
+        axes.set_xlabel(panel.x_label)
+        axes.set_ylabel(metric_label(options.metric))
+        return write_figure(figure, destinations(options.out), panel.spec)
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser(__doc__)
+    made.add_argument("--spec", required=True, choices=list(PANELS), help="the panel")
+    add_metric(made)
+    add_slo(made)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status."""
+    return run(draw, options().parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Figure 15(b): how long a request waits for its KV cache to move, control and block overhead together.
+
+    python3 plot_kvcache_cdf.py
+
+Writes ``kvcache_cdf.png`` and ``kvcache_cdf.pdf``, see ``plot_e2e.py`` for where.
+
+Does not know: how records are found and read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a script: the folder above has the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from plots.cdf import draw_cdf
+from plots.options import add_policy, destinations, parser, run, say
+from plots.outcome import Distribution
+from plots.records import read_records
+from plots.selection import load_name, typical
+from plots.style import figure_style, new_figure, system_name, write_figure
+from plots.usage import UsageError
+
+
+def draw(options: argparse.Namespace) -> list[Path]:
+    """Draw the figure, return the files."""
+    curves: dict[str, Distribution] = {}
+    for outcome in typical(read_records(options.json, options.measured_on), options.policy):
+        name = f"{load_name(outcome.load)} ({outcome.source})"
+        kv_sync_s = outcome.detail().kv_sync_s
+        if kv_sync_s is None:
+            say(f"{name}: its records do not tell KV synchronisation; skipped")
+        else:
+            curves[name] = kv_sync_s
+    if not curves:
+        raise UsageError(
+            "no record tells KV synchronisation; simulate again, or replay against a server with timelines"
+        )
+    with figure_style():
+        figure, axes = new_figure(4.7, 3.3 + 0.2 * len(curves))
+        draw_cdf(axes, curves, logarithmic=True)
+        axes.set_title(f"Figure 15(b): KV synchronisation of {system_name(options.policy)}")
+        axes.set_xlabel("KV synchronisation of a request (s)")
+        axes.set_ylabel("share of requests")
+        return write_figure(figure, destinations(options.out), "kvcache_cdf")
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser(__doc__)
+    add_policy(made)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status."""
+    return run(draw, options().parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Finds the records in folders, real and simulated, and picks those of a panel.
+
+Does not know: what is inside the files, how curves are drawn.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from aegaeon.core.slo import Slo
+from plots.curve import UNKNOWN_DEVICE, Curve, Source
+from plots.outcome import Outcome
+from plots.panel import BASE_SLO, Panel
+from plots.run_file import read_run
+from plots.sim_file import SUMMARY_SUFFIX, read_simulation
+from plots.style import system_name, system_rank
+from plots.token_gaps import Metric
+from plots.usage import UsageError
+
+NO_PLACEMENT = "no placement"
+
+Say = Callable[[str], None]
+Key = tuple[str, Source]
+
+
+def read_records(directories: Sequence[Path], measured_on: str | None = None) -> list[Outcome]:
+    """All outcomes that the folders hold, the newest files last; ``measured_on``: the device of real runs."""
+    files = [file for directory in directories for file in directory.glob("*.json")]
+    files.sort(key=lambda file: (file.stat().st_mtime, file.name))
+    outcomes: list[Outcome] = []
+    for file in files:
+        if file.name.startswith("run-"):
+            run = read_run(file, measured_on or UNKNOWN_DEVICE)
+            outcomes += [run] if run else []
+        elif file.name.startswith("sim-") and not file.name.endswith(SUMMARY_SUFFIX):
+            outcomes += read_simulation(file)
+    return outcomes
+
+
+def curves_of(
+    panel: Panel, outcomes: Iterable[Outcome], metric: Metric, slo: Slo | None, say: Say
+) -> list[tuple[str, Curve]]:
+    """(policy, curve) of each system that has records for the panel, scored by ``slo`` (None: the panel's).
+
+    Raises ``UsageError`` if there is none.
+    """
+    systems = _by_system(panel, outcomes)
+    if not systems:
+        command = " ".join(["python3 -m sim.simulate", *panel.simulate_arguments])
+        raise UsageError(f"no records for {panel.figure}, {panel.title}; make them with: {command}")
+    ordered = sorted(systems.items(), key=lambda item: (system_rank(item[0][0]), str(item[0][1])))
+    made = [(key[0], _curve(panel, key, points, metric, slo or panel.slo, say)) for key, points in ordered]
+    return [(policy, curve) for policy, curve in made if curve is not None]
+
+
+def _by_system(panel: Panel, outcomes: Iterable[Outcome]) -> dict[Key, dict[float, Outcome]]:
+    """Per system the outcome at each x: those served for the panel's targets, where there are any; later files win."""
+    served: dict[Key, dict[Slo, dict[float, Outcome]]] = defaultdict(lambda: defaultdict(dict))
+    for outcome in outcomes:
+        x = panel.x_of(outcome.load)
+        if x is not None:
+            served[outcome.policy, outcome.source][outcome.slo][x] = outcome
+    chosen = {key: by_slo.get(panel.slo) or by_slo.get(BASE_SLO) for key, by_slo in served.items()}
+    return {key: points for key, points in chosen.items() if points}
+
+
+def _curve(panel: Panel, key: Key, points: Mapping[float, Outcome], metric: Metric, slo: Slo, say: Say) -> Curve | None:
+    """None if the system took none of the loads."""
+    policy, source = key
+    name = f"{system_name(policy)} ({source})"
+    refused = [x for x in sorted(points) if points[x].refused]
+    served = [x for x in sorted(points) if not points[x].refused]
+    _say_gaps(name, panel, points, slo, say)
+    if not served:
+        say(f"{name}: {NO_PLACEMENT} at any load; skipped")
+        return None
+    scored = tuple((x, points[x].score(metric, slo)) for x in served)
+    return Curve(system_name(policy), source, scored, end=NO_PLACEMENT if refused and refused[-1] > served[-1] else "")
+
+
+def _say_gaps(name: str, panel: Panel, points: Mapping[float, Outcome], slo: Slo, say: Say) -> None:
+    """What a reader of the curve should know: points that are not there, targets that were others."""
+    served_for = next(iter(points.values())).slo
+    if served_for != panel.slo:
+        say(f"{name}: served for {_targets(served_for)}, scored by {_targets(slo)}")
+    missing = [f"{x:g}" for x in panel.xs if x not in points]
+    if missing:
+        say(f"{name}: no record at {', '.join(missing)} {panel.axis}; skipped")
+
+
+def _targets(slo: Slo) -> str:
+    return f"TTFT {slo.ttft_s:g} s and TPOT {slo.tpot_s:g} s"

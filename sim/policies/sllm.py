@@ -1,0 +1,49 @@
+"""ServerlessLLM, as the Aegaeon artifact (SOSP'25) simulates it: request-level scaling, first come first served.
+
+A GPU runs one model until all of its requests are done. Four slots per GPU and model, no preemption by other models; a
+request without a first token 15 s after its arrival is dropped.
+
+Does not know: output lengths, SLOs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+
+from aegaeon.core.cost import CostModel
+from sim.policies.gpu import Gpu
+from sim.policies.job import PlacedJob
+from sim.policies.slots import DROP_AFTER_S, SLOTS, place_by_slot
+
+
+@dataclass(frozen=True, slots=True)
+class SllmStrategy:
+    """A ``Strategy``: queues are served in order."""
+
+    costs: CostModel
+    idle_first: bool = True
+    slots: int = SLOTS
+    drop_after_s: float | None = DROP_AFTER_S
+    forgets_kv: bool = False
+
+    def hosts(self, model: str, gpus: Mapping[str, Gpu]) -> Iterable[Gpu]:
+        return gpus.values()
+
+    def place(self, job: PlacedJob, gpus: Mapping[str, Gpu], now_s: float) -> Gpu | None:
+        return place_by_slot(job, gpus.values(), self.slots, self.costs, now_s, self.idle_first)
+
+    def next_run(self, gpu: Gpu, now_s: float) -> Iterable[PlacedJob]:
+        return _leading(gpu, next(iter(gpu.queue.values())).model)
+
+    def joiners(self, gpu: Gpu, now_s: float) -> Iterable[PlacedJob]:
+        return _leading(gpu, gpu.run.model) if gpu.run is not None else ()
+
+    def takes_out(self, gpu: Gpu, now_s: float) -> bool:
+        return False
+
+
+def _leading(gpu: Gpu, model: str) -> Iterable[PlacedJob]:
+    """The first jobs of the queue, as long as they are of ``model``."""
+    return takewhile(lambda job: job.model == model, gpu.queue.values())

@@ -1,0 +1,46 @@
+"""What sets one baseline apart from another; ``TurnScheduler`` does the rest.
+
+Does not know: events, commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from sim.policies.gpu import Gpu
+from sim.policies.job import PlacedJob
+
+
+class Strategy(Protocol):
+    """Where requests go, and what a GPU runs next.
+
+    ``drop_after_s``: a request without a first token so long after its arrival is dropped (None: never).
+    ``forgets_kv``: a model that is taken out before its requests are done loses their KV.
+    """
+
+    @property
+    def drop_after_s(self) -> float | None: ...
+
+    @property
+    def forgets_kv(self) -> bool: ...
+
+    def hosts(self, model: str, gpus: Mapping[str, Gpu]) -> Iterable[Gpu]:
+        """The GPUs, of those there are by id, that may ever run a model."""
+        ...
+
+    def place(self, job: PlacedJob, gpus: Mapping[str, Gpu], now_s: float) -> Gpu | None:
+        """The GPU for the job, which must be able to hold it, of those there are by id; None: it waits for another."""
+        ...
+
+    def next_run(self, gpu: Gpu, now_s: float) -> Iterable[PlacedJob]:
+        """Jobs of the queue, all of one model, that an idle GPU runs next, in order; at least one if any waits."""
+        ...
+
+    def joiners(self, gpu: Gpu, now_s: float) -> Iterable[PlacedJob]:
+        """Jobs of the queue, of the running model, that may join the run, in order."""
+        ...
+
+    def takes_out(self, gpu: Gpu, now_s: float) -> bool:
+        """Whether the run is to make way for what waits."""
+        ...

@@ -1,0 +1,135 @@
+"""A request in the simulated world: how far it is, where its KV is, where its time went.
+
+Does not know: turns, schedulers, who decides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegaeon.core.request import Request
+from aegaeon.core.timeline import LatencyParts
+from sim.model_facts import SimModel
+
+if TYPE_CHECKING:
+    from sim.instance import SimInstance
+
+Times = NDArray[np.float64]
+
+
+class RequestState:
+    """Invariant: ``context = prompt + generated``; KV covers at most all tokens but the last.
+
+    ``times``: token times in pieces, in order; most are shared with the other members of a turn. ``saved_s``: when all
+    KV written so far is in the slab cache. ``home``: the instance that has a device copy. ``epoch`` grows when its KV
+    is dropped, so that what is still under way for it can be told from what comes later.
+    """
+
+    __slots__ = (
+        "after_s",
+        "arrive_s",
+        "before_s",
+        "blocks",
+        "context",
+        "control_s",
+        "decode_s",
+        "dropping",
+        "ended",
+        "epoch",
+        "error",
+        "generated",
+        "home",
+        "kv_s",
+        "kv_tokens",
+        "model",
+        "place",
+        "prefill_s",
+        "request",
+        "request_id",
+        "saved_s",
+        "saved_tokens",
+        "target",
+        "times",
+    )
+
+    def __init__(self, request: Request, model: SimModel, target_tokens: int) -> None:
+        self.request = request
+        self.request_id = request.request_id
+        self.model = model
+        self.target = target_tokens
+        self.generated = 0
+        self.context = request.prompt_tokens
+        self.kv_tokens = 0
+        self.saved_tokens = 0
+        self.saved_s = 0.0
+        self.arrive_s = 0.0  # when its KV is on the device that it runs on
+        self.blocks: list[int] = []  # of the slab cache, in token order
+        self.home: str | None = None
+        self.place: SimInstance | None = None  # whose turn it is in
+        self.dropping = False
+        self.epoch = 0
+        self.times: list[Times] = []
+        self.ended = False
+        self.error: str | None = None
+        self.prefill_s = self.decode_s = self.kv_s = self.control_s = 0.0
+        self.before_s = self.after_s = 0.0  # of what was spent, before and after the first token
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last token is out."""
+        return self.generated >= self.target
+
+    def token_times(self) -> Times:
+        """All its token times, absolute seconds."""
+        return np.concatenate(self.times) if self.times else np.empty(0)
+
+    def take_tokens(self, times: Times) -> None:
+        """It produced a token at each of these times."""
+        count = len(times)
+        self.times.append(times)
+        self.generated += count
+        self.context += count
+        self.kv_tokens = self.context - 1
+
+    def spend_prefill(self, seconds: float) -> None:
+        self.prefill_s += seconds
+        self._cover(seconds)
+
+    def spend_decode(self, seconds: float) -> None:
+        self.decode_s += seconds
+        self._cover(seconds)
+
+    def spend_kv(self, seconds: float) -> None:
+        self.kv_s += seconds
+        self._cover(seconds)
+
+    def spend_control(self, seconds: float) -> None:
+        self.control_s += seconds
+        self._cover(seconds)
+
+    def _cover(self, seconds: float) -> None:
+        if self.generated:
+            self.after_s += seconds
+        else:
+            self.before_s += seconds
+
+    def forget_kv(self) -> None:
+        """Its KV is gone everywhere."""
+        self.epoch += 1
+        self.kv_tokens = self.saved_tokens = 0
+        self.saved_s = 0.0
+
+    def parts(self, first_token_s: float, finish_s: float) -> LatencyParts:
+        """The six parts; what was spent on nothing in particular is waiting (a switch is waiting too)."""
+        arrival_s = self.request.arrival_s
+        return LatencyParts(
+            prefill_wait_s=max(0.0, first_token_s - arrival_s - self.before_s),
+            prefill_s=self.prefill_s,
+            decode_wait_s=max(0.0, finish_s - first_token_s - self.after_s),
+            decode_s=self.decode_s,
+            control_s=self.control_s,
+            block_s=self.kv_s,
+        )
