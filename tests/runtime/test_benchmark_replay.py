@@ -489,6 +489,15 @@ def test_a_pool_that_does_not_start_says_why_and_leaves_nothing(tmp_path: Path) 
     assert _gone(_child_pid(log))
 
 
+@pytest.fixture
+def hears_interrupts() -> Iterator[None]:
+    """Where the tests are a shell's background job, Ctrl-C is ignored from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_interrupts")
 def test_interrupted_work_ends_the_pool_too(tmp_path: Path) -> None:
     log = tmp_path / "pool.log"
 
