@@ -87,6 +87,9 @@ class SimInstance:
         model = self._node.models[command.model]
         self.turn = turn = SimTurn(command, model, now_s)
         self._switching = self._bound != command.model
+        if self._constants.control_s:
+            turn.ready_s = now_s + self._constants.control_s
+            self._node.at(turn.ready_s, Priority.BOUNDARY, self._command_arrived, turn)
         self.weights.want(command.model, now_s, urgent=True)
         self._require_memory()
         self.join(command.turn_id, command.prefill, command.decode, now_s)

@@ -16,10 +16,15 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.registry import POLICIES
 from aegaeon.scheduler.scheduler import Scheduler
+from aegaeon.scheduler.slack.homes import Homes
 from sim.errors import InputError
 from sim.policies.systems import ARTIFACT_BASELINES, BASELINES
 from sim.pooled_layout import disaggregated_layout, mixed_layout
+from sim.shared_layout import shared_layout
 from sim.system import PlacedInstance, System
+
+SLACK_CHUNK_TOKENS = 1024
+"""What ``slack`` has prompts cut into: a due token waits for a chunk at most (about 30 ms on an H100)."""
 
 
 def _pool_scheduler(
@@ -35,6 +40,7 @@ def _production_systems() -> dict[str, System]:
     return {
         **systems,
         "aegaeon": replace(systems["aegaeon"], layout=disaggregated_layout),
+        "slack": replace(systems["slack"], layout=shared_layout, router=Homes, prefill_chunk_tokens=SLACK_CHUNK_TOKENS),
     }
 
 

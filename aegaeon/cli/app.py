@@ -115,6 +115,46 @@ def doctor() -> None:
     raise typer.Exit(int(any(finding.broken for finding in findings)))
 
 
+@app.command()
+def profile(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=]DIR...", help="Models to measure: their folders", show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option(help="where models run: cpu")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="compute threads of an instance  [default: as in a pool of this machine]")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="folder of the profiles")] = Path("profiles"),
+    quick: Annotated[bool, typer.Option("--quick", help="fewer points and rounds: a minute for a small model")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="measure all anew, do not go on with what is there")] = False,
+    max_error: Annotated[float, typer.Option(help="mean relative error above which no profile is written")] = 0.10,
+    max_context: Annotated[int, typer.Option(help="longest prompt and context to measure, in tokens")] = 4096,
+    prefill_chunk_tokens: Annotated[int, typer.Option(help="as of aegaeon serve")] = 512,
+    max_batch_requests: Annotated[int, typer.Option(help="as of aegaeon serve")] = 64,
+) -> None:
+    """Measure how long models take on this machine, and write latency profiles for serving and simulating.
+
+    What is measured is kept beside the profiles: a run that was broken off is gone on with.
+    """
+    from aegaeon.cli.profile import ProfileOptions
+    from aegaeon.cli.profile import profile as run
+
+    options = ProfileOptions(
+        models or [],
+        device,
+        threads,
+        out,
+        quick,
+        fresh,
+        max_error,
+        max_context,
+        prefill_chunk_tokens,
+        max_batch_requests,
+    )
+    raise typer.Exit(run(options))
+
+
 @app.command(**_FORWARD)  # type: ignore[arg-type]
 def workload(context: typer.Context) -> None:
     """Write workload files; every argument goes on to aegaeon/workload.py."""

@@ -43,6 +43,7 @@ class PoolConfig:
     device: str = "cpu"
     instances: tuple[InstanceConfig, ...] = (InstanceConfig(Role.MIXED, 1),)
     threads_per_instance: int | None = None
+    profile_dir: Path | None = None
     resident_models: int | None = None
     copy_to_device: bool = False
     device_bytes: int | None = None

@@ -310,7 +310,7 @@ class Driver:
             for progress in message.progress
             if progress.request_id not in message.unfinished and self._idle(progress.request_id)
         )
-        self._dispatch(e.TurnEnded(handle.instance_id, message.turn_id, message.reason, contexts))
+        self._dispatch(e.TurnEnded(handle.instance_id, message.turn_id, message.reason, contexts, message.timing))
 
     def _idle(self, request_id: str) -> bool:
         request = self._requests.get(request_id)

@@ -26,6 +26,7 @@ from aegaeon.runtime.link import Link
 from aegaeon.runtime.sequence import Sequence
 from aegaeon.runtime.token_sinks import TokenSinks
 from aegaeon.runtime.turn import Feed, Turn
+from aegaeon.runtime.turn_clock import TurnClock
 from aegaeon.runtime.weight_store import WeightError, WeightStore
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Instance:
         self._sequences: dict[str, Sequence] = {}
         self._asked_blocks: dict[str, int] = {}
         self._turn: Turn | None = None
+        self._turn_clock = TurnClock("")
         self._bound: str | None = None
         self._running = True
 
@@ -142,7 +144,7 @@ class Instance:
         turn = Turn(message.turn_id, message.model, message.quota_s, message.keep_prefilled, message.issued_s)
         turn.received_s = self._clock.now_s()
         turn.switched = self._bound != message.model
-        self._turn = turn
+        self._turn, self._turn_clock = turn, TurnClock(turn.model)
         self._seat(turn, message.prefill, message.decode, message.issued_s)
 
     def _join(self, message: m.JoinTurn) -> None:
@@ -217,7 +219,8 @@ class Instance:
             self._send_spans(sequence)
         self._turn = None
         progress = tuple(sequence.progress() for sequence in members)
-        self._driver.send(m.TurnOver(turn.turn_id, reason, progress, turn.unfinished, turn.switched))
+        timing = self._turn_clock.timing
+        self._driver.send(m.TurnOver(turn.turn_id, reason, progress, turn.unfinished, turn.switched, timing))
 
     # --- weights ----------------------------------------------------------------------------------------------------
 
@@ -325,6 +328,7 @@ class Instance:
             feed.sequence.kv_tokens += feed.tokens
         token_ids = self._sampler.sample(logits, [feed.sequence.sampling for feed in sampled]) if sampled else []
         now_s = self._clock.now_s()
+        self._turn_clock.add(feeds, now_s - start_s)
         for feed in feeds:
             phase = Phase.PREFILL if feed.prefill else Phase.DECODE
             feed.sequence.spend(phase, start_s, now_s, self._id)

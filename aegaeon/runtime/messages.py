@@ -15,6 +15,7 @@ from aegaeon.core.instance import Role
 from aegaeon.core.request import Request
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.timeline import Span
+from aegaeon.core.turn_timing import TurnTiming
 from quick_model_loader import Handle
 
 # --- frontend -> driver ---------------------------------------------------------------------------------------------
@@ -285,6 +286,7 @@ class TurnOver:
     progress: tuple[Progress, ...]
     unfinished: tuple[str, ...]
     switched: bool
+    timing: TurnTiming | None = None
 
 
 @dataclass(frozen=True, slots=True)

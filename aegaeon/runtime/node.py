@@ -13,13 +13,16 @@ from typing import TextIO
 
 import quick_model_loader as qml
 from aegaeon.core.config import PoolConfig
-from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.service import ServiceError
+from aegaeon.device.local_cpu import local_cpu
+from aegaeon.latency.errors import LatencyError
+from aegaeon.runtime.calibrated_costs import CalibratedCosts, CalibratingScheduler
 from aegaeon.runtime.clock import MonotonicClock
+from aegaeon.runtime.costs import find_profiles, make_costs
 from aegaeon.runtime.driver import Driver
-from aegaeon.runtime.estimate import DeviceRates, estimate_profile
+from aegaeon.runtime.estimate import DeviceRates
 from aegaeon.runtime.fd_exchange import FdServer, close_fds
 from aegaeon.runtime.host_weights import HostWeightCache, chunk_bytes
 from aegaeon.runtime.instance_handle import InstanceHandle
@@ -34,11 +37,6 @@ from aegaeon.scheduler.scheduler import Scheduler
 
 Ended = Callable[[str], None]
 Spawn = Callable[[WorkerOptions, Ended], None]
-
-# A host-cache hit on CPU is a mapping: what a switch costs there is the hand-over between two turns, a few
-# milliseconds on an idle machine and several times that on a busy one. Too low a figure makes turns so short that the
-# hand-overs eat the time; too high a figure only makes them longer.
-_TURN_OVERHEAD_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,25 +116,25 @@ class Node:
         except qml.LoaderError as error:
             raise ServiceError(f"cannot have --weight-cache: {error}") from error
 
-    def make_scheduler(self) -> Scheduler:
+    def make_scheduler(self) -> CalibratingScheduler:
         """A fresh scheduler for this node: fed its event log, it gives the same commands."""
         config = self._options.config
         limits = PoolLimits(self._kv.total_bytes, self._slab_bytes, max_queued_requests=config.max_queued_requests)
-        return make_scheduler(config.policy, self._specs, self._costs(), limits)
+        costs = self._costs()
+        return CalibratingScheduler(make_scheduler(config.policy, self._specs, costs, limits), costs)
 
     def _logged(self, scheduler: Scheduler) -> Scheduler:
         log = self._log
         return scheduler if log is None else LoggingScheduler(scheduler, lambda line: log.write(line + "\n"))
 
-    def _costs(self) -> ProfiledCosts:
-        rates = DeviceRates.cpu(self._options.threads_per_instance)
-        return ProfiledCosts(
-            {spec.name: spec for spec in self._specs},
-            {name: estimate_profile(model.spec, model.facts.parameters, rates) for name, model in self._models.items()},
-            weight_bytes_per_s=1e12,
-            kv_bytes_per_s=1e12,
-            switch_overhead_s=_TURN_OVERHEAD_S,
-        )
+    def _costs(self) -> CalibratedCosts:
+        threads, models = self._options.threads_per_instance, tuple(self._models.values())
+        try:
+            measured = find_profiles(self._options.config.profile_dir, local_cpu(threads).name, models)
+        except LatencyError as error:
+            raise ServiceError(f"--profile-dir: {error}") from error
+        costs = make_costs(self._specs, self._models, measured, DeviceRates.cpu(threads))
+        return CalibratedCosts(costs, self._models.keys() - measured.keys())
 
     def _start_instance(self, spec: InstanceSpec) -> None:
         incarnation = self._incarnations[spec.instance_id] = self._incarnations.get(spec.instance_id, -1) + 1

@@ -14,10 +14,11 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.scheduler.aegaeon import AegaeonScheduler
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.scheduler import Scheduler
+from aegaeon.scheduler.slack.scheduler import SlackScheduler
 
 Policy = Callable[[Sequence[ModelSpec], CostModel, PoolLimits], Scheduler]
 
-POLICIES: Mapping[str, Policy] = MappingProxyType({"aegaeon": AegaeonScheduler})
+POLICIES: Mapping[str, Policy] = MappingProxyType({"aegaeon": AegaeonScheduler, "slack": SlackScheduler})
 
 
 class UnknownPolicyError(ValueError):

@@ -53,7 +53,14 @@ def _pool_values(values: BaseModel, sources: Sources) -> dict[str, Any]:
         for option in OPTIONS
         if option.scope is not Scope.MODEL and option.key in chosen
     }
-    return fields | {"instances": _instances(chosen.get("instances"), sources)}
+    profile_dir = _profile_dir(fields.get("profile_dir"), sources)
+    return fields | {"instances": _instances(chosen.get("instances"), sources), "profile_dir": profile_dir}
+
+
+def _profile_dir(given_dir: Path | None, sources: Sources) -> Path | None:
+    if given_dir is not None and not given_dir.is_dir():
+        raise SettingsError(f"{sources.label(('profile_dir',))}: there is no folder {given_dir}")
+    return given_dir and given_dir.absolute()  # processes of the pool may run elsewhere
 
 
 def _resolved(value: Any, kind: Kind, folder: Path) -> Any:

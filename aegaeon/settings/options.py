@@ -162,7 +162,7 @@ OPTIONS = (
         "Jinja chat template: a file, or the text itself",
         auto="the model's own",
     ),
-    Option("policy", Kind.TEXT, Scope.POOL, "scheduling policy", choices=("aegaeon",)),
+    Option("policy", Kind.TEXT, Scope.POOL, "scheduling policy", choices=("aegaeon", "slack")),
     Option("device", Kind.TEXT, Scope.POOL, "where models run", choices=("cpu",)),
     Option(
         "instances",
@@ -180,6 +180,13 @@ OPTIONS = (
         "models whose weights may be on an instance's device at once; from 2 on the next one is prefetched",
         high=100_000,
         auto="2 when copying to a device, else all that fit",
+    ),
+    Option(
+        "profile_dir",
+        Kind.PATH,
+        Scope.POOL,
+        "folder of latency profiles (aegaeon profile); models without one for this device are estimated, and corrected",
+        auto="all estimated",
     ),
     Option("max_batch_requests", Kind.INTEGER, Scope.POOL, "requests that an instance decodes together", high=65536),
     Option(

@@ -159,3 +159,11 @@ async def test_an_address_in_use_is_a_clear_error() -> None:
 async def test_an_impossible_address_is_a_clear_error(host: str, port: int) -> None:
     with pytest.raises(AddressError, match=f"Cannot listen on {host}"):
         bind(host, port)
+
+
+def test_tokens_do_not_wait_for_acknowledgements() -> None:
+    """Connections inherit it; without it the first token comes 40 ms late."""
+    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,0 +1,134 @@
+"""``aegaeon profile``: measure models on this machine, show how it goes, write what it came to.
+
+Does not know: how anything is measured or fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from aegaeon.cli.console import make_console
+from aegaeon.cli.logs import configure_logs
+from aegaeon.machine import default_instances, read_machine
+from aegaeon.settings.checkpoint import weight_bytes
+from aegaeon.settings.error import SettingsError
+
+if TYPE_CHECKING:
+    from aegaeon.profiling.campaign import Campaign
+
+_KV_SHARE = 4  # of the free memory, for the largest batch
+_MOST_KV_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """The command line; ``threads`` None: as many as an instance of a pool would have here."""
+
+    models: Sequence[str]
+    device: str
+    threads: int | None
+    out: Path
+    quick: bool
+    fresh: bool
+    max_error: float
+    max_context_tokens: int
+    prefill_chunk_tokens: int
+    max_batch_requests: int
+
+
+def profile(options: ProfileOptions) -> int:
+    """Profile each model; the exit code: 1 where a fit was bad and no profile was written. Raises ``SettingsError``."""
+    folders = _folders(options.models)
+    _check(options)
+    configure_logs(None)
+    from aegaeon.profiling.errors import ProfilingError  # brings in torch
+
+    try:
+        return _run(options, folders, make_console())
+    except ProfilingError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _folders(models: Sequence[str]) -> Mapping[str, Path]:
+    """Folders by model name: ``NAME=DIR``, or ``DIR`` whose name is the model's."""
+    folders: dict[str, Path] = {}
+    for argument in models:
+        name, equals, folder = argument.rpartition("=")
+        path = Path(folder).expanduser()
+        name = name if equals else path.resolve().name
+        if not name:
+            raise SettingsError(f"{argument!r} names no model; write NAME=DIR, or DIR")
+        if name in folders:
+            raise SettingsError(f"two models are called {name!r}; name one of them: NAME=DIR")
+        weight_bytes(path)  # raises where it cannot be a checkpoint
+        folders[name] = path
+    if not folders:
+        raise SettingsError("no model to profile; name folders: aegaeon profile path/to/model")
+    return folders
+
+
+def _check(options: ProfileOptions) -> None:
+    if options.device != "cpu":
+        raise SettingsError(f"--device {options.device}: this version measures cpu")
+    cores = read_machine().cores
+    if options.threads is not None and not 1 <= options.threads <= cores:
+        raise SettingsError(f"--threads must be between 1 and the {cores} cores of this machine, got {options.threads}")
+    if not 0 < options.max_error < 1:
+        raise SettingsError(f"--max-error is a share such as 0.1, got {options.max_error:g}")
+    if options.out.exists() and not options.out.is_dir():
+        raise SettingsError(f"--out {options.out} is a file; give a folder")
+    for flag, value, least in (
+        ("--max-context", options.max_context_tokens, 64),
+        ("--prefill-chunk-tokens", options.prefill_chunk_tokens, 1),
+        ("--max-batch-requests", options.max_batch_requests, 1),
+    ):
+        if value < least:
+            raise SettingsError(f"{flag} must be at least {least}, got {value}")
+
+
+def _run(options: ProfileOptions, folders: Mapping[str, Path], console: Console) -> int:
+    from aegaeon.latency.report import fit_table
+    from aegaeon.profiling.report import switching_table
+
+    campaign = _campaign(options, folders)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=make_console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting an instance", total=None)
+        files, problems = campaign.run(
+            lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
+        )
+    if files:
+        console.print(fit_table(files))
+        console.print(switching_table(files))
+        typer.echo(f"{len(files)} profiles written under {options.out / files[0].device}")
+        typer.echo(f"serve with them: aegaeon serve ... --profile-dir {options.out}")
+    for problem in problems:
+        typer.echo(f"aegaeon: {problem}", err=True)
+    return int(bool(problems))
+
+
+def _campaign(options: ProfileOptions, folders: Mapping[str, Path]) -> Campaign:
+    from aegaeon.profiling.campaign import Campaign
+
+    machine = read_machine()
+    return Campaign(
+        folders,
+        options.out,
+        options.threads or max(1, machine.cores // default_instances(machine)),
+        min(_MOST_KV_BYTES, machine.room_bytes // _KV_SHARE),
+        options.prefill_chunk_tokens,
+        options.max_batch_requests,
+        options.max_context_tokens,
+        options.max_error,
+        options.quick,
+        options.fresh,
+        datetime.now(UTC).date().isoformat(),
+    )

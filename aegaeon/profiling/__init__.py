@@ -1,0 +1,4 @@
+"""Measure this engine on this machine, and make latency profiles of what was measured.
+
+Does not know: schedulers, servers, simulations.
+"""

@@ -1,0 +1,10 @@
+"""What goes wrong while profiling.
+
+Does not know: who shows the message.
+"""
+
+from __future__ import annotations
+
+
+class ProfilingError(Exception):
+    """Something cannot be measured, or does not make a profile; the message says why and what to do."""

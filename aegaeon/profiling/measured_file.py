@@ -1,0 +1,94 @@
+"""A profile file made of measurements.
+
+Does not know: how they were made, where the file goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aegaeon.core.kv_shape import KvShape
+from aegaeon.device.local_cpu import LocalDevice
+from aegaeon.latency.profile_file import (
+    Coefficients,
+    FitError,
+    KvGeometry,
+    ProfileFile,
+    Provenance,
+    Switching,
+    Validity,
+)
+from aegaeon.profiling.grid import DECODE_STEPS
+from aegaeon.profiling.journal import Journal
+from aegaeon.profiling.point import DecodePoint, HandOverPoint, Point, PrefillPoint, SwitchPoint
+from aegaeon.profiling.step_fit import DecodeSample, PrefillSample, StepFit, fit_steps
+from aegaeon.runtime.prepare import PreparedModel
+
+
+def fit_journal(points: Sequence[Point], journal: Journal, chunk_tokens: int, max_error: float) -> StepFit:
+    """Raises ``ValueError`` where too few points were measured."""
+    measured = [(point, seconds) for point in points if (seconds := journal.seconds(point)) is not None]
+    prefill = [
+        PrefillSample(point.tokens, -(-point.tokens // chunk_tokens), seconds)
+        for point, seconds in measured
+        if isinstance(point, PrefillPoint)
+    ]
+    decode = [
+        # the contexts grow while the steps are taken
+        DecodeSample(point.batch, point.batch * (point.context + DECODE_STEPS // 2), seconds)
+        for point, seconds in measured
+        if isinstance(point, DecodePoint)
+    ]
+    return fit_steps(prefill, decode, max_error)
+
+
+def measured_file(
+    model: PreparedModel,
+    device: LocalDevice,
+    fit: StepFit,
+    journal: Journal,
+    points: Sequence[Point],
+    chunk_tokens: int,
+    provenance: Provenance,
+) -> ProfileFile:
+    """The profile of one model on this machine."""
+    spec = model.spec
+    longest = max(point.context for point in points if isinstance(point, DecodePoint))
+    geometry, notes = _geometry(spec.kv_shape)
+    return ProfileFile(
+        model=spec.name,
+        device=device.name,
+        coefficients=Coefficients.of(fit.profile),
+        validity=Validity(
+            prefill_tokens=(fit.prefill.low, fit.prefill.high),
+            context_tokens=(1, longest),
+            decode_batch=(fit.decode.low, fit.decode.high),
+        ),
+        fit=FitError(
+            prefill_percent=round(100 * fit.prefill.mean_error, 2),
+            decode_percent=round(100 * fit.decode.mean_error, 2),
+            prefill_points=fit.prefill.points,
+            decode_points=fit.decode.points,
+        ),
+        batched_token_cap=chunk_tokens,
+        switching=Switching(
+            hand_over_s=journal.seconds(HandOverPoint()) or 0.0,
+            from_host_s=journal.seconds(SwitchPoint(cold=False)) or 0.0,
+            from_disk_s=journal.seconds(SwitchPoint(cold=True)) or 0.0,
+        ),
+        weight_bytes=spec.weight_bytes,
+        kv=geometry,
+        max_context_tokens=spec.max_context_tokens,
+        provenance=provenance,
+        notes=notes,
+    )
+
+
+def _geometry(shape: KvShape) -> tuple[KvGeometry, tuple[str, ...]]:
+    """Layers that differ are told as equal ones with as many bytes, rounded up."""
+    first = shape.layers[0]
+    if all(layer == first for layer in shape.layers) and first.key_size == first.value_size:
+        return KvGeometry.of(shape), ()
+    size = -(-shape.token_bytes // (2 * len(shape.layers) * shape.element_bytes))
+    geometry = KvGeometry(layers=len(shape.layers), kv_heads=1, head_size=size, element_bytes=shape.element_bytes)
+    return geometry, (f"layers differ in their KV: told as equal ones of {shape.token_bytes} bytes a token in all",)

@@ -1,0 +1,54 @@
+"""What can be measured of a model: the closed union of points, each with a name for the journal.
+
+Does not know: how a point is measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillPoint:
+    """A prompt of ``tokens``, processed chunk by chunk."""
+
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        return f"prefill {self.tokens}"
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePoint:
+    """One step of ``batch`` requests with ``context`` tokens each."""
+
+    batch: int
+    context: int
+
+    @property
+    def name(self) -> str:
+        return f"decode {self.batch}x{self.context}"
+
+
+@dataclass(frozen=True, slots=True)
+class HandOverPoint:
+    """From the last token of another model's turn to the first of this one's, less the step: weights are there."""
+
+    @property
+    def name(self) -> str:
+        return "hand-over"
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchPoint:
+    """As a hand-over, but the weights are first brought in: from the host cache, or (``cold``) from disk."""
+
+    cold: bool
+
+    @property
+    def name(self) -> str:
+        return "switch from disk" if self.cold else "switch from host cache"
+
+
+Point = PrefillPoint | DecodePoint | HandOverPoint | SwitchPoint

@@ -1,0 +1,266 @@
+"""One instance process, driven by a script: it runs the turns that it is given, as in a pool, and is timed.
+
+The process is the pool's own (``run_worker``); this class is its driver and its frontend.
+
+Does not know: what is measured, schedulers, Ray.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import select
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from types import TracebackType
+from typing import Self
+
+import quick_model_loader as qml
+from aegaeon.core.instance import InstanceSpec, Role
+from aegaeon.core.sampling import SamplingParams
+from aegaeon.core.timeline import Span
+from aegaeon.profiling.errors import ProfilingError
+from aegaeon.profiling.turn_times import TurnTimes
+from aegaeon.runtime import messages as m
+from aegaeon.runtime.clock import MonotonicClock
+from aegaeon.runtime.fd_exchange import FdServer
+from aegaeon.runtime.host_weights import chunk_bytes
+from aegaeon.runtime.link import create_link
+from aegaeon.runtime.node_kv import NodeKv
+from aegaeon.runtime.prepare import PreparedModel
+from aegaeon.runtime.ring import RingReader, create_ring, duplicate_fds
+from aegaeon.runtime.worker import WorkerModel, WorkerOptions, run_worker
+
+_KEY = "probe:0"
+_FRONTEND = "probe-frontend"
+_START_S = 120.0
+_STEP_S = 600.0  # no single step of any model takes longer
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOptions:
+    """How the instance runs: as ``PoolConfig`` has it. ``kv_tokens``: the most that a turn's members hold together."""
+
+    threads: int
+    chunk_tokens: int
+    kv_tokens: int
+    max_batch_requests: int
+    slab_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A member of a turn: a prompt of ``tokens`` to be processed, or (``decoding``) a context to go on from."""
+
+    tokens: int
+    new_tokens: int
+    decoding: bool
+
+
+class Probe:
+    """A context manager that is entered when the instance is ready. Raises ``ProfilingError`` when it fails."""
+
+    def __init__(self, models: Sequence[PreparedModel], options: ProbeOptions) -> None:
+        self._models = {model.spec.name: model for model in models}
+        self._options = options
+        self._clock = MonotonicClock()
+        self._random = random.Random(0)
+        shapes = [model.spec.kv_shape for model in models]
+        self._slab_bytes = max(options.slab_bytes, *(-(-shape.block_bytes // 4096) * 4096 for shape in shapes))
+        self._kv = NodeKv(self._kv_bytes(), self._slab_bytes, shapes)
+        weight_bytes = sum(model.spec.weight_bytes for model in models)
+        chunk = chunk_bytes(weight_bytes)
+        self._store = qml.Store(weight_bytes + chunk * len(models), chunk_bytes=chunk)
+        self._link, self._link_fds = create_link()
+        self._tokens_fds = create_ring()
+        self._tokens = RingReader(duplicate_fds(self._tokens_fds))
+        self._server = FdServer(self._provide)
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=run_worker, args=(self._worker_options(),), name="aegaeon-probe", daemon=True
+        )
+        self._leases: dict[int, qml.Entry] = {}
+        self._lent: dict[str, int] = {}
+        self._ids = count()
+        self._started = False
+        self._turn: int | None = None
+        self._token_times_s: list[float] = []
+        self._spans: list[Span] = []
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        try:
+            self._process.start()
+            self._await(lambda: self._started, _START_S, "start")
+            self._link.send(m.AttachFrontend(_FRONTEND, self._server.address))
+            for model in self._models:
+                self.lend(model)
+        except BaseException:  # Ctrl-C too: nothing may stay behind
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._process.is_alive():
+            self._link.send(m.Shutdown())
+            self._process.join(10.0)
+        self._close()
+
+    def _close(self) -> None:
+        if self._process.is_alive():
+            self._process.kill()
+        if self._process.pid is not None:
+            self._process.join()
+        self._server.close()
+        self._store.close()
+        for entry in self._leases.values():
+            entry.close()
+        self._link.close()
+        self._tokens.close()
+        self._kv.close()
+
+    def _kv_bytes(self) -> int:
+        block_tokens = max(model.spec.kv_shape.block_tokens for model in self._models.values())
+        padding = 3 * block_tokens * self._options.max_batch_requests  # what members grow into
+        largest = max(m.spec.kv_shape.bytes_for(self._options.kv_tokens + padding) for m in self._models.values())
+        return (-(-largest // self._slab_bytes) + 2) * self._slab_bytes
+
+    def _worker_options(self) -> WorkerOptions:
+        models = tuple(_worker_model(model) for model in self._models.values())
+        weight_bytes = 4 * sum(model.spec.weight_bytes for model in self._models.values())  # all packed, as when hot
+        spec = InstanceSpec(
+            "probe", Role.MIXED, self._kv.total_bytes, weight_bytes, len(models), self._options.max_batch_requests
+        )
+        return WorkerOptions(
+            spec,
+            _KEY,
+            self._server.address,
+            models,
+            self._slab_bytes,
+            self._kv.total_bytes,
+            self._options.threads,
+            self._options.chunk_tokens,
+            device="cpu",
+            copy_to_device=False,
+            page_bytes=2 << 20,
+        )
+
+    def _provide(self, name: str) -> list[int]:
+        """On the descriptor server's thread; each is asked for once."""
+        if name == "slabs":
+            return [os.dup(self._kv.fd)]
+        return {f"instance:{_KEY}": self._link_fds, f"tokens:{_KEY}": self._tokens_fds}[name]
+
+    # --- weights ----------------------------------------------------------------------------------------------------
+
+    def lend(self, model: str) -> None:
+        """Have the instance hold the model's weights; read from disk where they are not in the host cache."""
+        entry = self._entry(model)
+        lease_id = next(self._ids)
+        self._leases[lease_id] = entry
+        self._lent[model] = lease_id
+        self._link.send(m.HostWeights(model, lease_id, entry.handle()))
+
+    def take_back(self, model: str) -> None:
+        """Have the instance drop the model's weights."""
+        lease_id = self._lent.pop(model)
+        self._link.send(m.EvictModel(model))
+        self._await(lambda: lease_id not in self._leases, _STEP_S, f"give back {model}")
+
+    def forget(self, model: str) -> None:
+        """Drop the weights from the host cache and from the kernel's page cache. Nobody may hold them."""
+        self._store.evict(model)
+        for file in self._models[model].path.resolve().glob("*.safetensors"):
+            fd = os.open(file, os.O_RDONLY)
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
+
+    def _entry(self, model: str) -> qml.Entry:
+        try:
+            return self._store.load(self._models[model].path, model).result()
+        except qml.LoaderError as error:
+            raise ProfilingError(f"cannot load {model}: {error}") from error
+
+    # --- turns ------------------------------------------------------------------------------------------------------
+
+    def run_turn(self, model: str, members: Sequence[Script]) -> TurnTimes:
+        """Run a turn until its members have all their tokens."""
+        turn_id = next(self._ids)
+        prefill = [self._member(model, member) for member in members if not member.decoding]
+        decode = [self._member(model, member) for member in members if member.decoding]
+        self._turn, self._token_times_s, self._spans = turn_id, [], []
+        issued_s = self._clock.now_s()
+        self._link.send(m.RunTurn(turn_id, model, tuple(prefill), tuple(decode), None, True, issued_s))
+        self._await(lambda: self._turn is None, _STEP_S, f"run {model}")
+        for member in (*prefill, *decode):
+            self._kv.free(member.request_id)
+        return TurnTimes(issued_s, tuple(self._token_times_s), tuple(self._spans))
+
+    def _member(self, model: str, script: Script) -> m.Member:
+        request_id = f"r{next(self._ids)}"
+        facts = self._models[model].facts
+        self._kv.open(request_id, facts.kv_shape)
+        room_tokens = script.tokens + script.new_tokens + facts.kv_shape.block_tokens
+        blocks = self._kv.extend(request_id, room_tokens)
+        ids = tuple(self._random.randrange(facts.vocab_size) for _ in range(script.tokens))
+        kv_tokens = script.tokens - 1 if script.decoding else 0  # what lies in the KV does not change what it costs
+        sampling = SamplingParams(max_new_tokens=script.new_tokens, temperature=0.0, ignore_eos=True, seed=0)
+        state = m.SequenceState(request_id, _FRONTEND, ids, script.tokens, kv_tokens, sampling)
+        return m.Member(request_id, blocks, state)
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def _await(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        poll = select.poll()
+        for fd in (self._link.data_fd, self._tokens.data_fd, self._process.sentinel):
+            poll.register(fd, select.POLLIN)
+        while True:
+            self._take_messages()
+            if done():
+                return
+            if not self._process.is_alive():
+                raise ProfilingError(f"the instance ended (exit code {self._process.exitcode}) when it was to {what}")
+            if time.monotonic() > deadline_s:
+                raise ProfilingError(f"the instance did not {what} within {timeout_s:.0f} s")
+            poll.poll(1000.0)
+
+    def _take_messages(self) -> None:
+        for message in self._link.drain():
+            self._take(message)
+        for message in self._tokens.drain():  # after the link: what was sent before the end of a turn is here by now
+            match message:
+                case m.Tokens():
+                    self._token_times_s.append(message.time_s)
+                case m.Spans():
+                    self._spans.extend(message.spans)
+                case _:
+                    pass  # of a request: that it is finished
+
+    def _take(self, message: object) -> None:
+        match message:
+            case m.Started():
+                self._started = True
+            case m.TurnOver():
+                self._turn = None
+            case m.NeedBlocks():
+                blocks = self._kv.extend(message.request_id, message.tokens)
+                self._link.send(m.GrantBlocks(message.request_id, blocks))
+            case m.WeightsReturned():
+                self._leases.pop(message.lease_id).close()
+            case m.WeightsRefused() | m.SequenceFailed():
+                raise ProfilingError(message.reason)
+            case _:
+                pass  # of a request: that it is prefilled or finished
+
+
+def _worker_model(model: PreparedModel) -> WorkerModel:
+    facts, spec = model.facts, model.spec
+    return WorkerModel(spec.name, model.path, spec.kv_shape, facts.dtype, spec.max_context_tokens, facts.eos_token_ids)

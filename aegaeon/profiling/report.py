@@ -1,0 +1,25 @@
+"""The table of what was measured beside the fits (those are ``aegaeon.latency.report``'s).
+
+Does not know: where it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from aegaeon.latency.profile_file import ProfileFile
+
+
+def switching_table(files: Sequence[ProfileFile]) -> Table:
+    """A row per model: what lies between a turn's last token and the next one's first, beyond the step itself."""
+    table = Table(title="Before the first step of a turn (ms)")
+    table.add_column("model")
+    for name in ("hand-over", "weights from host cache", "from disk"):
+        table.add_column(name, justify="right")
+    for file in files:
+        if file.switching is not None:
+            times_s = (file.switching.hand_over_s, file.switching.from_host_s, file.switching.from_disk_s)
+            table.add_row(file.model, *(f"{seconds * 1e3:.2f}" for seconds in times_s))
+    return table

@@ -1,0 +1,64 @@
+"""What a node's scheduler is told of costs: measured profiles where there are some for this device, else estimates.
+
+Does not know: schedulers, instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from aegaeon.core.cost import ProfiledCosts
+from aegaeon.core.model import ModelSpec
+from aegaeon.latency.profile_book import ProfileBook, ProfileEntry
+from aegaeon.runtime.estimate import DeviceRates, estimate_profile
+from aegaeon.runtime.prepare import PreparedModel
+
+# A host-cache hit on CPU is a mapping: what a switch costs there is the hand-over between two turns, a few
+# milliseconds on an idle machine and several times that on a busy one. Too low a figure makes turns so short that the
+# hand-overs eat the time; too high a figure only makes them longer. Profiles have the measured one.
+_HAND_OVER_S = 0.02
+_IN_PLACE_BYTES_PER_S = 1e12  # nothing is copied
+
+
+def find_profiles(directory: Path | None, device: str, models: Sequence[PreparedModel]) -> dict[str, ProfileEntry]:
+    """The measured profiles of a folder for this device, by the name that a model is served under.
+
+    A profile is of a model if it has its name, or its folder's, and as many bytes of weights. Raises ``LatencyError``
+    where the folder is no folder of profiles.
+    """
+    if directory is None:
+        return {}
+    book = ProfileBook.open(directory)
+    return {model.spec.name: entry for model in models if (entry := _profile_of(book, device, model)) is not None}
+
+
+def _profile_of(book: ProfileBook, device: str, model: PreparedModel) -> ProfileEntry | None:
+    for name in (model.spec.name, model.config.path.name):
+        entry = book.measured(name, device)
+        if entry is not None and entry.weight_bytes == model.spec.weight_bytes:
+            return entry
+    return None
+
+
+def make_costs(
+    specs: Sequence[ModelSpec],
+    models: Mapping[str, PreparedModel],
+    measured: Mapping[str, ProfileEntry],
+    rates: DeviceRates,
+) -> ProfiledCosts:
+    """``specs`` are the models as the scheduler knows them."""
+    estimates = {
+        name: estimate_profile(model.spec, model.facts.parameters, rates)
+        for name, model in models.items()
+        if name not in measured
+    }
+    hand_overs_s = [entry.hand_over_s for entry in measured.values() if entry.hand_over_s is not None]
+    return ProfiledCosts(
+        {spec.name: spec for spec in specs},
+        {**estimates, **{name: entry.profile for name, entry in measured.items()}},
+        weight_bytes_per_s=_IN_PLACE_BYTES_PER_S,
+        kv_bytes_per_s=_IN_PLACE_BYTES_PER_S,
+        switch_overhead_s=median(hand_overs_s) if hand_overs_s else _HAND_OVER_S,
+    )

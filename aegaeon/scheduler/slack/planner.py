@@ -1,0 +1,355 @@
+"""Which model each instance runs next, with whom and for how long, and which one it brings in meanwhile.
+
+An idle instance begins the most urgent model that is on its device: the one whose turn must begin first so that nobody
+becomes late. All of its members ride along. The turn ends when another model on the device becomes urgent, within
+bounds. Meanwhile the copy engine brings in the most urgent model of the node that no device serves.
+
+Does not know: events, what a request is beyond its next token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count, islice
+
+from aegaeon.core.command import Command, EndTurn, ExtendTurn, LoadWeights, StartTurn
+from aegaeon.core.cost import CostModel
+from aegaeon.core.instance import Role
+from aegaeon.scheduler.limits import PoolLimits
+from aegaeon.scheduler.slab_budget import SlabBudget
+from aegaeon.scheduler.slack.agenda import Agenda
+from aegaeon.scheduler.slack.instance import Instance
+from aegaeon.scheduler.slack.member import Member
+from aegaeon.scheduler.slack.model_state import ModelState
+from aegaeon.scheduler.slack.room import Room
+from aegaeon.scheduler.slack.tuning import Tuning
+from aegaeon.scheduler.slack.turn import Turn
+from aegaeon.scheduler.slack.urgency import Urgency
+
+_NEVER = float("inf")
+_NO_LOAD_S = 0.05  # before it is looked again what could be brought in
+_LOOK_AT = 64  # models of the agenda, the most urgent ones, for what to bring in
+_TRIES = 4  # loads that do not fit, before the copy engine is left idle
+
+
+class Planner:
+    """``models`` and ``instances`` are the scheduler's tables, ``agenda`` its models with work."""
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelState],
+        instances: Mapping[str, Instance],
+        agenda: Agenda,
+        room: Room,
+        slabs: SlabBudget,
+        costs: CostModel,
+        urgency: Urgency,
+        limits: PoolLimits,
+        tuning: Tuning,
+    ) -> None:
+        self._models = models
+        self._instances = instances
+        self._agenda = agenda
+        self._room = room
+        self._slabs = slabs
+        self._costs = costs
+        self._urgency = urgency
+        self._limits = limits
+        self._tuning = tuning
+        self._turn_ids = count(1)
+
+    def wait_s(self) -> float:
+        """An estimate for one who comes now: until every model with work has had a turn."""
+        mixed = max(1, len(self._instances))
+        return len(self._agenda) * self._tuning.max_turn_s / mixed
+
+    # -- joining a turn
+
+    def extend(self, model: ModelState, now_s: float, out: list[Command]) -> None:
+        """Let members that wait join the turns of their model, as far as there is room."""
+        for turn in list(model.turns.values()):
+            if model.has_work() and not turn.ending:
+                instance = self._instances[turn.instance_id]
+                joining = self._take(instance, model, turn, now_s, out)
+                if joining:
+                    prefill, decode = _by_phase(joining)
+                    out.append(ExtendTurn(instance.name, turn.turn_id, prefill, decode))
+
+    # -- starting turns
+
+    def advance(self, now_s: float, out: list[Command]) -> None:
+        """Give every idle instance a turn, and every idle copy engine a load, as far as there is work."""
+        for instance in self._instances.values():
+            self._stop_waiting(instance, now_s, out)
+        idle = [instance for instance in self._instances.values() if instance.turn is None]
+        for instance in idle:
+            self._start_resident(instance, now_s, out)
+        for instance in idle:
+            if instance.turn is None:
+                self._start_any(instance, now_s, out)
+        for instance in self._instances.values():
+            self._load_ahead(instance, now_s, out)
+
+    def _stop_waiting(self, instance: Instance, now_s: float, out: list[Command]) -> None:
+        """A turn whose weights are still on their way ends when another model could run meanwhile."""
+        turn = instance.turn
+        if turn is None or turn.ending or turn.ready_s < now_s + self._tuning.min_turn_s:
+            return
+        if self._ready(instance, now_s, besides=turn.model):
+            turn.ending = True
+            out.append(EndTurn(instance.name, turn.turn_id))
+
+    def _start_resident(self, instance: Instance, now_s: float, out: list[Command]) -> None:
+        """Begin the most urgent model whose weights are there, unless another must take its place."""
+        ready = self._ready(instance, now_s)
+        if ready and self._replace(instance, *ready[0], now_s, out):
+            return
+        for _, model in ready:
+            if self._begin(instance, model, _NEVER, now_s, out):
+                return
+
+    def _replace(self, instance: Instance, key_s: float, model: ModelState, now_s: float, out: list[Command]) -> bool:
+        """Begin a model that cannot be brought in beside the one that is there, once it is so much more urgent that
+        both switches are worth waiting for; else a device with room for one model would never let it go.
+        """
+        other = next(self._unserved(instance, now_s), None)
+        if other is None or self._fit_together(instance, model, other):
+            return False
+        assert other.key_s is not None
+        switches_s = self._costs.switch_s(model.name) + self._costs.switch_s(other.name)
+        after_s = other.key_s + self._tuning.keep_margin_s + switches_s
+        return after_s < key_s and self._begin(instance, other, after_s, now_s, out)
+
+    def _fit_together(self, instance: Instance, model: ModelState, other: ModelState) -> bool:
+        spec, used = instance.spec, instance.memory.residents[model.name].kv_bytes
+        weights = model.facts.weight_bytes + other.facts.weight_bytes
+        return spec.max_resident_models > 1 and weights <= spec.weight_bytes and weights + used <= spec.total_bytes
+
+    def _ready(self, instance: Instance, now_s: float, besides: str | None = None) -> list[tuple[float, ModelState]]:
+        """Models with work whose weights are there, the most urgent first."""
+        ready = []
+        for name, resident in instance.memory.residents.items():
+            model = self._models[name]
+            if name != besides and resident.ready_s <= now_s and model.has_work(instance.spec.role):
+                ready.append((self._urgency.key_s(model, now_s, instance.spec.role), model))
+        return sorted(ready, key=lambda pair: (pair[0], pair[1].order))
+
+    def _start_any(self, instance: Instance, now_s: float, out: list[Command]) -> None:
+        """Nothing to do here: wait for the most urgent model that is, or can be, on its way.
+
+        If need be it takes the place of one whose work cannot go on now.
+        """
+        if not self._agenda.has_work(instance.spec.role):
+            return
+        for only_after_s in (_NEVER, -_NEVER):
+            for model in self._agenda.by_urgency(now_s):
+                if self._begin(instance, model, only_after_s, now_s, out):
+                    return
+
+    def _begin(
+        self, instance: Instance, model: ModelState, only_after_s: float, now_s: float, out: list[Command]
+    ) -> bool:
+        """Start a turn; ``only_after_s``: see ``Room.make``. False, and nothing changes, where that is impossible."""
+        if not self._may_run(instance, model, now_s):
+            return False
+        said: list[Command] = []
+        if model.name not in instance.memory and not self._room.admit(instance, model, only_after_s, now_s, said):
+            return False
+        resident = instance.memory.residents[model.name]
+        seconds = self._turn_s(instance, model, now_s)
+        keep = instance.spec.role.prefills and instance.spec.role.decodes
+        tokens = 2 + math.ceil(1.5 * seconds / model.step_s)
+        turn = Turn(next(self._turn_ids), instance.name, model.name, keep, tokens, resident.ready_s)
+        instance.turn = turn
+        members = self._take(instance, model, turn, now_s, said)
+        assert members, "somebody may run here, and alone would fit"
+        out += said
+        resident.used_s = model.served_s = now_s
+        model.note_late(sum(member.due_s < now_s for member in members) / len(members))
+        model.turns[instance.name] = turn
+        prefill, decode = _by_phase(members)
+        quota_s = seconds + turn.prompt_s
+        out.append(StartTurn(instance.name, turn.turn_id, model.name, prefill, decode, quota_s, keep))
+        return True
+
+    def _may_run(self, instance: Instance, model: ModelState, now_s: float) -> bool:
+        """Whether a member could take part in a turn here now."""
+        role = instance.spec.role
+        if role.decodes and any(instance.can_hold(member) for member in model.decoding):
+            return True
+        if not role.prefills:
+            return False
+        prompts = (member for member in model.waiting.urgent_first(now_s) if instance.can_hold(member))
+        return any(self._may_prefill(member) for member in prompts)
+
+    def _may_host(self, instance: Instance, model: ModelState) -> bool:
+        role = instance.spec.role
+        queues = [queue for queue, may in ((model.waiting, role.prefills), (model.decoding, role.decodes)) if may]
+        return any(instance.can_hold(member) for queue in queues for member in queue)
+
+    def _turn_s(self, instance: Instance, model: ModelState, now_s: float) -> float:
+        """Until another model on the device must begin, within bounds."""
+        tuning = self._tuning
+        others = self._ready(instance, now_s, besides=model.name)
+        if not others:
+            return tuning.max_turn_s
+        first_s = min(self._urgency.latest_start_s(other, now_s, instance.spec.role) for _, other in others)
+        return min(tuning.max_turn_s, max(tuning.min_turn_s, first_s - now_s))
+
+    # -- who takes part
+
+    def _take(
+        self, instance: Instance, model: ModelState, turn: Turn, now_s: float, out: list[Command]
+    ) -> list[Member]:
+        """Put members that wait into a turn: those who decode first, then prompts."""
+        role = instance.spec.role
+        taken: list[Member] = []
+        prompt_limit_s = self._prompt_limit_s(model, turn, now_s)
+        if role.decodes:
+            taken += self._take_decodes(instance, model, turn, now_s, out)
+        if role.prefills:
+            taken += self._take_prompts(instance, model, turn, prompt_limit_s, now_s, out)
+        if taken:
+            self._agenda.update(model, now_s)
+        return taken
+
+    def _take_decodes(
+        self, instance: Instance, model: ModelState, turn: Turn, now_s: float, out: list[Command]
+    ) -> list[Member]:
+        taken: list[Member] = []
+        context = sum(member.context_tokens for member in turn.members.values())
+        for member in model.decoding.urgent_first(now_s):
+            if not instance.can_hold(member):
+                continue
+            context += member.context_tokens
+            if not self._step_fits(instance, model, turn, member, context):
+                break
+            if not self._fit_kv(instance, member, turn, now_s, out):
+                break
+            self._enter(turn, member)
+            taken.append(member)
+        for member in taken:
+            model.decoding.discard(member)
+        return taken
+
+    def _take_prompts(
+        self, instance: Instance, model: ModelState, turn: Turn, limit_s: float, now_s: float, out: list[Command]
+    ) -> list[Member]:
+        taken: list[Member] = []
+        most = instance.spec.max_batch_requests if turn.keeps_prefilled else self._limits.max_group_requests
+        for member in model.waiting.urgent_first(now_s):
+            if not instance.can_hold(member):
+                continue
+            prefill_s = self._costs.prefill_s(model.name, (member.context_tokens,))
+            if len(turn.members) >= most or (turn.members and turn.prompt_s + prefill_s > limit_s):
+                break
+            if not self._may_prefill(member):
+                continue
+            if not self._fit_kv(instance, member, turn, now_s, out):
+                break
+            self._slabs.reserve(member)
+            self._enter(turn, member)
+            turn.prompt_s += prefill_s
+            taken.append(member)
+        for member in taken:
+            model.waiting.discard(member)
+        return taken
+
+    def _prompt_limit_s(self, model: ModelState, turn: Turn, now_s: float) -> float:
+        """Prompts may take as long as the member that decodes and is due first can wait."""
+        most_s = self._tuning.max_prompt_s
+        running = any(member.decodes for member in turn.members.values())
+        first = next(model.decoding.due_from(now_s, 1), None)
+        if running or first is None:
+            return most_s
+        return min(most_s, first.due_s - model.step_s - now_s)
+
+    def _step_fits(
+        self, instance: Instance, model: ModelState, turn: Turn, member: Member, context_tokens: int
+    ) -> bool:
+        """Whether steps stay fast enough with one more member; a lone member always may."""
+        batch = len(turn.members) + 1
+        if batch > instance.spec.max_batch_requests:
+            return False
+        step_s = self._costs.decode_step_s(model.name, context_tokens, batch)
+        return batch == 1 or step_s <= self._tuning.full_step_share * member.request.slo.tpot_s
+
+    def _may_prefill(self, member: Member) -> bool:
+        return self._slabs.admits(member) or self._quiet()
+
+    def _quiet(self) -> bool:
+        """Whether nothing runs or could run that would free KV; waiting for it would be waiting for ever."""
+        busy = any(instance.turn and instance.turn.members for instance in self._instances.values())
+        return not busy and not self._slabs.dropping and not self._agenda.has_work(Role.DECODE)
+
+    def _fit_kv(self, instance: Instance, member: Member, turn: Turn, now_s: float, out: list[Command]) -> bool:
+        """Have room for the member's KV and what it grows by in the turn; its copy elsewhere goes."""
+        size_bytes = member.kv_bytes_after(turn.tokens)
+        here = member.device == instance.name
+        extra_bytes = size_bytes - (member.kv_count_bytes if here else 0)
+        made = self._room.make(instance, (turn.model,), now_s, now_s, out, kv_bytes=extra_bytes)
+        if not made and not self._alone(instance, turn, member, out):
+            return False
+        if member.device is not None and not here:
+            self._room.evict_kv(self._instances[member.device], [member], out)
+        if not here and member.decodes:
+            self._charge_kv(instance, member, now_s)
+        member.device = instance.name
+        instance.memory.count_kv(member, size_bytes)
+        return True
+
+    def _alone(self, instance: Instance, turn: Turn, member: Member, out: list[Command]) -> bool:
+        """A turn's only member may take all there is: whoever else has KV of this model here must go."""
+        if turn.members:
+            return False
+        resident = instance.memory.residents[turn.model]
+        others = [other for other in resident.members.values() if other is not member]
+        self._room.evict_kv(instance, others, out)
+        for other in list(instance.memory.residents):
+            if other != turn.model:
+                self._room.evict(instance, other, out)
+        return True
+
+    def _charge_kv(self, instance: Instance, member: Member, now_s: float) -> None:
+        move_s = self._costs.kv_move_s(member.model, member.context_tokens)
+        instance.link_free_s = max(now_s, instance.link_free_s) + move_s
+
+    def _enter(self, turn: Turn, member: Member) -> None:
+        member.turn_id = turn.turn_id
+        turn.members[member.request_id] = member
+
+    # -- loading ahead
+
+    def _load_ahead(self, instance: Instance, now_s: float, out: list[Command]) -> None:
+        """Queue loads while the copy engine is about to be free."""
+        if not self._agenda.has_work(instance.spec.role):
+            return
+        while now_s >= max(instance.no_load_until_s, instance.link_free_s - self._tuning.load_ahead_s):
+            if not self._load_next(instance, now_s, out):
+                instance.no_load_until_s = now_s + _NO_LOAD_S
+
+    def _load_next(self, instance: Instance, now_s: float, out: list[Command]) -> bool:
+        for model in islice(self._unserved(instance, now_s), _TRIES):
+            assert model.key_s is not None
+            if self._room.admit(instance, model, model.key_s + self._tuning.keep_margin_s, now_s, out):
+                out.append(LoadWeights(instance.name, model.name))
+                return True
+        return False
+
+    def _unserved(self, instance: Instance, now_s: float) -> Iterator[ModelState]:
+        """Models with work that no device will take as it is, the most urgent first."""
+        for model in islice(self._agenda.by_urgency(now_s), _LOOK_AT):
+            if model.name not in instance.memory and not self._served(model) and self._may_host(instance, model):
+                yield model
+
+    def _served(self, model: ModelState) -> bool:
+        """Whether a device that has the model, and does not run it, can take its work."""
+        homes = (home for home in model.homes if home not in model.turns)
+        return any(model.has_work(self._instances[home].spec.role) for home in homes)
+
+
+def _by_phase(members: Iterable[Member]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    members = list(members)
+    waiting = tuple(member.request_id for member in members if not member.decodes)
+    return waiting, tuple(member.request_id for member in members if member.decodes)

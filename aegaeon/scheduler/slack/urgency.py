@@ -1,0 +1,93 @@
+"""When a model's next turn must begin, and which of two models goes first.
+
+The priority of a model is an apparent tardiness cost (Vepsalainen and Morton, Management Science 1987) summed over the
+requests that would ride along in its turn, over what a step costs::
+
+    I = sum_i w_i * exp(-max(s_i, 0) / K) / step          w_i = typical / (typical + tokens so far)
+    key = now - K * ln (I * (1 + fairness * missed))
+
+``s_i`` is the slack of request i: the time until work on its next token must begin. With one request this is its due
+time; with several critical ones the model goes earlier the more it can save for the cost of its steps, which is what
+counts when not everyone can be saved. ``w_i`` is the worth of a token of a request: its share of the request, the
+smaller the longer the request turns out to be. One that is late counts ``1 + s_i / recover`` down to nothing: the more
+it must catch up the less a turn gains. ``missed`` is the share of late members in the model's recent turns, so that it
+is not always the same model that yields. The key stays what it is while nobody becomes late.
+
+Does not know: instances, memory, turns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from aegaeon.core.cost import CostModel
+from aegaeon.core.instance import Role
+from aegaeon.scheduler.slack.due_queue import DueQueue
+from aegaeon.scheduler.slack.member import Member
+from aegaeon.scheduler.slack.model_state import ModelState
+from aegaeon.scheduler.slack.tuning import Tuning
+
+_NEVER = math.inf
+_MOST_MEMBERS = 16  # whose slack is looked at; those that follow are due later still
+
+
+class Urgency:
+    """Computes keys; smaller is more urgent. Times in seconds."""
+
+    def __init__(self, costs: CostModel, tuning: Tuning, typical_step_s: float) -> None:
+        self._costs = costs
+        self._tuning = tuning
+        self._typical_step_s = typical_step_s
+
+    def latest_start_s(self, model: ModelState, now_s: float, role: Role = Role.MIXED) -> float:
+        """When the next turn must begin so that nobody who is on time becomes late.
+
+        Where everybody is late: when the model has waited for ``patience_s``. Infinite where nothing can be done.
+        """
+        starts_s = [member.start_s for member in self._first_due(model, now_s, role)]
+        return min(starts_s) if starts_s else self._when_patience_ends_s(model, role)
+
+    def key_s(self, model: ModelState, now_s: float, role: Role = Role.MIXED) -> float:
+        """Priority at ``now_s`` (see the module docstring)."""
+        if not self._tuning.horizon_s:
+            return self.latest_start_s(model, now_s, role)
+        index = sum(self._worth(member, now_s) for member in self._counting(model, now_s, role))
+        if index <= 0.0:
+            return self._when_patience_ends_s(model, role)
+        fair = 1.0 + self._tuning.fairness * model.missed_share
+        return now_s - self._tuning.horizon_s * math.log(fair * index * self._typical_step_s / model.step_s)
+
+    def note(self, member: Member, step_s: float) -> None:
+        """The member begins to wait: note what stays as it is until it is in a turn. ``step_s``: of its model."""
+        typical, produced = self._tuning.typical_tokens, member.context_tokens - member.request.prompt_tokens
+        member.weight = typical / (typical + produced)
+        unit_s = step_s if member.decodes else self._costs.prefill_s(member.model, (member.context_tokens,))
+        member.start_s = member.due_s - unit_s
+
+    def _worth(self, member: Member, now_s: float) -> float:
+        slack_s = member.start_s - now_s
+        if slack_s >= 0.0:
+            return member.weight * math.exp(-slack_s / self._tuning.horizon_s)
+        recover_s = self._tuning.recover_s
+        return member.weight * max(0.0, 1.0 + slack_s / recover_s) if recover_s else 0.0
+
+    def _counting(self, model: ModelState, now_s: float, role: Role) -> Iterator[Member]:
+        since_s = now_s - self._tuning.recover_s
+        for queue in _queues(model, role):
+            yield from queue.due_from(since_s, _MOST_MEMBERS)
+
+    def _first_due(self, model: ModelState, now_s: float, role: Role) -> Iterator[Member]:
+        for queue in _queues(model, role):
+            yield from queue.due_from(now_s, 1)
+
+    def _when_patience_ends_s(self, model: ModelState, role: Role) -> float:
+        late_s = [queue.first.due_s for queue in _queues(model, role) if queue]
+        return max(model.served_s, min(late_s)) + self._tuning.patience_s if late_s else _NEVER
+
+
+def _queues(model: ModelState, role: Role) -> Iterator[DueQueue]:
+    if role.prefills:
+        yield model.waiting
+    if role.decodes:
+        yield model.decoding

@@ -1,0 +1,63 @@
+"""What the real pool did, kept in a file, so that the simulated side can be compared anew without measuring again.
+
+Does not know: how it was measured, what it is compared with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from aegaeon.core.record import RequestRecord
+from aegaeon.core.slo import Slo
+from benchmark.fidelity_turns import TurnCosts
+
+
+@dataclass(frozen=True, slots=True)
+class RealRun:
+    """What the clients of one load saw. ``own_cores``: compute of the pool and its clients; the rest is others'."""
+
+    records: list[RequestRecord]
+    duration_s: float
+    own_cores: float
+    other_cores: float
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """Read back."""
+        return cls(**{**plain, "records": [_record(record) for record in plain["records"]]})
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """``way_s``: of a request through the idle pool. ``turns`` are of a load of its own. ``runs`` by rate."""
+
+    way_s: float
+    slowdown_prefill: float
+    slowdown_decode: float
+    turns: TurnCosts
+    runs: Mapping[float, RealRun]
+
+    def write(self, path: Path) -> None:
+        plain = asdict(self) | {"runs": [[rate, asdict(run)] for rate, run in self.runs.items()]}
+        path.write_text(json.dumps(plain), "utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        plain = json.loads(path.read_bytes())
+        return cls(
+            **{
+                **plain,
+                "turns": TurnCosts(**plain["turns"]),
+                "runs": {rate: RealRun.of(run) for rate, run in plain["runs"]},
+            }
+        )
+
+
+def _record(plain: Mapping[str, Any]) -> RequestRecord:
+    """Without the parts of its life: they are not compared."""
+    times = tuple(plain["token_times_s"])
+    return RequestRecord(**{**plain, "token_times_s": times, "slo": Slo(**plain["slo"]), "parts": None})

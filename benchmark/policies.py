@@ -1,0 +1,283 @@
+"""All scheduling policies on one simulated pool: where they cross 90 % and 99 %, what each idea is worth, how robust.
+
+2 nodes x 8 H100, 50 GB/s each way, 2 TB per node, shipped profiles; metric ``slo_attainment``, averaged over seeds::
+
+    python -m benchmark.policies            # tables, benchmark/results/policies.json and .png
+    python -m benchmark.policies --quick    # one seed, few points
+
+Markets that need published traces (Arena mix, Azure lengths) are left out, and named, where ../shared/data is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmark.policy_cases import (
+    Contender,
+    Load,
+    Score,
+    ablations,
+    bound_load,
+    contenders,
+    has_traces,
+    misled,
+    run,
+)
+
+RESULTS = Path(__file__).parent / "results"
+LEVELS = (0.90, 0.99)
+DURATIONS_S = {0.1: 120.0, 0.5: 60.0}
+RANGES = {
+    ("slack", 0.1): (160, 175, 190, 205, 220, 235),
+    ("slack", 0.5): (125, 137, 149, 161, 173),
+    ("others", 0.1): (16, 32, 48, 64, 80),
+    ("others", 0.5): (8, 16, 24, 32, 48, 64),
+}
+QUICK_RANGES = {
+    ("slack", 0.1): (190, 217),
+    ("slack", 0.5): (147, 167),
+    ("others", 0.1): (32, 64),
+    ("others", 0.5): (16, 40),
+}
+ABLATION_POINTS = ((205, 0.1), (155, 0.5))
+MARKETS = {"two-tier": 0.1, "arena": 0.1, "azure": 0.1}
+MARKET_MODELS = {"slack": (60, 100, 140, 180, 220), "aegaeon/6": (20, 40, 60, 80, 100)}
+QUICK_MARKET_MODELS = {"slack": (100, 180), "aegaeon/6": (30, 60)}
+ERRORS = (0.7, 1.3)
+
+Curve = list[tuple[int, float, float]]
+"""(models, mean attainment, worst model) by models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run; ``series`` and ``load.models`` say where its result belongs."""
+
+    series: str
+    contender: Contender
+    load: Load
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, few points")
+    parser.add_argument("--seeds", type=int, metavar="N", help="default 3, or 1 with --quick")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    options = parser.parse_args()
+    seeds = range(options.seeds or (1 if options.quick else 3))
+    jobs = [*sweep_jobs(options.quick, seeds), *ablation_jobs(seeds), *robustness_jobs(options.quick, seeds)]
+    scores = play(jobs, options.workers)
+    results = collect(jobs, scores, [bound_models(rate, seeds) for rate in DURATIONS_S])
+    report(results, Console())
+    save(results, options.out, "policies-quick" if options.quick else "policies")
+
+
+def sweep_jobs(quick: bool, seeds: Sequence[int]) -> list[Job]:
+    """Every contender over the number of models, at both rates."""
+    ranges = QUICK_RANGES if quick else RANGES
+    return [
+        Job(f"sweep {rate:g} {name}", contender, Load("even", models, rate, duration_s, seed))
+        for rate, duration_s in DURATIONS_S.items()
+        for name, contender in contenders().items()
+        for models in ranges["slack" if name == "slack" else "others", rate]
+        for seed in seeds
+    ]
+
+
+def ablation_jobs(seeds: Sequence[int]) -> list[Job]:
+    """``slack`` with and without each idea, near the bound."""
+    return [
+        Job(f"ablation {rate:g} {name}", contender, Load("even", models, rate, DURATIONS_S[rate], seed))
+        for models, rate in ABLATION_POINTS
+        for name, contender in ablations().items()
+        for seed in seeds
+    ]
+
+
+def robustness_jobs(quick: bool, seeds: Sequence[int]) -> list[Job]:
+    """``slack`` and ``aegaeon`` on other markets, and with wrong profiles."""
+    every = contenders()
+    models_of = QUICK_MARKET_MODELS if quick else MARKET_MODELS
+    markets = [kind for kind in MARKETS if kind == "two-tier" or has_traces()]
+    jobs = [
+        Job(f"market {kind} {name}", every[name], Load(kind, models, MARKETS[kind], 120.0, seed))
+        for kind in markets
+        for name, counts in models_of.items()
+        for models in counts
+        for seed in seeds
+    ]
+    ranges = QUICK_RANGES if quick else RANGES
+    for name, group in (("slack", "slack"), ("aegaeon/6", "others")):
+        for error in ERRORS:
+            wrong = misled(every[name], error)
+            loads = [Load("even", models, 0.1, 120.0, seed) for models in ranges[group, 0.1] for seed in seeds]
+            jobs += [Job(f"market profiles x{error:g} {name}", wrong, load) for load in loads]
+    return jobs
+
+
+def play(jobs: Sequence[Job], workers: int) -> list[Score]:
+    """All runs, on several cores, with a progress bar."""
+    with (
+        Progress(console=Console(stderr=True), transient=True) as bar,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool,
+    ):
+        task = bar.add_task("simulating", total=len(jobs))
+        futures = [pool.submit(run, job.contender, job.load) for job in jobs]
+        for future in futures:
+            future.add_done_callback(lambda _: bar.advance(task))
+        return [future.result() for future in futures]
+
+
+def bound_models(rate_per_s: float, seeds: Sequence[int]) -> float:
+    """The number of models at which the bound says that some token must be late; mean over seeds."""
+
+    def load(models: float, seed: int) -> float:
+        return bound_load(Load("even", int(models), rate_per_s, DURATIONS_S[rate_per_s], seed))
+
+    return fmean(_root(lambda models, seed=seed: load(models, seed) - 1.0) for seed in seeds)  # type: ignore[misc]
+
+
+def _root(excess: Callable[[float], float], low: int = 100, high: int = 300) -> float:
+    """Where ``excess`` of a whole number goes above 0, by bisection."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if excess(middle) > 0 else (middle, high)
+    return float(low)
+
+
+def collect(jobs: Sequence[Job], scores: Sequence[Score], bounds: Sequence[float]) -> dict[str, Any]:
+    """Curves by series, and the bound of each rate."""
+    points: dict[str, dict[int, list[Score]]] = {}
+    for job, score in zip(jobs, scores, strict=True):
+        points.setdefault(job.series, {}).setdefault(job.load.models, []).append(score)
+    curves: dict[str, Curve] = {
+        series: [
+            (models, fmean(one.attainment for one in found), fmean(one.worst_model for one in found))
+            for models, found in sorted(by_models.items())
+        ]
+        for series, by_models in points.items()
+    }
+    return {"bound": dict(zip(map(str, DURATIONS_S), bounds, strict=True)), "curves": curves}
+
+
+def crossing(curve: Curve, level: float) -> tuple[float, str]:
+    """Models at which attainment falls below a level, and ``>`` or ``<`` where that is outside of what was run."""
+    if curve[0][1] < level:
+        return curve[0][0], "<"
+    for (before, above, _), (after, below, _) in pairwise(curve):
+        if below < level:
+            return before + (after - before) * (above - level) / (above - below), ""
+    return curve[-1][0], ">"
+
+
+# --- what a person sees
+
+
+def report(results: dict[str, Any], console: Console) -> None:
+    """Tables: crossings, ablation, robustness."""
+    for rate in DURATIONS_S:
+        console.print(_crossing_table(results, rate))
+    console.print(_ablation_table(results))
+    console.print(_robustness_table(results))
+    if not has_traces():
+        console.print("markets arena and azure were left out: ../shared/data is not there")
+
+
+def _crossing_table(results: dict[str, Any], rate: float) -> Table:
+    bound = results["bound"][f"{rate:g}"]
+    table = Table(title=f"models x {rate:g} req/s (bound: {bound:.0f})", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy")
+    for heading in ("at 90 %", "of bound", "at 99 %", "of bound", "worst model at 90 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for series, curve in _best_split(results, f"sweep {rate:g} ").items():
+        cells: list[str] = []
+        for level in LEVELS:
+            models, mark = crossing(curve, level)
+            cells += [f"{mark}{models:.0f}", f"{mark}{models / bound:.0%}"]
+        table.add_row(series, *cells, f"{_worst_at(curve, crossing(curve, LEVELS[0])[0]):.2f}")
+    return table
+
+
+def _best_split(results: dict[str, Any], prefix: str) -> dict[str, Curve]:
+    """Curves of a prefix by policy; of the splits of ``aegaeon`` the one with the latest crossing."""
+    found = {key.removeprefix(prefix): curve for key, curve in results["curves"].items() if key.startswith(prefix)}
+    splits = [name for name in found if name.startswith("aegaeon/")]
+    best = max(splits, key=lambda name: crossing(found[name], LEVELS[0])[0], default=None)
+    return {name: curve for name, curve in found.items() if name == best or name not in splits}
+
+
+def _worst_at(curve: Curve, models: float) -> float:
+    return min(curve, key=lambda point: abs(point[0] - models))[2]
+
+
+def _ablation_table(results: dict[str, Any]) -> Table:
+    table = Table(title="what each idea is worth: attainment near the bound", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("slack")
+    for models, rate in ABLATION_POINTS:
+        table.add_column(f"{models} x {rate:g}", justify="right")
+        table.add_column("worst model", justify="right")
+    for name in ablations():
+        cells: list[str] = []
+        for _, rate in ABLATION_POINTS:
+            ((_, attainment, worst),) = results["curves"][f"ablation {rate:g} {name}"]
+            cells += [f"{attainment:.3f}", f"{worst:.2f}"]
+        table.add_row(name, *cells)
+    return table
+
+
+def _robustness_table(results: dict[str, Any]) -> Table:
+    table = Table(title="other markets: models at 90 %", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("market", "slack", "aegaeon", "times"):
+        table.add_column(heading, justify="left" if heading == "market" else "right")
+    cases = sorted({key.removeprefix("market ").rsplit(" ", 1)[0] for key in results["curves"] if "market " in key})
+    for case in cases:
+        ours, our_mark = crossing(results["curves"][f"market {case} slack"], LEVELS[0])
+        theirs, their_mark = crossing(results["curves"][f"market {case} aegaeon/6"], LEVELS[0])
+        times = f"{our_mark}{ours / theirs:.1f}" if not their_mark else "-"  # no crossing, no ratio
+        table.add_row(case, f"{our_mark}{ours:.0f}", f"{their_mark}{theirs:.0f}", times)
+    return table
+
+
+def save(results: dict[str, Any], directory: Path, name: str) -> None:
+    """JSON, and a figure of both sweeps."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    _draw(results, directory / f"{name}.png")
+
+
+def _draw(results: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, rate in zip(figure.subplots(1, 2, sharey=True), DURATIONS_S, strict=True):
+        for marker, (series, curve) in zip("osD^vPX", _best_split(results, f"sweep {rate:g} ").items(), strict=False):
+            axes.plot([p[0] for p in curve], [100 * p[1] for p in curve], marker=marker, markersize=4, label=series)
+        bound = results["bound"][f"{rate:g}"]
+        axes.axvline(bound, color="#333333", linestyle=":", linewidth=1)
+        axes.annotate("bound", (bound, 3), rotation=90, ha="right", fontsize=8)
+        axes.axhline(90, color="#8a8a8a", linewidth=0.6)
+        axes.set(xlabel=f"models x {rate:g} req/s on 16 H100", ylim=(0, 102), xlim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("tokens on time (%)")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=160)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""What the policy benchmark compares: contenders, ablations of ``slack``, and workloads.
+
+Does not know: how results are summed up or drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from aegaeon.core.cost import CostModel, ProfiledCosts
+from aegaeon.core.instance import Role
+from aegaeon.core.model import ModelSpec
+from aegaeon.core.profile import LatencyProfile
+from aegaeon.core.slo import Slo
+from aegaeon.latency.profile_book import ProfileBook
+from aegaeon.scheduler.limits import PoolLimits
+from aegaeon.scheduler.scheduler import Scheduler
+from aegaeon.scheduler.slack.scheduler import SlackScheduler
+from aegaeon.scheduler.slack.tuning import Tuning
+from aegaeon.workload import (
+    Arrival,
+    LengthSource,
+    ObservedLengths,
+    QuantileTable,
+    SyntheticSpec,
+    read_trace,
+    synthesize,
+)
+from sim.bound import least_demand
+from sim.hardware import Hardware, HardwareOptions, make_hardware
+from sim.pooled_layout import disaggregated_layout
+from sim.run import simulate
+from sim.scenario import Scenario, make_scenario
+from sim.system import Layout, ModelLoad, NoPlacementError, PlacedInstance, PoolSpec, System
+from sim.systems import find_system
+from sim.tally import Tally
+
+ROOT = Path(__file__).resolve().parent.parent
+TRACES = ROOT.parent / "shared" / "data" / "traces"
+DEVICE = "h100"
+NODES = 2
+DEVICES = 16
+SPLITS = (4, 6, 8)  # prefill instances of 16
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """``models`` of one market: ``kind`` names it, ``rate_per_s`` is the mean of a model."""
+
+    kind: str
+    models: int
+    rate_per_s: float
+    duration_s: float
+    seed: int
+    slo_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A system under some constants. ``profile_error``: what policies believe of latencies, over what is true."""
+
+    name: str
+    system: System
+    paper_constants: bool = False
+    profile_error: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What came of one run; attainments are 0 where there was no placement."""
+
+    attainment: float
+    worst_model: float
+    switches: int = 0
+
+
+def contenders() -> dict[str, Contender]:
+    """By name; ``aegaeon/<n>`` are splits, of which the best one counts."""
+    aegaeon = find_system("aegaeon")
+    found = [Contender("slack", find_system("slack"))]
+    found += [Contender(f"aegaeon/{n}", replace(aegaeon, layout=partial(_split_layout, n))) for n in SPLITS]
+    found += [Contender("aegaeon (paper's constants)", aegaeon, paper_constants=True)]
+    found += [Contender(name, find_system(name)) for name in ("sllm", "sllm+", "muxserve")]
+    return {contender.name: contender for contender in found}
+
+
+def ablations() -> dict[str, Contender]:
+    """``slack`` without one idea, without all of them, and with each one alone."""
+    off: Mapping[str, dict[str, float]] = {
+        "many residents": {"max_residents": 2},
+        "worth of a turn": {"horizon_s": 0.0, "recover_s": 0.0},
+        "late yield": {"patience_s": 0.0},
+        "short turns": {"min_turn_s": 1.0, "max_turn_s": 1.0},
+        "loads in advance": {"load_ahead_s": 0.0},
+    }
+    cases = {"all": Tuning()}
+    cases |= {f"without {idea}": replace(Tuning(), **change) for idea, change in off.items()}  # type: ignore[arg-type]
+    none = {name: value for change in off.values() for name, value in change.items()}
+    cases["none of them"] = replace(Tuning(), **none)  # type: ignore[arg-type]
+    for idea, change in off.items():
+        rest = {name: value for name, value in none.items() if name not in change}
+        cases[f"only {idea}"] = replace(Tuning(), **rest)  # type: ignore[arg-type]
+    found = {name: Contender(name, tuned(tuning)) for name, tuning in cases.items()}
+    found["without chunked prefill"] = Contender(
+        "without chunked prefill", replace(find_system("slack"), prefill_chunk_tokens=None)
+    )
+    return found
+
+
+def tuned(tuning: Tuning) -> System:
+    """``slack`` with other numbers."""
+    return replace(find_system("slack"), scheduler=partial(_slack, tuning))
+
+
+def _slack(
+    tuning: Tuning,
+    models: Sequence[ModelSpec],
+    costs: CostModel,
+    limits: PoolLimits,
+    instances: Sequence[PlacedInstance],
+) -> Scheduler:
+    return SlackScheduler(models, costs, limits, tuning)
+
+
+def misled(contender: Contender, error: float) -> Contender:
+    """The contender with profiles that are wrong by a factor."""
+    system = replace(contender.system, scheduler=partial(_misled, error, contender.system))
+    return replace(contender, name=f"{contender.name} x{error:g}", system=system, profile_error=error)
+
+
+def _misled(
+    error: float,
+    system: System,
+    models: Sequence[ModelSpec],
+    costs: CostModel,
+    limits: PoolLimits,
+    instances: Sequence[PlacedInstance],
+) -> Scheduler:
+    assert isinstance(costs, ProfiledCosts)
+    wrong = {name: _scaled(profile, error) for name, profile in costs.profiles.items()}
+    return system.scheduler(models, replace(costs, profiles=wrong), limits, instances)
+
+
+def _scaled(profile: LatencyProfile, factor: float) -> LatencyProfile:
+    return LatencyProfile(*(factor * getattr(profile, name) for name in LatencyProfile.__slots__))
+
+
+def _split_layout(
+    prefills: int, pool: PoolSpec, models: Sequence[ModelSpec], load: Mapping[str, ModelLoad], costs: CostModel
+) -> Layout:
+    """The paper's layout with another number of prefill instances in 16."""
+    layout = disaggregated_layout(pool, models, load, costs)
+    placed: list[PlacedInstance] = []
+    for node in layout.nodes:
+        here = layout.on_node(node)
+        first = round(len(here) * prefills / DEVICES)
+        roles = [Role.PREFILL if index < first else Role.DECODE for index in range(len(here))]
+        placed += [replace(item, spec=replace(item.spec, role=role)) for item, role in zip(here, roles, strict=True)]
+    return replace(layout, instances=tuple(placed))
+
+
+# --- workloads
+
+
+def has_traces() -> bool:
+    """Whether the published traces are at hand."""
+    return (TRACES / "azure2023_conv.csv.gz").is_file()
+
+
+@lru_cache(maxsize=2)
+def scenario_of(load: Load) -> Scenario:
+    """The requests of a load; the same load always gives the same."""
+    slo = Slo().scaled(load.slo_scale)
+    return make_scenario(_arrivals(load), load.kind, _book(), DEVICE, slo=slo)
+
+
+def _arrivals(load: Load) -> list[Arrival]:
+    """Poisson per model. The even market is the artifact's: at most ``duration * rate`` requests a model."""
+    lengths = _lengths(load.kind)
+    if load.kind == "even":
+        return synthesize(SyntheticSpec(load.models, load.rate_per_s, load.duration_s, seed=load.seed), lengths)
+    rates = _rates(load)
+    arrivals = []
+    for index, rate_per_s in enumerate(rates):
+        stream = np.random.default_rng((load.seed, index))
+        count = stream.poisson(rate_per_s * load.duration_s)
+        times_s = np.sort(stream.random(count) * load.duration_s)
+        for time_s, (inputs, outputs) in zip(times_s, lengths.draw(stream.random((count, 2))), strict=True):
+            name = f"synth_model_{index:03d}"
+            arrivals.append(Arrival(round(float(time_s), 3), name, max(1, int(inputs)), max(16, int(outputs))))
+    return sorted(arrivals, key=lambda arrival: (arrival.time_s, arrival.model))
+
+
+def _rates(load: Load) -> list[float]:
+    """Per model. Markets other than ``azure`` are skewed; the mean is the load's."""
+    if load.kind == "two-tier":  # the paper's fleet: 5.9 % of the models get 98.65 % of the requests
+        hot = max(1, round(0.059 * load.models))
+        shares = np.concatenate([0.9865 * _zipf(hot), 0.0135 * _zipf(load.models - hot)])
+    elif load.kind == "arena":
+        counts = sorted(_arena_counts(), reverse=True)
+        shares = np.interp(np.linspace(0, len(counts) - 1, load.models), np.arange(len(counts)), counts)
+        shares /= shares.sum()
+    else:
+        shares = np.full(load.models, 1.0 / load.models)
+    return [float(share) * load.models * load.rate_per_s for share in np.random.default_rng(load.seed).permuted(shares)]
+
+
+def _zipf(count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    weights = 1.0 / np.arange(1.0, count + 1)
+    return np.asarray(weights / weights.sum())
+
+
+@lru_cache(maxsize=1)
+def _arena_counts() -> tuple[int, ...]:
+    arrivals = read_trace(TRACES / "vtc_lmsys_arena_27models.csv.gz")
+    return tuple(np.unique([arrival.model for arrival in arrivals], return_counts=True)[1].tolist())
+
+
+@lru_cache(maxsize=2)
+def _lengths(kind: str) -> LengthSource:
+    trace = {"azure": "azure2023_conv.csv.gz", "arena": "vtc_lmsys_arena_27models.csv.gz"}.get(kind)
+    if trace is None:
+        return QuantileTable.shipped()
+    pairs = [(arrival.input_tokens, arrival.output_tokens) for arrival in read_trace(TRACES / trace)]
+    return ObservedLengths(trace, np.array(pairs, dtype=np.int64))
+
+
+@lru_cache(maxsize=1)
+def _book() -> ProfileBook:
+    return ProfileBook.open(ROOT / "profiles")
+
+
+@lru_cache(maxsize=2)
+def _hardware(paper_constants: bool) -> Hardware:
+    return make_hardware(HardwareOptions((DEVICE,) * DEVICES, NODES, artifact=paper_constants), 1)
+
+
+# --- runs
+
+
+def run(contender: Contender, load: Load) -> Score:
+    """Simulate to the end."""
+    hardware = _hardware(contender.paper_constants)
+    try:
+        done = simulate(contender.system, scenario_of(load), hardware, Tally(keep_text=False)).summary
+    except NoPlacementError:
+        return Score(0.0, 0.0)
+    return Score(done["slo_attainment"], done["worst_model"], done["switches"])
+
+
+def bound_load(load: Load) -> float:
+    """``max D(T) / (G * T)``: above 1 nobody can keep every deadline."""
+    return least_demand(scenario_of(load)).least_load(DEVICES)

@@ -1,0 +1,175 @@
+"""What the policy ``slack`` decides: who goes first, who rides along, what is loaded, kept and evicted."""
+
+from __future__ import annotations
+
+import pytest
+from toy_world import BLOCK_BYTES, ToyWorld, make_costs, make_instance, make_limits, make_models
+
+from aegaeon.core.command import Command, EvictWeights, ExtendTurn, LoadWeights, RejectReason, StartTurn
+from aegaeon.core.instance import InstanceSpec, Role
+from aegaeon.core.slo import Slo
+from aegaeon.scheduler.slack.homes import Homes
+from aegaeon.scheduler.slack.tuning import Tuning
+
+
+def world(instances: int = 1, models: int = 6, **more: int) -> ToyWorld:
+    specs = make_models(models)
+    toy = ToyWorld(specs, make_limits(max_queued_requests=more.pop("max_queued", 4096)), policy="slack")
+    for index in range(instances):
+        toy.join(make_instance(f"i{index}", Role.MIXED, max_resident_models=more.get("residents", 4)))
+    toy.deliver_all()
+    return toy
+
+
+def arrive(toy: ToyWorld, *requests: str, prompt: int = 16, max_new: int = 400) -> list[Command]:
+    """Requests called ``<model>.<anything>``."""
+    for name in requests:
+        toy.arrive(name, name.split(".")[0], prompt, max_new)
+    return toy.deliver_all()
+
+
+def end_turn(toy: ToyWorld, instance_id: str = "i0") -> list[Command]:
+    """Run the instance's turn to its end; all that is said meanwhile."""
+    said: list[Command] = []
+    turn = toy.instances[instance_id].turn
+    while turn is not None and toy.instances[instance_id].turn is turn:
+        toy.step(instance_id)
+        said += toy.deliver_all()
+    return said
+
+
+def starts(said: list[Command]) -> list[StartTurn]:
+    return [command for command in said if isinstance(command, StartTurn)]
+
+
+def test_an_arrival_on_an_idle_instance_runs_at_once_and_goes_on_decoding_in_its_turn() -> None:
+    toy = world()
+    (start,) = arrive(toy, "m0.a")
+    assert isinstance(start, StartTurn)
+    assert (start.prefill, start.decode, start.keep_prefilled) == (("m0.a",), (), True)
+    assert start.quota_s is not None
+    assert start.quota_s >= Tuning().min_turn_s
+
+
+def test_whoever_arrives_rides_along_in_the_turn_of_its_model() -> None:
+    toy = world()
+    arrive(toy, "m0.a")
+    assert arrive(toy, "m0.b") == [ExtendTurn("i0", 1, prefill=("m0.b",))]
+
+
+def test_a_model_that_waits_is_loaded_while_another_runs() -> None:
+    toy = world()
+    arrive(toy, "m0.a")
+    assert arrive(toy, "m1.a") == [], "the copy engine is busy with m0"
+    toy.now_s += 0.3
+    assert arrive(toy, "m2.a") == [LoadWeights("i0", "m1")]
+
+
+def test_the_model_with_the_least_slack_goes_first_and_takes_all_its_members() -> None:
+    toy = world()
+    arrive(toy, "m0.a")
+    toy.now_s += 1.0
+    arrive(toy, "m1.a", "m1.b")
+    end_turn(toy)  # m0 produces tokens ahead of their time; m1 is loaded meanwhile
+    end_turn(toy)
+    turn = toy.instances["i0"].turn
+    assert turn is not None
+    assert turn.command.model == "m1"
+    assert set(turn.members) == {"m1.a", "m1.b"}
+
+
+def test_devices_that_are_idle_share_the_work() -> None:
+    toy = world(instances=3)
+    said = arrive(toy, "m0.a", "m1.a", "m2.a")
+    assert sorted((start.instance_id, start.model) for start in starts(said)) == [
+        ("i0", "m0"),
+        ("i1", "m1"),
+        ("i2", "m2"),
+    ]
+
+
+def test_the_resident_model_without_work_is_evicted_first() -> None:
+    toy = world(residents=2)
+    arrive(toy, "m0.a", max_new=1)
+    toy.run()
+    arrive(toy, "m1.a", max_new=2000)
+    toy.now_s += 1.0
+    said = arrive(toy, "m2.a")
+    assert [command for command in said if isinstance(command, EvictWeights)] == [EvictWeights("i0", "m0")]
+    assert LoadWeights("i0", "m2") in said
+
+
+def test_weights_and_kv_share_the_memory_of_a_device() -> None:
+    models = make_models(4, weight_bytes=40 * BLOCK_BYTES)
+    toy = ToyWorld(models, make_limits(), make_costs(models), policy="slack")
+    spec = InstanceSpec(
+        "i0", Role.MIXED, 60 * BLOCK_BYTES, 90 * BLOCK_BYTES, max_resident_models=4, memory_bytes=100 * BLOCK_BYTES
+    )
+    toy.join(spec)
+    toy.deliver_all()
+    arrive(toy, "m0.a", prompt=400, max_new=200)  # 25 blocks and more
+    said = arrive(toy, "m1.a", prompt=16, max_new=20)
+    assert LoadWeights("i0", "m1") not in said, "two models' weights and this KV do not fit"
+    toy.run()
+    assert toy.unfinished() == []
+
+
+def test_a_late_request_waits_behind_punctual_ones_and_is_finished_all_the_same() -> None:
+    toy = world()
+    arrive(toy, "m0.late", max_new=30)
+    toy.lose("i0")
+    toy.deliver_all()
+    toy.now_s += 60.0  # far beyond what can be caught up
+    arrive(toy, "m1.a", max_new=10)
+    toy.join(make_instance("i1", Role.MIXED))
+    (start,) = starts(toy.deliver_all())
+    assert start.model == "m1"
+    toy.run()
+    assert toy.unfinished() == []
+
+
+def test_tighter_targets_go_first() -> None:
+    models = make_models(2)
+    urgent = [
+        models[0],
+        type(models[1])(**{f: getattr(models[1], f) for f in models[1].__slots__} | {"slo": Slo(2, 0.1)}),
+    ]
+    toy = ToyWorld(urgent, make_limits(), policy="slack")
+    arrive(toy, "m0.a")
+    arrive(toy, "m1.a")
+    toy.join(make_instance("i0", Role.MIXED))
+    (start,) = starts(toy.deliver_all())
+    assert start.model == "m1"
+
+
+def test_a_full_queue_is_answered_with_the_time_until_everybody_had_a_turn() -> None:
+    toy = world(max_queued=3)
+    toy.lose("i0")
+    arrive(toy, "m0.a", "m1.a", "m2.a", "m3.a")
+    (rejected,) = toy.rejected
+    assert rejected.reason is RejectReason.OVERLOADED
+    assert rejected.retry_after_s is not None
+    assert rejected.retry_after_s >= 3 * Tuning().max_turn_s
+
+
+@pytest.mark.parametrize("change", [{"min_turn_s": 0.0}, {"max_turn_s": 0.01}, {"horizon_s": -1.0}])
+def test_tuning_that_makes_no_sense_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        Tuning(**change)  # type: ignore[arg-type]
+
+
+def test_homes_are_spread_evenly_and_models_move_only_from_a_busy_node_to_one_with_room() -> None:
+    models = make_models(8, weight_bytes=100)
+    homes = Homes(models, nodes=2, host_bytes=500)
+    assert [len(homes.at_home(node)) for node in (0, 1)] == [4, 4]
+    first = homes.at_home(0)
+    assert homes.route(first[0], [10, 0], 0.0) == 0, "a small difference moves nothing"
+    assert homes.route(first[0], [100, 10], 0.0) == 1
+    assert homes.route(first[0], [10, 100], 30.0) == 1, "it has moved a moment ago"
+    assert homes.route(first[0], [10, 100], 90.0) == 0
+    assert homes.route(first[0], [100, 10], 180.0) == 1
+    assert homes.route(first[1], [100, 10], 180.0) == 0, "the other node's memory is full"
+
+
+def test_a_request_for_a_model_without_a_home_goes_where_there_are_fewest() -> None:
+    assert Homes([], nodes=3, host_bytes=1).route("m9", [3, 1, 2], 0.0) == 1
