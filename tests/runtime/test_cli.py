@@ -156,7 +156,7 @@ class TestServe:
         assert None not in (config.weight_cache_bytes, config.kv_cache_bytes, config.threads_per_instance)
 
     def test_every_flag_is_accepted(self, run, service, model, tmp_path):
-        by_key = {"chat_template": "{{ x }}", "slab_size": "1MiB"}
+        by_key = {"chat_template": "{{ x }}", "slab_size": "1MiB", "profile_dir": tmp_path}
         by_kind = {
             Kind.BYTES: "64MiB",
             Kind.INSTANCES: "2",
