@@ -4,9 +4,10 @@
 //! a mapped file that is truncated kills whoever touches the pages that are gone (`SIGBUS`). So they are touched under
 //! a read lease only (fcntl(2), `F_SETLEASE`): while it is held nobody has the file open for writing, and whoever wants
 //! to open it so, or to truncate it, waits in the kernel until the lease is given back. That is as soon as the pieces
-//! that are being copied are done: a millisecond. (The kernel waits 45 s for that, unless it is told otherwise.) Before a piece is copied its pages are mapped by
-//! `MADV_POPULATE_READ`, which tells of a disk that fails instead of killing. Where there is no lease to be had (files
-//! of another user, network file systems, files that are open for writing) files are read, not mapped.
+//! that are being copied (8 MiB each) are done. (The kernel waits 45 s for that, unless it is told otherwise.) Before a
+//! piece is copied its pages are mapped by `MADV_POPULATE_READ`, which tells of a disk that fails instead of killing.
+//! Where there is no lease to be had (files of another user, network file systems, files that are open for writing)
+//! files are read, not mapped.
 
 use std::fs::File;
 use std::io;
