@@ -1,12 +1,15 @@
 """Compares the simulator with the real pool on this machine: the same requests, several loads, one of them too much.
 
-    python3 benchmark/fidelity.py [--rates 0.25 0.5 1 1.5 3] [--seconds 40] [--out benchmark/results]
+    python3 benchmark/fidelity.py [--rates 0.125 0.25 0.5 0.75 1.5] [--seconds 30] [--rounds 3]
 
-Four small models are profiled here (``aegaeon profile``), then served by one prefill and one decode instance of a
-thread each. The simulator gets the profiles, and constants of the machine that are measured here before the loads run:
-the way of a request through the idle pool, and, from the log of a load of its own, what a turn takes beside its steps
-and how much slower steps are in a pool than in the profile. How much two instances that are always busy slow each other
-down is measured too, and told; it is part of those ratios. Nothing is fitted to the loads that are compared.
+Four small models are profiled here (``aegaeon profile``), then served by one instance of a thread, so that on two cores
+it has one for itself, as a device has. The simulator gets the profiles, and constants of the machine that are measured
+here on a load of their own (another rate, other requests), which runs before the others in each round: the way of a
+request to the pool and back, what a turn takes beside its steps, how much slower steps are in a pool than in the
+profile, and what a step that does both saves. Nothing is fitted to the loads that are compared. A pool near saturation
+is chaotic: a few milliseconds decide who is next, and single requests come out very differently from one run to the
+next. Therefore each load has several rounds, with other requests each time, whose requests are taken together; and
+of the constants of each round, the median.
 
 Does not know: how either side works.
 """
@@ -19,10 +22,9 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -41,10 +43,11 @@ from aegaeon.latency.profile_book import ProfileEntry
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
 from benchmark import fidelity_pool as real
+from benchmark.awake import awake_cores
 from benchmark.e2e_options import amount
 from benchmark.fidelity_measured import Measured, RealRun
 from benchmark.fidelity_sim import Machine, simulate
-from benchmark.fidelity_turns import TurnCosts
+from benchmark.fidelity_turns import TurnCosts, way_s
 from benchmark.interrupt import run_to_end
 from benchmark.job import Job, LengthLimits, ServedModel, plan_jobs
 from benchmark.pool import PoolError
@@ -52,8 +55,8 @@ from benchmark.results import failures
 from benchmark.small_models import CACHE_DIR
 from benchmark.usage import UsageError
 
-RATES = (0.25, 0.5, 1.0, 1.5, 3.0)  # requests per second of each model
-OWN_RATE = 0.8  # of the load that turns are measured on
+RATES = (0.125, 0.25, 0.5, 0.75, 1.5)  # requests per second of each model
+OWN_RATE, OWN_SEEDS = 1.0, 1000  # of the load that turns are measured on
 SLO = Slo(1.0, 0.05)
 LIMITS = LengthLimits(320, 96)
 ATTAINMENT_TARGET, LATENCY_TARGET = 0.02, 0.10
@@ -80,9 +83,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One load on both sides. ``failed`` requests are the real pool's.
+    """One load on both sides, all rounds together. ``failed`` requests are the real pool's.
 
-    ``own_cores`` were busy with the pool and its clients, ``other_cores`` with what has nothing to do with it.
+    ``rounds``: measured and simulated of each. ``own_cores`` were busy with the pool and its clients, ``other_cores``
+    with what has nothing to do with it (the most in a round).
     """
 
     rate_per_s: float
@@ -92,6 +96,7 @@ class Comparison:
     other_cores: float
     measured: Outcome
     simulated: Outcome
+    rounds: tuple[tuple[Outcome, Outcome], ...]
 
     @property
     def attainment_points(self) -> float:
@@ -204,94 +209,98 @@ def _profile(models: Mapping[str, Path], options: argparse.Namespace, console: C
 def _measure(
     models: Mapping[str, Path],
     profiles: Mapping[str, ProfileEntry],
-    loads: Mapping[float, list[Job]],
+    loads: Mapping[float, list[list[Job]]],
     options: argparse.Namespace,
     console: Console,
+    awake: frozenset[int],
 ) -> None:
     """The machine's constants, and what came of each load, into a file."""
     with tempfile.TemporaryDirectory(prefix="aegaeon-fidelity-") as scratch:
-        prepared = real.prepare(models, Path(scratch))
-        slowdown = real.measure_interference(prepared)
-        console.print(f"beside each other, prefill takes {slowdown[0]:.2f}x, decode {slowdown[1]:.2f}x as long")
-        cache_bytes = 8 * sum(model.spec.weight_bytes for model in prepared)  # room to pack all hot weights
-        log = Path(scratch) / "events.jsonl"
+        cache_bytes = 8 * sum(entry.weight_bytes for entry in profiles.values())  # room to pack all hot weights
+        log = options.work / "events.jsonl"
+        log.unlink(missing_ok=True)
         arguments = real.serve_arguments(models, options.work / "profiles", cache_bytes, log)
         with real.pool(arguments, Path(scratch) / "pool.log") as pool:
-            way_s = asyncio.run(real.warm_up(pool.url, list(models)))
-            console.print(f"the way of a request through the idle pool: {way_s * 1e3:.1f} ms")
-            started_s = time.monotonic()
-            real.run_sync(pool.url, make_jobs(list(models), OWN_RATE, options.seconds / 2, options.seed + 1), SLO)
-            ended_s = time.monotonic()
-            runs: dict[float, RealRun] = {}
-            for rate, jobs in loads.items():
-                runs[rate] = _undisturbed(partial(real.run_sync, pool.url, jobs, SLO), options.tries, console)
-                console.print(f"{rate:g} req/s of each model: {len(jobs)} requests in {runs[rate].duration_s:.0f} s")
-        turns = TurnCosts.of(real.read_log(log, started_s, ended_s), profiles)
-        Measured(way_s, *slowdown, turns, runs).write(options.work / MEASURED)
+            asyncio.run(real.warm_up(pool.url, list(models)))
+            runs: dict[float, list[RealRun]] = {rate: [] for rate in loads}
+            spans_s, own = [], []
+            for index in range(options.rounds):
+                jobs = make_jobs(list(models), OWN_RATE, options.seconds, options.seed + OWN_SEEDS + index)
+                started_s = time.monotonic()
+                own.append(real.run_sync(pool.url, jobs, SLO, awake).records)
+                spans_s.append((started_s, time.monotonic()))
+                for rate, rounds in loads.items():
+                    runs[rate].append(real.run_sync(pool.url, rounds[index], SLO, awake))
+                    console.print(_progress(index, rate, runs[rate][-1]))
+        logs = [real.read_log(log, *span_s) for span_s in spans_s]
+        told = {name: entry.profile for name, entry in profiles.items()}
+        turns = TurnCosts.median([TurnCosts.of(entries, told) for entries in logs])
+        ways_s = [way_s(entries, records) for entries, records in zip(logs, own, strict=True)]
+        Measured(median(ways_s), turns, runs).write(options.work / MEASURED)
 
 
-def _undisturbed(run: Callable[[], RealRun], tries: int, console: Console) -> RealRun:
-    """The run that others disturbed least, of at most ``tries``; the first one that nobody did is enough."""
-    runs: list[RealRun] = []
-    while len(runs) < tries and not any(each.other_cores <= QUIET_CORES for each in runs):
-        runs.append(run())
-        if runs[-1].other_cores > QUIET_CORES:
-            console.print(f"others used {runs[-1].other_cores:.2f} cores meanwhile")
-    return min(runs, key=lambda each: each.other_cores)
+def _progress(index: int, rate: float, run: RealRun) -> str:
+    what = f"round {index + 1}, {rate:g} req/s of each model: {len(run.records)} requests in {run.duration_s:.0f} s"
+    return f"{what}; others used {run.other_cores:.2f} cores" if run.other_cores > QUIET_CORES else what
 
 
-def _run(options: argparse.Namespace, console: Console) -> int:
+def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -> int:
     models = real.ensure_models(options.work / "models")
     profiles = _profile(models, options, console)
-    loads = {rate: make_jobs(list(models), rate, options.seconds, options.seed) for rate in options.rates}
+    seeds = range(options.seed, options.seed + options.rounds)
+    loads = {rate: [make_jobs(list(models), rate, options.seconds, seed) for seed in seeds] for rate in options.rates}
     if not options.reuse:
-        _measure(models, profiles, loads, options, console)
+        _measure(models, profiles, loads, options, console, awake)
     measured = Measured.read(options.work / MEASURED)
-    runs = measured.runs
-    if any(len(run.records) != len(loads.get(rate, ())) for rate, run in runs.items()):
-        raise UsageError(f"{options.work / MEASURED} is of other loads; run without --reuse, or with the same options")
+    _require_same(measured, loads, options)
     told_s = median(entry.hand_over_s or 0.0 for entry in profiles.values())
     turns = measured.turns
-    machine = Machine(
-        turns.hand_over_s,
-        told_s,
-        turns.prefill_ratio,
-        turns.decode_ratio,
-        max(0.0, measured.way_s - turns.hand_over_s),
-    )
+    machine = Machine(turns, told_s, measured.way_s)
     console.print(
-        f"in the pool prefill steps take {turns.prefill_ratio:.2f}x, decode steps {turns.decode_ratio:.2f}x as long as "
-        f"in the profiles; a turn takes {turns.hand_over_s * 1e3:.1f} ms beside its steps"
+        f"in the pool a prefill step takes {turns.prefill_ratio:.2f} times what the profiles say and "
+        f"{turns.prompt_s * 1e3:.1f} ms, a decode step {turns.decode_ratio:.2f} times and {turns.member_s * 1e3:.2f} "
+        f"ms for each member, a turn {turns.hand_over_s * 1e3:.1f} ms beside its steps; a step that does both saves "
+        f"{turns.mixed_overlap:.0%} of the smaller fixed cost; a request and its reply are {measured.way_s * 1e3:.1f} "
+        f"ms on their way"
     )
     rows = [
-        Comparison(
-            rate,
-            len(jobs),
-            failures(runs[rate].records).total(),
-            runs[rate].own_cores,
-            runs[rate].other_cores,
-            Outcome.of(runs[rate].records),
-            Outcome.of(simulate(jobs, SLO, profiles, machine)),
-        )
-        for rate, jobs in loads.items()
-        if rate in runs
+        _compare(rate, measured.runs[rate], [simulate(jobs, SLO, profiles, machine) for jobs in rounds])
+        for rate, rounds in loads.items()
     ]
     console.print(comparison_table(rows))
-    _write(rows, machine, measured, options)
+    _write(rows, machine, options)
     console.print(f"written to {options.out / 'fidelity.json'} and {options.out / 'fidelity.png'}")
     return 0
 
 
-def _write(rows: Sequence[Comparison], machine: Machine, measured: Measured, options: argparse.Namespace) -> None:
+def _require_same(measured: Measured, loads: Mapping[float, list[list[Job]]], options: argparse.Namespace) -> None:
+    """What was measured the last time must be of these loads."""
+    sent = {rate: [len(run.records) for run in runs] for rate, runs in measured.runs.items()}
+    if sent != {rate: [len(jobs) for jobs in rounds] for rate, rounds in loads.items()}:
+        raise UsageError(f"{options.work / MEASURED} is of other loads; run without --reuse, or with the same options")
+
+
+def _compare(rate_per_s: float, runs: Sequence[RealRun], simulated: Sequence[list[RequestRecord]]) -> Comparison:
+    records = [record for run in runs for record in run.records]
+    rounds = zip(runs, simulated, strict=True)
+    return Comparison(
+        rate_per_s,
+        len(records),
+        failures(records).total(),
+        median(run.own_cores for run in runs),
+        max(run.other_cores for run in runs),
+        Outcome.of(records),
+        Outcome.of([record for each in simulated for record in each]),
+        tuple((Outcome.of(run.records), Outcome.of(each)) for run, each in rounds),
+    )
+
+
+def _write(rows: Sequence[Comparison], machine: Machine, options: argparse.Namespace) -> None:
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         "device": local_cpu(real.THREADS).description,
         "slo": asdict(SLO),
-        "machine": {
-            **machine.as_dict(),
-            "slowdown_of_prefill_beside_decode": measured.slowdown_prefill,
-            "slowdown_of_decode_beside_prefill": measured.slowdown_decode,
-        },
+        "machine": machine.as_dict(),
         "loads": [
             {
                 **asdict(row),
@@ -311,8 +320,8 @@ def _write(rows: Sequence[Comparison], machine: Machine, measured: Measured, opt
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fidelity.py", description="The simulator beside the real pool.")
     parser.add_argument("--rates", type=amount, nargs="+", default=list(RATES), help="requests per second and model")
-    parser.add_argument("--seconds", type=amount, default=40.0, help="of arrivals of each load  [40]")
-    parser.add_argument("--tries", type=int, default=2, help="of each load, where others disturb it  [2]")
+    parser.add_argument("--seconds", type=amount, default=30.0, help="of arrivals of each load and round  [30]")
+    parser.add_argument("--rounds", type=int, default=3, help="of all loads, with other requests each time  [3]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reuse", action="store_true", help="simulate anew, beside what was measured the last time")
     parser.add_argument("--work", type=Path, default=CACHE_DIR / "fidelity", help="models and their profiles")
@@ -326,7 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = make_console()
     configure_logs(None)
     try:
-        return run_to_end(lambda: _run(options, console))
+        with awake_cores() as awake:
+            return run_to_end(lambda: _run(options, console, awake))
     except (ProfilingError, PoolError, UsageError, OSError) as error:
         sys.stderr.write(f"fidelity.py: {error}\n")
         return 2

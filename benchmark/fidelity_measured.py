@@ -33,16 +33,17 @@ class RealRun:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """``way_s``: of a request through the idle pool. ``turns`` are of a load of its own. ``runs`` by rate."""
+    """``way_s`` (of a request to the pool and back) and ``turns`` are of a load of their own.
+
+    ``runs`` by rate, one a round.
+    """
 
     way_s: float
-    slowdown_prefill: float
-    slowdown_decode: float
     turns: TurnCosts
-    runs: Mapping[float, RealRun]
+    runs: Mapping[float, list[RealRun]]
 
     def write(self, path: Path) -> None:
-        plain = asdict(self) | {"runs": [[rate, asdict(run)] for rate, run in self.runs.items()]}
+        plain = asdict(self) | {"runs": [[rate, [asdict(run) for run in runs]] for rate, runs in self.runs.items()]}
         path.write_text(json.dumps(plain), "utf-8")
 
     @classmethod
@@ -52,7 +53,7 @@ class Measured:
             **{
                 **plain,
                 "turns": TurnCosts(**plain["turns"]),
-                "runs": {rate: RealRun.of(run) for rate, run in plain["runs"]},
+                "runs": {rate: [RealRun.of(run) for run in runs] for rate, runs in plain["runs"]},
             }
         )
 

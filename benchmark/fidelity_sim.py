@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.model import ModelSpec
-from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.record import RequestRecord
 from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
@@ -19,6 +19,7 @@ from aegaeon.latency.profile_book import ProfileEntry
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.registry import make_scheduler
 from benchmark.fidelity_pool import BATCH, BLOCK_TOKENS, CHUNK_TOKENS, CONTEXT_TOKENS, KV_CACHE_BYTES, SLAB_BYTES
+from benchmark.fidelity_turns import TurnCosts
 from benchmark.job import Job
 from sim.constants import Constants
 from sim.model_facts import SimModel
@@ -33,18 +34,15 @@ _FREE = 1e15  # bytes per second of what is not copied
 class Machine:
     """Measured constants of the machine beside the models' profiles.
 
-    ``hand_over_s``: of a turn, beside its steps; ``told_hand_over_s``: what schedulers are told of it (the profiles').
-    ``prefill_ratio``, ``decode_ratio``: a step in the pool, beside the other instance and all else, over the same step
-    in the profile. ``way_s``: of a request to the pool and of its tokens back, when idle.
+    ``turns``: of the pool. ``told_hand_over_s``: what schedulers are told of the hand-over (the profiles').
+    ``way_s``: of a request to the pool and of its tokens back.
     """
 
-    hand_over_s: float
+    turns: TurnCosts
     told_hand_over_s: float
-    prefill_ratio: float
-    decode_ratio: float
     way_s: float
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -85,32 +83,15 @@ def _request(job: Job, slo: Slo, machine: Machine) -> Request:
 def _sim_model(name: str, entry: ProfileEntry, slo: Slo, machine: Machine) -> SimModel:
     """As fast as in the pool; the scheduler is told the profile."""
     shape = replace(entry.kv_shape, block_tokens=BLOCK_TOKENS)
-    return SimModel(
-        ModelSpec(name, entry.weight_bytes, shape, CONTEXT_TOKENS, slo), _in_pool(entry.profile, machine), name
-    )
-
-
-def _in_pool(profile: LatencyProfile, machine: Machine) -> LatencyProfile:
-    prefill, decode = machine.prefill_ratio, machine.decode_ratio
-    return LatencyProfile(
-        profile.p0_s * prefill,
-        profile.p1_s * prefill,
-        profile.p2_s * prefill,
-        profile.d0_s * decode,
-        profile.d1_s * decode,
-        profile.d2_s * decode,
-    )
+    spec = ModelSpec(name, entry.weight_bytes, shape, CONTEXT_TOKENS, slo)
+    return SimModel(spec, machine.turns.in_pool(entry.profile), name)
 
 
 def _layout(specs: Sequence[ModelSpec]) -> Layout:
-    """A core for each instance; what they take from each other is in the ratios."""
+    """One instance, which has a core for itself."""
     weight_bytes = 2 * sum(spec.weight_bytes for spec in specs)
-    placed = tuple(
-        PlacedInstance(InstanceSpec(role.value, role, KV_CACHE_BYTES, weight_bytes, len(specs), BATCH), index)
-        for index, role in enumerate((Role.PREFILL, Role.DECODE))
-    )
-    memory_bytes = 2 * (KV_CACHE_BYTES + weight_bytes)
-    return Layout(tuple(Device(f"cpu-{index}", memory_bytes) for index in range(len(placed))), placed)
+    spec = InstanceSpec("mixed", Role.MIXED, KV_CACHE_BYTES, weight_bytes, len(specs), BATCH)
+    return Layout((Device("cpu", 2 * (KV_CACHE_BYTES + weight_bytes)),), (PlacedInstance(spec, 0),))
 
 
 def _constants(specs: Sequence[ModelSpec], machine: Machine) -> Constants:
@@ -123,5 +104,6 @@ def _constants(specs: Sequence[ModelSpec], machine: Machine) -> Constants:
         slab_bytes=SLAB_BYTES,
         page_bytes=2 << 20,
         prefill_chunk_tokens=CHUNK_TOKENS,
-        control_s=machine.hand_over_s,
+        control_s=machine.turns.hand_over_s,
+        mixed_overlap=machine.turns.mixed_overlap,
     )

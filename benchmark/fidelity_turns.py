@@ -1,74 +1,174 @@
-"""What turns cost in a real pool beside its server, driver and clients, against what the profiles say; from its log.
+"""What turns cost in a real pool, against what the profiles say; from its log.
 
-A profile is measured with one instance that never rests. In a pool an instance is idle between turns, and on virtual
-machines what comes after a pause is slower; and the other processes of the pool want their share of the cores.
+A profile is measured with one instance that has nothing else to do. In a pool each step sends its tokens to clients,
+and the server and the driver want their share of the caches.
 
-Does not know: who ran the pool, what the ratios are for.
+Does not know: who ran the pool, what the costs are for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from statistics import median
 
+import numpy as np
+
 from aegaeon.core.command import StartTurn
-from aegaeon.core.event import TurnEnded
+from aegaeon.core.event import RequestArrived, RequestFinished, RequestPrefilled, TurnEnded
+from aegaeon.core.profile import LatencyProfile
+from aegaeon.core.record import RequestRecord
 from aegaeon.core.turn_timing import StepSums, TurnTiming
-from aegaeon.latency.profile_book import ProfileEntry
 from aegaeon.scheduler.log import LogEntry
 
 
 @dataclass(frozen=True, slots=True)
 class TurnCosts:
-    """All steps of a log over what the profiles say of them, and what a turn takes beside its steps (median)."""
+    """``*_ratio``: of what steps take to what the profiles say; what is added to that for each prompt or member.
+
+    ``mixed_overlap``: see ``sim.constants``. ``hand_over_s``: of a turn, what makes its first step slower included.
+    """
 
     prefill_ratio: float
+    prompt_s: float
     decode_ratio: float
-    hand_over_s: float
+    member_s: float
+    mixed_overlap: float = 0.0
+    hand_over_s: float = 0.0
 
     @classmethod
-    def of(cls, log: Iterable[LogEntry], profiles: Mapping[str, ProfileEntry]) -> TurnCosts:
-        """Raises ``ValueError`` where the log has no turn of each kind."""
-        prefill, decode, beside_s = _Sums(), _Sums(), []
-        for timing, seconds in _turns(log):
-            profile = profiles[timing.model].profile
-            if timing.decode is not None:
-                decode.add(timing.decode, (profile.d0_s, profile.d1_s, profile.d2_s))
+    def of(cls, log: Iterable[LogEntry], profiles: Mapping[str, LatencyProfile]) -> TurnCosts:
+        """Raises ``ValueError`` where the log has no timed turn of each kind."""
+        turns = list(_turns(log))
+        prompts, steps = [], []
+        for turn in turns:
+            profile, timing = profiles[turn.start.model], turn.timing
             if timing.prefill is not None:
-                prefill.add(timing.prefill, (profile.p0_s, profile.p1_s, profile.p2_s))
-            if timing.prefill is not None and timing.decode is None:  # the first decode step of a turn is not timed
-                beside_s.append(seconds - timing.prefill.seconds)
-        if not (prefill.taken_s and decode.taken_s and beside_s):
-            raise ValueError("the log has no timed turn of each kind")
-        return cls(prefill.ratio, decode.ratio, max(0.0, median(beside_s)))
+                prompts.append((_prefill_s(profile, timing.prefill), timing.prefill.steps, timing.prefill.seconds))
+            if timing.decode is not None:
+                steps.append((_decode_s(profile, timing.decode), timing.decode.second, timing.decode.seconds))
+        rates = cls(*_line(prompts), *_line(steps))
+        in_pool = {name: rates.in_pool(profile) for name, profile in profiles.items()}
+        hand_over_s = median(turn.beside_s(in_pool[turn.start.model]) for turn in turns if not turn.mixed)
+        mixed = [turn for turn in turns if turn.mixed and turn.timing.decode is not None]
+        overlap = _overlap([turn.mixed_s(in_pool[turn.start.model], hand_over_s) for turn in mixed])
+        return cls(*_line(prompts), *_line(steps), overlap, max(0.0, hand_over_s))
+
+    @classmethod
+    def median(cls, costs: Sequence[TurnCosts]) -> TurnCosts:
+        """Of each cost."""
+        return cls(*(median(getattr(each, item.name) for each in costs) for item in fields(cls)))
+
+    def in_pool(self, profile: LatencyProfile) -> LatencyProfile:
+        """The profile, as slow as in the pool."""
+        prefill, decode = self.prefill_ratio, self.decode_ratio
+        return LatencyProfile(
+            profile.p0_s * prefill + self.prompt_s,
+            profile.p1_s * prefill,
+            profile.p2_s * prefill,
+            profile.d0_s * decode,
+            profile.d1_s * decode,
+            profile.d2_s * decode + self.member_s,
+        )
+
+
+def way_s(log: Iterable[LogEntry], records: Sequence[RequestRecord]) -> float:
+    """What a client waits for its first token beyond what the driver sees: HTTP, the frontend, and back; median.
+
+    ``records`` are those of all requests of the log; equal ones are told apart by their order.
+    """
+    seen_s: dict[tuple[str, int], deque[float]] = defaultdict(deque)
+    arrived: dict[str, tuple[float, str, int]] = {}
+    for entry in log:
+        event = entry.event
+        if isinstance(event, RequestArrived):
+            arrived[event.request.request_id] = entry.now_s, event.request.model, event.request.prompt_tokens
+        elif isinstance(event, RequestPrefilled | RequestFinished) and event.request_id in arrived:
+            arrived_s, model, tokens = arrived.pop(event.request_id)
+            seen_s[model, tokens].append(entry.now_s - arrived_s)
+    ways_s = [
+        record.ttft_s - seen_s[record.model, record.prompt_tokens].popleft()
+        for record in sorted(records, key=lambda record: record.arrival_s)
+        if record.ttft_s is not None
+    ]
+    return max(0.0, median(ways_s))
+
+
+_UNTIMED = TurnTiming("", None, None)
 
 
 @dataclass(slots=True)
-class _Sums:
-    """Time that steps took, and that the profile says they take."""
+class _Turn:
+    """``prompts``: tokens of those that were processed. ``seconds``: from its command to its end."""
 
-    taken_s: float = 0.0
-    told_s: float = 0.0
-
-    def add(self, sums: StepSums, coefficients_s: tuple[float, float, float]) -> None:
-        self.taken_s += sums.seconds
-        self.told_s += sum(c * f for c, f in zip(coefficients_s, (sums.steps, sums.first, sums.second), strict=True))
+    start: StartTurn
+    began_s: float
+    prompts: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    timing: TurnTiming = _UNTIMED
 
     @property
-    def ratio(self) -> float:
-        return self.taken_s / self.told_s
+    def mixed(self) -> bool:
+        """Whether prompts were processed beside decoding members: those steps are in no sum."""
+        return self.start.keep_prefilled and bool(self.prompts)
+
+    def beside_s(self, profile: LatencyProfile) -> float:
+        """The hand-over and mixed steps, if any. A first step that decodes is not timed, so the profile is asked."""
+        timed_s = sum(sums.seconds for sums in (self.timing.prefill, self.timing.decode) if sums is not None)
+        untimed = bool(self.start.decode) and not self.start.prefill
+        return self.seconds - timed_s - (self._step_s(profile) if untimed else 0.0)
+
+    def mixed_s(self, profile: LatencyProfile, hand_over_s: float) -> tuple[float, float]:
+        """(what its mixed steps saved over one kind of step after the other, the smaller fixed costs in them)."""
+        decode, prompts = self.timing.decode, self.prompts
+        members = decode.second / decode.steps if decode is not None else 0.0
+        apart_s = sum(profile.prefill_s([tokens]) + self._step_s(profile) for tokens in prompts)
+        smaller_s = min(profile.p0_s, profile.d0_s + profile.d2_s * members)
+        return apart_s - (self.beside_s(profile) - hand_over_s), len(prompts) * smaller_s
+
+    def _step_s(self, profile: LatencyProfile) -> float:
+        """The mean of its decode steps in the profile, 0 without any."""
+        decode = self.timing.decode
+        return _decode_s(profile, decode) / decode.steps if decode is not None else 0.0
 
 
-def _turns(log: Iterable[LogEntry]) -> Iterator[tuple[TurnTiming, float]]:
-    """Timed turns, and the time from each one's command to its end."""
-    started: dict[tuple[str, int], float] = {}
+def _prefill_s(profile: LatencyProfile, sums: StepSums) -> float:
+    return profile.p0_s * sums.steps + profile.p1_s * sums.first + profile.p2_s * sums.second
+
+
+def _decode_s(profile: LatencyProfile, sums: StepSums) -> float:
+    return profile.d0_s * sums.steps + profile.d1_s * sums.first + profile.d2_s * sums.second
+
+
+def _line(steps: Sequence[tuple[float, int, float]]) -> tuple[float, float]:
+    """Ratio and seconds for each of them, from (seconds in the profile, how many, seconds taken)."""
+    if not steps:
+        raise ValueError("the log has no timed turn of each kind")
+    table = np.array(steps, dtype=np.float64)
+    rows = table / np.sqrt(table[:, 2:])  # the noise of a sum grows with the root of its length
+    ratio, each_s = np.linalg.lstsq(rows[:, :2], rows[:, 2], rcond=None)[0].tolist()
+    return ratio, each_s
+
+
+def _overlap(turns: Sequence[tuple[float, float]]) -> float:
+    """The share of the smaller fixed costs that mixed steps saved; 0 where there were none."""
+    saved_s, smaller_s = (sum(values) for values in zip(*turns, strict=True)) if turns else (0.0, 1.0)
+    return min(1.0, max(0.0, saved_s / smaller_s))
+
+
+def _turns(log: Iterable[LogEntry]) -> Iterator[_Turn]:
+    """Timed turns that began and ended in the log."""
+    running: dict[tuple[str, int], _Turn] = {}
     for entry in log:
         event = entry.event
-        if isinstance(event, TurnEnded) and event.timing is not None:
-            start_s = started.pop((event.instance_id, event.turn_id), None)
-            if start_s is not None:
-                yield event.timing, entry.now_s - start_s
+        if isinstance(event, RequestPrefilled) and (event.instance_id, event.turn_id) in running:
+            running[event.instance_id, event.turn_id].prompts.append(event.context_tokens - 1)
+        elif isinstance(event, TurnEnded) and event.timing is not None:
+            turn = running.pop((event.instance_id, event.turn_id), None)
+            if turn is not None and (event.timing.prefill or event.timing.decode):
+                turn.seconds, turn.timing = entry.now_s - turn.began_s, event.timing
+                yield turn
         for command in entry.commands:
             if isinstance(command, StartTurn):
-                started[command.instance_id, command.turn_id] = entry.now_s
+                running[command.instance_id, command.turn_id] = _Turn(command, entry.now_s)

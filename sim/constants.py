@@ -22,7 +22,8 @@ class Constants:
     with the turn's decoding members (None: whole, and the decoding members wait). ``control_s`` is what a turn's
     command takes to reach its instance: from one turn's last step to the next one's first. ``kv_streams_out``: KV
     leaves while a turn runs, so that only the block being filled is left at its end; else all that the turn wrote goes
-    at its end.
+    at its end. ``mixed_overlap``: how much of the smaller of the fixed costs of prefill and decode is saved where a
+    step does both: all where both are the reading of the weights, nothing where tokens are computed one after another.
     """
 
     weight_bytes_per_s: float
@@ -36,9 +37,12 @@ class Constants:
     prefill_chunk_tokens: int | None = None
     control_s: float = 0.0
     kv_streams_out: bool = True
+    mixed_overlap: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.weight_bytes_per_s, self.kv_bytes_per_s, self.disk_bytes_per_s) <= 0:
             raise ValueError(f"bandwidths must be positive: {self}")
         if self.host_memory_bytes < 1 or self.page_bytes < 1 or min(self.switch_overhead_s, self.control_s) < 0:
             raise ValueError(f"memory must be positive, overheads not negative: {self}")
+        if not 0.0 <= self.mixed_overlap <= 1.0:
+            raise ValueError(f"mixed_overlap is a share: {self}")

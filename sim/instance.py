@@ -299,7 +299,8 @@ class SimInstance:
         if chunk_tokens is None:
             return plan_prompt(turn.model.profile, request, now_s, speed)
         members = self._with_room(turn, [member for member in turn.decoding.values() if member.arrive_s <= now_s])
-        return plan_chunks(turn.model.profile, request, members, chunk_tokens, now_s, speed)
+        overlap = self._constants.mixed_overlap
+        return plan_chunks(turn.model.profile, request, members, chunk_tokens, now_s, speed, overlap)
 
     def _plan_decode(self, turn: SimTurn, now_s: float) -> DecodePlan | None:
         members = self._with_room(turn, list(turn.decoding.values()))

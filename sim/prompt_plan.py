@@ -55,14 +55,19 @@ def plan_chunks(
     chunk_tokens: int,
     start_s: float,
     speed: float,
+    overlap: float,
 ) -> PromptPlan:
     """The prompt in chunks, with a token for every decoding member in each step, until one of them has its last.
 
-    A mixed step reads the weights once: it costs the larger of the two fixed costs, and what depends on tokens.
+    A mixed step costs what depends on tokens, the larger of the two fixed costs, and what ``overlap`` leaves of the
+    smaller one.
     """
     left = min([member.target - member.generated for member in members], default=1 << 60)
     context = sum([member.context for member in members])
-    fixed_s = max(profile.p0_s, profile.d0_s + profile.d2_s * len(members)) if members else profile.p0_s
+    fixed_s = profile.p0_s
+    if members:
+        smaller_s, larger_s = sorted((profile.p0_s, profile.d0_s + profile.d2_s * len(members)))
+        fixed_s = larger_s + (1.0 - overlap) * smaller_s
     times: list[float] = []
     filled: list[int] = []
     done, now_s = request.kv_tokens, start_s

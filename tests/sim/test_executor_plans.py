@@ -20,6 +20,7 @@ from sim.event_queue import EventQueue
 from sim.host_cache import HostCache
 from sim.host_link import HostLink, OutLink, WeightCopy
 from sim.model_facts import SimModel
+from sim.prompt_plan import plan_chunks
 from sim.request_state import RequestState
 from sim.token_text import gaps_text
 
@@ -195,3 +196,14 @@ def test_token_times_are_written_in_milliseconds_without_adding_up_errors() -> N
     written = [float(text) for text in gaps_text(elapsed_s)[1:-1].split(",")]
     assert written == [10.0, 10.01, 10.0, 99969.99]
     assert sum(written) == pytest.approx(100_000.0)
+
+
+@pytest.mark.parametrize(("overlap", "seconds"), [(0.0, 0.0498), (0.5, 0.0448), (1.0, 0.0398)])
+def test_a_step_of_both_kinds_saves_its_share_of_the_smaller_fixed_cost(overlap: float, seconds: float) -> None:
+    profile = LatencyProfile(0.010, 1e-4, 0.0, 0.029, 1e-6, 1e-4)
+    prompt = make_member(0, 100, 8, 0.0)
+    members = [make_member(index, 60, 8, 0.0) for index in (1, 2, 3, 4, 5)]
+    plan = plan_chunks(profile, prompt, members, 512, 1.0, 1.0, overlap)
+    assert plan.boundary_s - 1.0 == pytest.approx(seconds)
+    alone = plan_chunks(profile, prompt, [], 512, 1.0, 1.0, overlap)
+    assert alone.boundary_s - 1.0 == pytest.approx(0.020)
