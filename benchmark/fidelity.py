@@ -8,8 +8,7 @@ here on a load of their own (another rate, other requests), which runs before th
 request to the pool and back, what a turn takes beside its steps, how much slower steps are in a pool than in the
 profile, and what a step that does both saves. Nothing is fitted to the loads that are compared. A pool near saturation
 is chaotic: a few milliseconds decide who is next, and single requests come out very differently from one run to the
-next. Therefore each load has several rounds, with other requests each time, whose requests are taken together; and
-of the constants of each round, the median.
+next. Therefore each load has several rounds, with other requests each time, which are taken together.
 
 Does not know: how either side works.
 """
@@ -25,6 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -234,7 +234,7 @@ def _measure(
                     console.print(_progress(index, rate, runs[rate][-1]))
         logs = [real.read_log(log, *span_s) for span_s in spans_s]
         told = {name: entry.profile for name, entry in profiles.items()}
-        turns = TurnCosts.median([TurnCosts.of(entries, told) for entries in logs])
+        turns = TurnCosts.of(chain.from_iterable(logs), told)
         ways_s = [way_s(entries, records) for entries, records in zip(logs, own, strict=True)]
         Measured(median(ways_s), turns, runs).write(options.work / MEASURED)
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aegaeon.core.command import StartTurn
 from aegaeon.core.event import RequestArrived, RequestFinished, RequestPrefilled, TurnEnded
@@ -27,15 +28,17 @@ from aegaeon.scheduler.log import LogEntry
 class TurnCosts:
     """``*_ratio``: of what steps take to what the profiles say; what is added to that for each prompt or member.
 
-    ``mixed_overlap``: see ``sim.constants``. ``hand_over_s``: of a turn, what makes its first step slower included.
+    ``gap_s``: from a step's end to the next one's begin. ``hand_over_s``: of a turn, what makes its first step slower
+    included. ``mixed_overlap``: see ``sim.constants``.
     """
 
     prefill_ratio: float
     prompt_s: float
     decode_ratio: float
     member_s: float
-    mixed_overlap: float = 0.0
+    gap_s: float = 0.0
     hand_over_s: float = 0.0
+    mixed_overlap: float = 0.0
 
     @classmethod
     def of(cls, log: Iterable[LogEntry], profiles: Mapping[str, LatencyProfile]) -> TurnCosts:
@@ -49,25 +52,22 @@ class TurnCosts:
             if timing.decode is not None:
                 steps.append((_decode_s(profile, timing.decode), timing.decode.second, timing.decode.seconds))
         rates = cls(*_line(prompts), *_line(steps))
-        in_pool = {name: rates.in_pool(profile) for name, profile in profiles.items()}
-        hand_over_s = median(turn.beside_s(in_pool[turn.start.model]) for turn in turns if not turn.mixed)
+        bare = {name: rates.in_pool(profile) for name, profile in profiles.items()}
+        plain = [(1.0, turn.steps, turn.beside_s(bare[turn.start.model])) for turn in turns if not turn.mixed]
+        hand_over_s, gap_s = _solve(np.array(plain))
+        rates = replace(rates, gap_s=gap_s, hand_over_s=max(0.0, hand_over_s))
         mixed = [turn for turn in turns if turn.mixed and turn.timing.decode is not None]
-        overlap = _overlap([turn.mixed_s(in_pool[turn.start.model], hand_over_s) for turn in mixed])
-        return cls(*_line(prompts), *_line(steps), overlap, max(0.0, hand_over_s))
-
-    @classmethod
-    def median(cls, costs: Sequence[TurnCosts]) -> TurnCosts:
-        """Of each cost."""
-        return cls(*(median(getattr(each, item.name) for each in costs) for item in fields(cls)))
+        overlap = _overlap([turn.mixed_s(bare[turn.start.model], rates) for turn in mixed])
+        return replace(rates, mixed_overlap=overlap)
 
     def in_pool(self, profile: LatencyProfile) -> LatencyProfile:
         """The profile, as slow as in the pool."""
         prefill, decode = self.prefill_ratio, self.decode_ratio
         return LatencyProfile(
-            profile.p0_s * prefill + self.prompt_s,
+            profile.p0_s * prefill + self.prompt_s + self.gap_s,
             profile.p1_s * prefill,
             profile.p2_s * prefill,
-            profile.d0_s * decode,
+            profile.d0_s * decode + self.gap_s,
             profile.d1_s * decode,
             profile.d2_s * decode + self.member_s,
         )
@@ -113,19 +113,28 @@ class _Turn:
         """Whether prompts were processed beside decoding members: those steps are in no sum."""
         return self.start.keep_prefilled and bool(self.prompts)
 
+    @property
+    def steps(self) -> int:
+        """Those that are timed."""
+        return sum(sums.steps for sums in (self.timing.prefill, self.timing.decode) if sums is not None)
+
     def beside_s(self, profile: LatencyProfile) -> float:
-        """The hand-over and mixed steps, if any. A first step that decodes is not timed, so the profile is asked."""
+        """The hand-over, the gaps between steps, and mixed steps, if any.
+
+        A first step that decodes is not timed, so the profile is asked.
+        """
         timed_s = sum(sums.seconds for sums in (self.timing.prefill, self.timing.decode) if sums is not None)
         untimed = bool(self.start.decode) and not self.start.prefill
         return self.seconds - timed_s - (self._step_s(profile) if untimed else 0.0)
 
-    def mixed_s(self, profile: LatencyProfile, hand_over_s: float) -> tuple[float, float]:
+    def mixed_s(self, profile: LatencyProfile, costs: TurnCosts) -> tuple[float, float]:
         """(what its mixed steps saved over one kind of step after the other, the smaller fixed costs in them)."""
         decode, prompts = self.timing.decode, self.prompts
         members = decode.second / decode.steps if decode is not None else 0.0
         apart_s = sum(profile.prefill_s([tokens]) + self._step_s(profile) for tokens in prompts)
+        took_s = self.beside_s(profile) - costs.hand_over_s - costs.gap_s * (self.steps + len(prompts))
         smaller_s = min(profile.p0_s, profile.d0_s + profile.d2_s * members)
-        return apart_s - (self.beside_s(profile) - hand_over_s), len(prompts) * smaller_s
+        return apart_s - took_s, len(prompts) * smaller_s
 
     def _step_s(self, profile: LatencyProfile) -> float:
         """The mean of its decode steps in the profile, 0 without any."""
@@ -146,9 +155,13 @@ def _line(steps: Sequence[tuple[float, int, float]]) -> tuple[float, float]:
     if not steps:
         raise ValueError("the log has no timed turn of each kind")
     table = np.array(steps, dtype=np.float64)
-    rows = table / np.sqrt(table[:, 2:])  # the noise of a sum grows with the root of its length
-    ratio, each_s = np.linalg.lstsq(rows[:, :2], rows[:, 2], rcond=None)[0].tolist()
-    return ratio, each_s
+    return _solve(table / np.sqrt(table[:, 2:]))  # the noise of a sum grows with the root of its length
+
+
+def _solve(table: NDArray[np.float64]) -> tuple[float, float]:
+    """(a, b) with a * first column + b * second column nearest to the third."""
+    a, b = np.linalg.lstsq(table[:, :2], table[:, 2], rcond=None)[0].tolist()
+    return a, b
 
 
 def _overlap(turns: Sequence[tuple[float, float]]) -> float:
