@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -298,15 +298,17 @@ _TRACE_KINDS = (
 
 
 def read_trace(path: Path) -> list[Arrival]:
-    """Read a trace (``.csv`` or ``.csv.gz``), by arrival time; its kind is known by its columns.
+    """Read a trace (``.csv`` or ``.jsonl``, plain or ``.gz``), by arrival time; its kind is known by its columns.
 
-    The artifact's columns, Azure's (TIMESTAMP, ContextTokens, GeneratedTokens: times from the first request on, one
-    model) and VTC's LMSYS columns. Raises ``WorkloadError`` naming file and line.
+    CSV: the artifact's columns, Azure's (TIMESTAMP, ContextTokens, GeneratedTokens: times from the first request on,
+    one model) and VTC's LMSYS columns. JSON lines: Mooncake's requests (one model). Raises ``WorkloadError`` naming
+    file and line.
     """
     opener = gzip.open if path.suffix == ".gz" else open
+    lines = ".jsonl" in path.suffixes
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            arrivals = _read_rows(path, file)
+        with opener(path, "rt", encoding="utf-8-sig", newline=None if lines else "") as file:
+            arrivals = _read_lines(path, file) if lines else _read_rows(path, file)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
         raise WorkloadError(f"{path}: cannot be read ({error})") from error
     if not arrivals:
@@ -334,6 +336,23 @@ def _columns_of(path: Path, header: Sequence[str]) -> _TraceColumns:
             return columns
     known = "; ".join(f"{kind.time}, {kind.inputs}, {kind.outputs}" for kind in _TRACE_KINDS)
     raise WorkloadError(f"{path}:1: unknown columns {', '.join(header)!r}; known traces have: {known}")
+
+
+def _read_lines(path: Path, file: TextIO) -> list[Arrival]:
+    arrivals: list[Arrival] = []
+    for number, line in enumerate(file, 1):
+        try:
+            arrivals.append(_parse_line(json.loads(line)))
+        except KeyError as error:
+            known = "timestamp (ms), input_length, output_length"
+            raise WorkloadError(f"{path}:{number}: no {error} in it; known lines have: {known}") from error
+        except (TypeError, ValueError) as error:
+            raise WorkloadError(f"{path}:{number}: {error}") from error
+    return sorted(arrivals, key=lambda arrival: arrival.time_s)
+
+
+def _parse_line(line: Mapping[str, Any]) -> Arrival:
+    return Arrival(line["timestamp"] / 1000, "mooncake", int(line["input_length"]), int(line["output_length"]))
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def _trace_plan(options: argparse.Namespace, policies: Sequence[str]) -> SweepPl
         )
     models = options.num_models[0] if options.num_models else 1
     choice = WorkloadChoice(trace=options.trace, models=models, seed=options.seed)
-    stem = options.trace.name.removesuffix(".gz").removesuffix(".csv")
+    stem = options.trace.name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl")
     return SweepPlan(f"sim-trace-{stem}.json", tuple(Point(models, policy, choice) for policy in policies))
 
 

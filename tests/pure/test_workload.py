@@ -211,6 +211,32 @@ def test_lmsys_traces_name_their_models(tmp_path: Path) -> None:
     assert read_trace(path) == [Arrival(0.25, "lora-13", 13, 199), Arrival(0.5, "lora-2", 36, 137)]
 
 
+def test_mooncake_traces_are_json_lines_with_milliseconds(tmp_path: Path) -> None:
+    path = tmp_path / "mooncake.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write('{"timestamp": 2500, "input_length": 3, "output_length": 4, "hash_ids": [1]}\n')
+        file.write('{"timestamp": 0, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1]}\n')
+    assert read_trace(path) == [Arrival(0.0, "mooncake", 6758, 500), Arrival(2.5, "mooncake", 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", "Expecting value"),
+        ("[1, 2]", "indices must be integers"),
+        ('{"id": "trace_0002", "requests": []}', "no 'timestamp' in it; known lines have: timestamp"),
+        ('{"timestamp": 1, "input_length": 5, "output_length": 0}', "at least 1 token"),
+        ('{"timestamp": "soon", "input_length": 5, "output_length": 6}', "unsupported operand"),
+    ],
+)
+def test_errors_in_json_lines_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(f'{{"timestamp": 0, "input_length": 1, "output_length": 1}}\n{line}\n')
+    with pytest.raises(WorkloadError, match=message) as caught:
+        read_trace(path)
+    assert str(caught.value).startswith(f"{path}:2: ")
+
+
 ARTIFACT_HEADER = "Request Time,Model Name,Input Length,Output Length\n"
 
 
