@@ -19,7 +19,7 @@ from aegaeon.core.event import (
     TurnEnded,
     TurnEndReason,
 )
-from aegaeon.memory.slab_cache import OutOfSlabsError
+from aegaeon.memory.slab_ledger import OutOfSlabsError
 from sim.decode_plan import DecodePlan, plan_decode
 from sim.errors import SimulationError
 from sim.event_queue import Priority
@@ -136,7 +136,7 @@ class SimInstance:
         """Drop the device copy of a request's KV, if it is here."""
         if request.home == self.instance_id:
             request.home = None
-            self.kv_bytes -= len(request.blocks) * request.model.block_bytes
+            self.kv_bytes -= request.blocks * request.model.block_bytes
 
     def interrupt(self, now_s: float) -> None:
         """Something changed: come to a boundary after the step that is under way."""
@@ -285,7 +285,7 @@ class SimInstance:
         request = next(iter(turn.waiting.values()))
         extra_bytes = self._missing_blocks(request, request.context) * turn.model.block_bytes
         if request.home != self.instance_id:
-            extra_bytes += len(request.blocks) * turn.model.block_bytes
+            extra_bytes += request.blocks * turn.model.block_bytes
         if turn.stepped and self.kv_bytes + extra_bytes > self.kv_room_bytes:
             if not turn.landing:  # KV on its way out makes room
                 self._end(turn, TurnEndReason.PREEMPTED, now_s)
@@ -324,7 +324,7 @@ class SimInstance:
         if request.home is not None:
             raise SimulationError(f"the KV of request {request.request_id} is on {request.home}")
         request.home = self.instance_id
-        self.kv_bytes += len(request.blocks) * request.model.block_bytes
+        self.kv_bytes += request.blocks * request.model.block_bytes
         size_bytes = request.kv_tokens * request.model.token_bytes
         if size_bytes:
             seconds = size_bytes / self._constants.kv_bytes_per_s
@@ -341,7 +341,7 @@ class SimInstance:
         self._node.note_kv_move(self, request, request.saved_s - seconds, request.saved_s, inward=False)
 
     def _missing_blocks(self, request: RequestState, tokens: int) -> int:
-        return max(0, request.model.blocks_for(tokens) - len(request.blocks))
+        return max(0, request.model.blocks_for(tokens) - request.blocks)
 
     def _grow(self, turn: SimTurn, request: RequestState, tokens: int) -> bool:
         """Have blocks for ``tokens`` tokens; without them the request begins to wait."""
@@ -349,11 +349,12 @@ class SimInstance:
         if not missing:
             return True
         try:
-            request.blocks += self._node.slabs.allocate(request.model.spec.kv_shape, missing)
+            shares = self._node.slabs.take(request.model.spec.kv_shape, missing)
         except OutOfSlabsError:
             if self._node.starve(self, request):
                 self._node.tell(KvExhausted(self.instance_id, turn.turn_id, request.request_id))
             return False
+        request.hold(shares[::-1], missing)
         self.kv_bytes += missing * request.model.block_bytes
         self._node.feed(request)
         return True
@@ -363,7 +364,7 @@ class SimInstance:
         return [
             member
             for member in members
-            if len(member.blocks) * member.model.block_tokens > member.kv_tokens
+            if member.blocks * member.model.block_tokens > member.kv_tokens
             or self._grow(turn, member, member.kv_tokens + 1)
         ]
 
@@ -372,9 +373,7 @@ class SimInstance:
         model = plan.members[0].model
         while True:
             missing = [
-                model.blocks_for(member.kv_tokens + plan.steps - first) - len(member.blocks)
-                if first < plan.steps
-                else 0
+                model.blocks_for(member.kv_tokens + plan.steps - first) - member.blocks if first < plan.steps else 0
                 for member, first in zip(plan.members, plan.joins, strict=True)
             ]
             total = sum([count for count in missing if count > 0])
@@ -385,11 +384,10 @@ class SimInstance:
             if roomy and self._node.slabs.can_allocate(model.spec.kv_shape, total):
                 break
             plan.limit(max(1, plan.steps // 2))
-        blocks, taken = self._node.slabs.allocate(model.spec.kv_shape, total), 0
+        shares = self._node.slabs.take(model.spec.kv_shape, total)[::-1]
         for member, count in zip(plan.members, missing, strict=True):
             if count > 0:
-                member.blocks += blocks[taken : taken + count]
-                taken += count
+                member.hold(shares, count)
         self.kv_bytes += extra_bytes
 
     # --- the end of a turn
@@ -415,8 +413,7 @@ class SimInstance:
     def _trim(self, request: RequestState) -> None:
         """Give back the blocks that a plan which was cut did not come to use, but for one to grow into."""
         keep = request.model.blocks_for(request.context) + 1
-        spare = request.blocks[keep:]
-        if spare:
-            del request.blocks[keep:]
-            self._node.slabs.free(reversed(spare))
-            self.kv_bytes -= len(spare) * request.model.block_bytes
+        spare = request.blocks - keep
+        if spare > 0:
+            self._node.slabs.give_back(request.let_go(spare))
+            self.kv_bytes -= spare * request.model.block_bytes

@@ -25,7 +25,7 @@ from aegaeon.core.command import (
 )
 from aegaeon.core.event import Event, InstanceJoined, KvDropped, RequestArrived
 from aegaeon.core.request import Request
-from aegaeon.memory.slab_cache import SlabCache
+from aegaeon.memory.slab_ledger import SlabLedger
 from aegaeon.scheduler.scheduler import Scheduler
 from sim.constants import Constants
 from sim.device import SimDevice
@@ -57,7 +57,7 @@ class SimNode:
         self.models = models
         self.constants = constants
         self._queue = queue
-        self.slabs = SlabCache(constants.kv_cache_bytes, constants.slab_bytes)
+        self.slabs = SlabLedger(constants.kv_cache_bytes, constants.slab_bytes)
         shapes = {id(model.spec.kv_shape): model.spec.kv_shape for model in models.values()}  # hashing one takes long
         for shape in shapes.values():
             self.slabs.register(shape)
@@ -227,8 +227,7 @@ class SimNode:
         """Its blocks here and in the slab cache are free; whoever waits for some looks again."""
         if request.home is not None:
             self.instances[request.home].evict_kv(request)
-        self.slabs.free(sorted(request.blocks))
-        request.blocks = []
+        self.slabs.give_back(sorted(request.let_go(request.blocks)))
         self.feed(request)
         for instance in dict.fromkeys(self._starving.values()):
             instance.interrupt(now_s)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from aegaeon.core.request import Request
 from aegaeon.core.timeline import LatencyParts
+from aegaeon.memory.shape_slabs import SlabShare
 from sim.model_facts import SimModel
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class RequestState:
     """
 
     __slots__ = (
+        "_shares",
         "after_s",
         "arrive_s",
         "before_s",
@@ -66,7 +68,8 @@ class RequestState:
         self.saved_tokens = 0
         self.saved_s = 0.0
         self.arrive_s = 0.0  # when its KV is on the device that it runs on
-        self.blocks: list[int] = []  # of the slab cache, in token order
+        self.blocks = 0  # of the slab cache
+        self._shares: list[SlabShare] = []  # the slabs that they are in, in token order
         self.home: str | None = None
         self.place: SimInstance | None = None  # whose turn it is in
         self.dropping = False
@@ -115,6 +118,30 @@ class RequestState:
             self.after_s += seconds
         else:
             self.before_s += seconds
+
+    def hold(self, shares: list[SlabShare], blocks: int) -> None:
+        """It has ``blocks`` more blocks in the slab cache: the last ones of ``shares``, which are taken from there."""
+        self.blocks += blocks
+        while blocks:
+            index, count = shares.pop()
+            if count > blocks:
+                shares.append((index, count - blocks))
+                count = blocks
+            self._shares.append((index, count))
+            blocks -= count
+
+    def let_go(self, blocks: int) -> list[SlabShare]:
+        """It has so many blocks less; returns where they are, the last ones first."""
+        self.blocks -= blocks
+        gone: list[SlabShare] = []
+        while blocks:
+            index, count = self._shares.pop()
+            if count > blocks:
+                self._shares.append((index, count - blocks))
+                count = blocks
+            gone.append((index, count))
+            blocks -= count
+        return gone
 
     def forget_kv(self) -> None:
         """Its KV is gone everywhere."""

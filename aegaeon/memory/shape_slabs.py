@@ -1,17 +1,19 @@
 """The slabs that serve one KV shape, kept by how full they are.
 
-Does not know: other shapes, unassigned slabs, who holds a block.
+Does not know: other shapes, unassigned slabs, which blocks of a slab are live, who holds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TypeAlias
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.memory.errors import LedgerError
-from aegaeon.memory.slab import Slab
 
 CLASSES = 64
+
+SlabShare: TypeAlias = tuple[int, int]
+"""(index of a slab, a number of its blocks)."""
 
 
 class ShapeSlabs:
@@ -27,88 +29,92 @@ class ShapeSlabs:
         self.shape = shape
         self.block_bytes = shape.block_bytes
         self.blocks_per_slab = slab_bytes // self.block_bytes
-        self._slab_bytes = slab_bytes
-        self.live_blocks = 0
-        self._slabs: dict[int, Slab] = {}
-        self._classes: list[dict[int, Slab]] = [{} for _ in range(CLASSES + 1)]  # by free space; class 0 is full
+        self.free_blocks = 0  # to be had without another slab
+        self._live: dict[int, int] = {}  # live blocks by slab
+        self._classes: list[dict[int, None]] = [{} for _ in range(CLASSES + 1)]  # by free space; class 0 is full
         self._populated = 0  # bit k: class k > 0 has a slab
 
     @property
     def slabs(self) -> int:
         """Slabs assigned to this shape."""
-        return len(self._slabs)
+        return len(self._live)
 
     @property
-    def free_blocks(self) -> int:
-        """Blocks to be had without another slab."""
-        return self.slabs * self.blocks_per_slab - self.live_blocks
+    def live_blocks(self) -> int:
+        """Blocks that were given and not taken back."""
+        return len(self._live) * self.blocks_per_slab - self.free_blocks
+
+    def live_in(self, index: int) -> int:
+        """Live blocks of one of its slabs."""
+        return self._live[index]
 
     def add(self, index: int) -> None:
         """Take an unassigned slab in."""
-        slab = Slab(index * self._slab_bytes, self.block_bytes, self.blocks_per_slab)
-        self._slabs[index] = slab
-        self._enter(index, slab)
+        self._live[index] = 0
+        self.free_blocks += self.blocks_per_slab
+        self._enter(index, CLASSES)
 
-    def holds(self, index: int, offset: int) -> bool:
-        """Whether the block at this byte offset is live; ``index`` is its slab, one of this shape."""
-        return self._slabs[index].holds(offset)
-
-    def take(self, count: int) -> list[int]:
-        """Give ``count <= free_blocks`` blocks."""
-        taken: list[int] = []
-        while len(taken) < count:
-            index, slab = self._pop_fullest()
-            taken += slab.take(min(count - len(taken), slab.free_blocks))
-            self._enter(index, slab)
-        self.live_blocks += count
+    def take(self, count: int) -> list[SlabShare]:
+        """Give ``count <= free_blocks`` blocks; returns how many of which slab, in order."""
+        taken: list[SlabShare] = []
+        left = count
+        while left:
+            rank = (self._populated & -self._populated).bit_length() - 1
+            index = next(reversed(self._classes[rank]))
+            live = self._live[index]
+            share = min(left, self.blocks_per_slab - live)
+            self._live[index] = live + share
+            self._move(index, rank, self._class_of(live + share))
+            taken.append((index, share))
+            left -= share
+        self.free_blocks -= count
         return taken
 
-    def give_back(self, index: int, offsets: Sequence[int]) -> bool:
-        """Take blocks of slab ``index`` back, all or none; True where its last one was there, and the slab has left."""
-        slab = self._slabs[index]
-        before = self._class_of(slab)
-        slab.give_back(offsets)
-        self.live_blocks -= len(offsets)
-        if slab.live_blocks == 0:
-            self._leave(index, before)
-            del self._slabs[index]
+    def give_back(self, index: int, count: int) -> bool:
+        """Take ``count`` blocks of slab ``index`` back; True where its last one was there, and the slab has left."""
+        before = self._live[index]
+        live = before - count
+        if live < 0:
+            raise LedgerError(f"slab {index} has {before} live blocks, not {count}: freed twice, or never allocated")
+        self.free_blocks += count
+        rank = self._class_of(before)
+        if not live:
+            self._leave(index, rank)
+            self.free_blocks -= self.blocks_per_slab
+            del self._live[index]
             return True
-        if self._class_of(slab) != before:
-            self._leave(index, before)
-            self._enter(index, slab)
+        self._live[index] = live
+        self._move(index, rank, self._class_of(live))
         return False
 
     def check_integrity(self) -> None:
-        """Raise ``LedgerError`` unless counts, classes and the mask agree with the slabs."""
-        for index, slab in self._slabs.items():
-            slab.check_integrity()
-            if slab.live_blocks == 0 or index not in self._classes[self._class_of(slab)]:
-                raise LedgerError(f"slab {index} of {self.shape.label} is empty or in the wrong class")
+        """Raise ``LedgerError`` unless counts, classes and the mask agree."""
+        for index, live in self._live.items():
+            if not 0 < live <= self.blocks_per_slab or index not in self._classes[self._class_of(live)]:
+                raise LedgerError(f"slab {index} of {self.shape.label} has {live} blocks or is in the wrong class")
         if sum(map(len, self._classes)) != self.slabs:
             raise LedgerError(f"a slab of {self.shape.label} is in two classes")
         if self._populated != sum(1 << rank for rank in range(1, CLASSES + 1) if self._classes[rank]):
             raise LedgerError(f"the mask of classes of {self.shape.label} is wrong: {self._populated:b}")
-        if self.live_blocks != sum(slab.live_blocks for slab in self._slabs.values()):
+        if self.live_blocks != sum(self._live.values()):
             raise LedgerError(f"{self.shape.label} counts {self.live_blocks} live blocks, its slabs disagree")
 
-    def _class_of(self, slab: Slab) -> int:
+    def _class_of(self, live: int) -> int:
         """0 for a full slab, else 1 (fullest) to 64 (empty)."""
-        return -(-slab.free_blocks * CLASSES // slab.capacity)
+        return -((live - self.blocks_per_slab) * CLASSES // self.blocks_per_slab)
 
-    def _pop_fullest(self) -> tuple[int, Slab]:
-        rank = (self._populated & -self._populated).bit_length() - 1
-        index, slab = self._classes[rank].popitem()
-        if not self._classes[rank]:
-            self._populated &= ~(1 << rank)
-        return index, slab
+    def _move(self, index: int, before: int, after: int) -> None:
+        if before != after:
+            self._leave(index, before)
+            self._enter(index, after)
 
-    def _enter(self, index: int, slab: Slab) -> None:
-        rank = self._class_of(slab)
-        self._classes[rank][index] = slab
+    def _enter(self, index: int, rank: int) -> None:
+        self._classes[rank][index] = None
         if rank:
             self._populated |= 1 << rank
 
     def _leave(self, index: int, rank: int) -> None:
-        del self._classes[rank][index]
-        if rank and not self._classes[rank]:
+        slabs = self._classes[rank]
+        del slabs[index]
+        if rank and not slabs:
             self._populated &= ~(1 << rank)

@@ -29,11 +29,6 @@ class Slab:
         self._high_water = 0
 
     @property
-    def free_blocks(self) -> int:
-        """Blocks that ``take`` can give."""
-        return self.capacity - len(self._live)
-
-    @property
     def live_blocks(self) -> int:
         """Blocks that were given and not taken back."""
         return len(self._live)
@@ -43,7 +38,7 @@ class Slab:
         return offset in self._live
 
     def take(self, count: int) -> list[int]:
-        """Give ``count <= free_blocks`` blocks, as byte offsets in the arena."""
+        """Give ``count`` blocks (it must have as many free), as byte offsets in the arena."""
         reused = min(count, len(self._recycled))
         taken = [self._recycled.pop() for _ in range(reused)]
         first = self.start_bytes + self._high_water * self.block_bytes

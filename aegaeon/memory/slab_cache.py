@@ -1,4 +1,4 @@
-"""The node's KV slab cache: which slab serves which shape, and which of its blocks are live.
+"""The node's KV slab cache: which blocks of its slabs are live.
 
 A block is known by its byte offset in the arena: ``slab index * slab_bytes + index in the slab * block_bytes``.
 
@@ -13,164 +13,65 @@ from typing import TypeAlias
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.memory.errors import LedgerError
-from aegaeon.memory.shape_slabs import ShapeSlabs
-from aegaeon.memory.slab_usage import SlabUsage
+from aegaeon.memory.slab import Slab
+from aegaeon.memory.slab_ledger import SlabLedger
 
 BlockOffset: TypeAlias = int
 
 
-class OutOfSlabsError(Exception):
-    """The cache has no room for these blocks now; nothing was allocated. Back pressure, not a failure."""
-
-    def __init__(self, shape: KvShape, wanted_blocks: int, available_blocks: int) -> None:
-        super().__init__(
-            f"{wanted_blocks} blocks of shape {shape.label} are wanted, {available_blocks} can be had: "
-            f"finish or drop a request, or give the KV cache more memory"
-        )
-        self.wanted_blocks = wanted_blocks
-        self.available_blocks = available_blocks
-
-
-class BlockTooLargeError(ValueError):
-    """A shape cannot live in slabs of this size; the message says which size would do."""
-
-
-class SlabCache:
-    """Slabs of ``slab_bytes``, each unassigned or serving one shape; it is unassigned again with its last block freed.
-
-    Unassigned slabs are used again last in first out (their memory is touched already), the fullest assigned ones
-    first: see ``ShapeSlabs``. Everything is deterministic, and O(1) for each block. A remainder of ``total_bytes``
-    smaller than a slab is left alone.
-    """
+class SlabCache(SlabLedger):
+    """A ``SlabLedger`` whose blocks are known one by one; it says how many of which slab, ``Slab`` which ones."""
 
     def __init__(self, total_bytes: int, slab_bytes: int) -> None:
-        if not 0 < slab_bytes <= total_bytes:
-            raise ValueError(f"a slab cache of {total_bytes} bytes holds no slab of {slab_bytes} bytes")
-        self.slab_bytes = slab_bytes
-        self.slabs = total_bytes // slab_bytes
-        self._unassigned = list(reversed(range(self.slabs)))  # a stack
-        self._serves: list[ShapeSlabs | None] = [None] * self.slabs
-        self._shapes: dict[KvShape, ShapeSlabs] = {}
-        self._by_id: dict[int, ShapeSlabs] = {}
-        self._registered: list[KvShape] = []  # keeps the ids in _by_id alive
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all slabs."""
-        return self.slabs * self.slab_bytes
-
-    @property
-    def free_bytes(self) -> int:
-        """Bytes of unassigned slabs."""
-        return len(self._unassigned) * self.slab_bytes
-
-    @property
-    def assigned_bytes(self) -> int:
-        """Bytes of the slabs that serve a shape."""
-        return self.total_bytes - self.free_bytes
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes of live blocks."""
-        return sum(slabs.live_blocks * slabs.block_bytes for slabs in self._shapes.values())
-
-    @property
-    def live_blocks(self) -> int:
-        """Live blocks of all shapes."""
-        return sum(slabs.live_blocks for slabs in self._shapes.values())
-
-    @property
-    def shapes(self) -> tuple[KvShape, ...]:
-        """The registered shapes, equal ones once, in order of registration."""
-        return tuple(self._shapes)
-
-    def register(self, shape: KvShape) -> None:
-        """Announce a shape; ``BlockTooLargeError`` where it cannot be served. Equal shapes share slabs."""
-        if shape.block_bytes > self.slab_bytes:
-            raise BlockTooLargeError(
-                f"a block of shape {shape.label} has {shape.block_bytes} bytes, a slab only {self.slab_bytes}: "
-                f"make slabs at least that large, or blocks of fewer than {shape.block_tokens} tokens"
-            )
-        if self.slab_bytes % shape.element_bytes:
-            raise BlockTooLargeError(f"slabs must be a multiple of {shape.element_bytes} bytes, not {self.slab_bytes}")
-        if id(shape) not in self._by_id:
-            slabs = self._shapes.setdefault(shape, ShapeSlabs(shape, self.slab_bytes))
-            self._by_id[id(shape)] = slabs
-            self._registered.append(shape)
-
-    def available(self, shape: KvShape) -> int:
-        """Blocks of this shape that could be allocated now."""
-        slabs = self._slabs_of(shape)
-        return slabs.free_blocks + len(self._unassigned) * slabs.blocks_per_slab
-
-    def can_allocate(self, shape: KvShape, count: int) -> bool:
-        """Whether ``allocate`` would succeed."""
-        return count <= self.available(shape)
-
-    def capacity(self, shape: KvShape) -> int:
-        """Blocks of this shape that the whole cache could hold: a request that needs more can never be served."""
-        return self._slabs_of(shape).blocks_per_slab * self.slabs
+        super().__init__(total_bytes, slab_bytes)
+        self._slabs: dict[int, Slab] = {}  # the assigned ones
 
     def allocate(self, shape: KvShape, count: int) -> tuple[BlockOffset, ...]:
         """Give ``count`` blocks of a registered shape, all or none. Raises ``OutOfSlabsError``."""
-        slabs = self._slabs_of(shape)
-        if count < 0:
-            raise LedgerError(f"{count} blocks of shape {shape.label} are asked for")
-        wanted_slabs = -(-max(0, count - slabs.free_blocks) // slabs.blocks_per_slab)
-        if wanted_slabs > len(self._unassigned):
-            raise OutOfSlabsError(shape, count, self.available(shape))
-        fresh = [self._unassigned.pop() for _ in range(wanted_slabs)]
-        for index in reversed(fresh):  # the slab that is added last is filled first
-            self._serves[index] = slabs
-            slabs.add(index)
-        return tuple(slabs.take(count))
+        offsets: list[BlockOffset] = []
+        for index, share in self.take(shape, count):
+            offsets += self._slab(index).take(share)
+        return tuple(offsets)
 
     def free(self, offsets: Iterable[BlockOffset]) -> None:
         """Take blocks back. Raises ``LedgerError`` at the first run of one slab with a block that is not live.
 
         The runs before it are freed, it is not.
         """
-        slab_bytes = self.slab_bytes
-        for index, run in groupby(offsets, lambda offset: offset // slab_bytes):  # neighbours are mostly of one slab
+        for index, run in groupby(offsets, self._slab_of):  # neighbours are mostly of one slab
             blocks = list(run)
-            slabs = self._serving(index)
-            if slabs is None:
+            slab = self._slabs.get(index)
+            if slab is None:
                 raise LedgerError(f"byte {blocks[0]} is in no assigned slab: freed twice, or never allocated")
-            if slabs.give_back(index, blocks):
-                self._serves[index] = None
-                self._unassigned.append(index)
+            slab.give_back(blocks)
+            self.give_back(((index, len(blocks)),))
+            if not slab.live_blocks:
+                del self._slabs[index]
 
     def is_live(self, shape: KvShape, offset: BlockOffset) -> bool:
         """Whether a live block of this shape begins here."""
-        slabs = self._serving(offset // self.slab_bytes)
-        return slabs is self._slabs_of(shape) and slabs.holds(offset // self.slab_bytes, offset)
-
-    def usage(self, shape: KvShape | None = None) -> SlabUsage:
-        """Slabs, assigned and used bytes of a shape, or of all of them."""
-        if shape is None:
-            return SlabUsage(self.slabs - len(self._unassigned), self.assigned_bytes, self.used_bytes)
-        slabs = self._slabs_of(shape)
-        return SlabUsage(slabs.slabs, slabs.slabs * self.slab_bytes, slabs.live_blocks * slabs.block_bytes)
+        index = self._slab_of(offset)
+        return self._serving(index) is self._slabs_of(shape) and self._slabs[index].holds(offset)
 
     def check_integrity(self) -> None:
-        """Raise ``LedgerError`` unless every slab is unassigned or serves one shape, and its blocks add up."""
-        for slabs in self._shapes.values():
-            slabs.check_integrity()
-            if slabs.slabs != sum(server is slabs for server in self._serves):
-                raise LedgerError(f"shape {slabs.shape.label} has {slabs.slabs} slabs; the cache disagrees")
-        unassigned = [index for index, server in enumerate(self._serves) if server is None]
-        if sorted(self._unassigned) != unassigned:
-            raise LedgerError(f"slabs {unassigned} serve no shape, but {sorted(self._unassigned)} are listed as free")
-        usages = [self.usage(shape) for shape in self._shapes]
-        if sum(usage.assigned_bytes for usage in usages) + self.free_bytes != self.total_bytes:
-            raise LedgerError(f"assigned and free bytes do not add up to {self.total_bytes}")
+        """Raise ``LedgerError`` unless slabs, shapes and blocks add up."""
+        super().check_integrity()
+        assigned = {index: slabs for index, slabs in enumerate(self._serves) if slabs is not None}
+        if assigned.keys() != self._slabs.keys():
+            raise LedgerError(f"slabs {sorted(assigned)} serve a shape, those with blocks are {sorted(self._slabs)}")
+        for index, slab in self._slabs.items():
+            slab.check_integrity()
+            if slab.live_blocks != assigned[index].live_in(index):
+                raise LedgerError(f"slab {index} has {slab.live_blocks} live blocks; its shape disagrees")
 
-    def _serving(self, index: int) -> ShapeSlabs | None:
-        return self._serves[index] if 0 <= index < self.slabs else None
+    def _slab(self, index: int) -> Slab:
+        """A slab that serves a shape, listed with its first block."""
+        slab = self._slabs.get(index)
+        if slab is None:
+            slabs = self._serves[index]
+            assert slabs is not None, f"slab {index} gives blocks, but serves no shape"
+            slab = self._slabs[index] = Slab(index * self.slab_bytes, slabs.block_bytes, slabs.blocks_per_slab)
+        return slab
 
-    def _slabs_of(self, shape: KvShape) -> ShapeSlabs:
-        """By identity first: hashing a shape of many layers costs more than everything else here."""
-        slabs = self._by_id.get(id(shape)) or self._shapes.get(shape)
-        if slabs is None:
-            raise LedgerError(f"shape {shape.label} is not registered")
-        return slabs
+    def _slab_of(self, offset: BlockOffset) -> int:
+        return offset // self.slab_bytes

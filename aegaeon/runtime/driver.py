@@ -17,7 +17,7 @@ from aegaeon.core import command as c
 from aegaeon.core import event as e
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.model import ModelSpec
-from aegaeon.memory.slab_cache import OutOfSlabsError
+from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime import messages as m
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.driver_request import DriverRequest

@@ -18,7 +18,7 @@ from aegaeon.engine.batch import SequenceSlice
 from aegaeon.engine.errors import ModelError
 from aegaeon.engine.sampler import Sampler
 from aegaeon.engine.stop import finish_reason
-from aegaeon.memory.slab_cache import OutOfSlabsError
+from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime import messages as m
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.kv_place import KvPlace, room_tokens

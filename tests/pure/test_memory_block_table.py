@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.memory.block_table import BlockTables, CopyOrder
 from aegaeon.memory.errors import LedgerError
-from aegaeon.memory.slab_cache import OutOfSlabsError, SlabCache
+from aegaeon.memory.slab_cache import SlabCache
+from aegaeon.memory.slab_ledger import OutOfSlabsError
 
 SHAPE = KvShape((LayerKv(1, 2, 3),) * 2, element_bytes=1, block_tokens=4)  # 40 bytes a block
 OTHER = KvShape((LayerKv(1, 1, 1),), element_bytes=1, block_tokens=4)  # 8 bytes a block

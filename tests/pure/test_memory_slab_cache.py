@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.memory.errors import LedgerError
-from aegaeon.memory.slab_cache import BlockTooLargeError, OutOfSlabsError, SlabCache
+from aegaeon.memory.slab_cache import SlabCache
+from aegaeon.memory.slab_ledger import BlockTooLargeError, OutOfSlabsError
 from aegaeon.memory.slab_usage import SlabUsage
 
 
