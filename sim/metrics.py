@@ -1,48 +1,58 @@
-"""The two metrics of one request from its token times, as arrays; the definitions are ``aegaeon.core.record``'s.
+"""The two metrics of requests from their token times, as arrays; the definitions are ``aegaeon.core.record``'s.
 
 Does not know: runs, files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from numpy.typing import NDArray
 
 from aegaeon.core.slo import Slo
-
-_INDEX = np.arange(4096, dtype=np.float64)
-
-
-def due_after_s(count: int, slo: Slo) -> NDArray[np.float64]:
-    """When each of the first ``count`` tokens is due, in seconds after arrival."""
-    index = _INDEX[:count] if count <= len(_INDEX) else np.arange(count, dtype=np.float64)
-    due: NDArray[np.float64] = slo.ttft_s + index * slo.tpot_s
-    return due
+from sim.token_batch import Floats, TokenBatch
 
 
-def slo_attainment(elapsed_s: NDArray[np.float64], slo: Slo) -> float:
-    """Share of tokens on time. ``elapsed_s``: when each token came, after arrival; not empty."""
-    late = elapsed_s > due_after_s(len(elapsed_s), slo) + 1e-9
-    return 1.0 - float(np.count_nonzero(late)) / len(elapsed_s)
+def slo_attainment(batch: TokenBatch, slos: Sequence[Slo]) -> Floats:
+    """Share of each request's tokens that are on time [requests]."""
+    late = batch.elapsed_s > _due_after_s(batch, slos) + 1e-9
+    shares: Floats = 1.0 - np.add.reduceat(late, batch.firsts, dtype=np.int64) / batch.counts
+    return shares
 
 
-def qos(elapsed_s: NDArray[np.float64], slo: Slo) -> float:
-    """Share of service time on target (see ``aegaeon.core.record.qos``): jumps from miss to miss."""
+def qos(batch: TokenBatch, slos: Sequence[Slo]) -> Floats:
+    """Share of each request's service time that is on target [requests] (see ``aegaeon.core.record.qos``)."""
+    due_s = _due_after_s(batch, slos)
+    missed = np.logical_or.reduceat(batch.elapsed_s > due_s, batch.firsts)
+    total_s = batch.elapsed_s[batch.lasts]
+    whole_s = np.array([slo.ttft_s for slo in slos]) + batch.counts * np.array([slo.tpot_s for slo in slos])
+    shares: Floats = np.divide(np.minimum(whole_s, total_s), total_s, out=np.ones(len(slos)), where=total_s > 0)
+    for index in missed.nonzero()[0].tolist():
+        tokens = slice(int(batch.firsts[index]), int(batch.firsts[index] + batch.counts[index]))
+        shares[index] = _qos_with_misses(batch.elapsed_s[tokens], due_s[tokens], float(whole_s[index]))
+    return shares
+
+
+def _due_after_s(batch: TokenBatch, slos: Sequence[Slo]) -> Floats:
+    """When each token is due, in seconds after its request's arrival [tokens]."""
+    counts = batch.counts
+    index = np.arange(len(batch.times_s)) - np.repeat(batch.firsts, counts)
+    ttft_s = np.repeat(np.array([slo.ttft_s for slo in slos]), counts)
+    due_s: Floats = ttft_s + index * np.repeat(np.array([slo.tpot_s for slo in slos]), counts)
+    return due_s
+
+
+def _qos_with_misses(elapsed_s: Floats, due_s: Floats, whole_s: float) -> float:
+    """Of one request: jumps from miss to miss. ``whole_s``: when a token after the last would be due."""
     total_s = float(elapsed_s[-1])
-    if total_s <= 0:
-        return 1.0
-    targets = due_after_s(len(elapsed_s), slo)
     start_s = booked_s = 0.0
     first = 0
-    while True:
-        missed = elapsed_s[first:] - start_s > targets[first:]
+    while first < len(elapsed_s):
+        missed = elapsed_s[first:] - start_s > due_s[first:]
         step = int(missed.argmax())
         if not missed[step]:
             break
         miss = first + step
-        booked_s += float(targets[miss - 1]) if step else 0.0
+        booked_s += float(due_s[miss - 1]) if step else 0.0
         start_s, first = float(elapsed_s[miss]), miss + 1
-        if first == len(elapsed_s):
-            break
-    last_target_s = slo.ttft_s + len(elapsed_s) * slo.tpot_s
-    return (booked_s + min(last_target_s, total_s - start_s)) / total_s
+    return (booked_s + min(whole_s, total_s - start_s)) / total_s

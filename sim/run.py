@@ -5,6 +5,7 @@ Does not know: sweeps, files, the command line.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +29,7 @@ class RunResult:
     """``summary``: plain numbers (see ``sim.output``). ``texts``: token times by request id."""
 
     summary: dict[str, Any]
-    texts: dict[str, str]
+    texts: Mapping[str, str]
 
 
 def simulate(

@@ -1,7 +1,7 @@
 """What a run came to: metrics, latency parts, switches, KV synchronisation, fragmentation; and every token's time.
 
-An ``Observer``: it books each request when it ends and keeps nothing else of it, so that a run of a million requests
-fits in memory.
+An ``Observer``: it books requests soon after they end, some at a time, and keeps nothing else of them, so that a run of
+a million requests fits in memory.
 
 Does not know: files, figures.
 """
@@ -9,22 +9,24 @@ Does not know: files, figures.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aegaeon.core.record import RequestRecord
 from aegaeon.core.timeline import LatencyParts
+from sim import metrics
 from sim.instance import SimInstance
-from sim.metrics import qos, slo_attainment
 from sim.request_state import RequestState
-from sim.token_text import DROPPED_TEXT, gaps_text
+from sim.token_batch import TokenBatch
+from sim.token_text import DROPPED_TEXT, gaps_texts
 from sim.turn import SimTurn
 
 _PARTS = ("prefill_wait_s", "prefill_s", "decode_wait_s", "decode_s", "control_s", "block_s")
+_BATCH_TOKENS = 8192  # of requests that are booked together: few calls, and their arrays stay in the cache
 _SHARES = (0.0, *(step / 100 for step in range(1, 100)), 0.999, 1.0)
 
 
@@ -39,10 +41,12 @@ class Tally:
     tokens: int = 0
     turns: int = 0
     switch_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    records: list[RequestRecord] = field(default_factory=list)
-    texts: dict[str, str] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     last_s: float = 0.0
+    _ended: list[RequestState] = field(default_factory=list)  # not booked yet
+    _ended_tokens: int = 0
+    _records: list[RequestRecord] = field(default_factory=list)
+    _texts: dict[str, str] = field(default_factory=dict)
     _attainment: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     _qos: list[float] = field(default_factory=list)
     _parts: list[float] = field(default_factory=lambda: [0.0] * len(_PARTS))
@@ -53,12 +57,10 @@ class Tally:
     def ended(self, request: RequestState, now_s: float) -> None:
         self.requests += 1
         self.last_s = max(self.last_s, now_s)
-        times_s = request.token_times()
-        if request.error is not None or not len(times_s):
-            self._book_dropped(request)
-        else:
-            self._book_done(request, times_s)
-        request.times = []
+        self._ended.append(request)
+        self._ended_tokens += request.generated
+        if self._ended_tokens >= _BATCH_TOKENS:
+            self._book()
 
     def switched(self, instance: SimInstance, turn: SimTurn, now_s: float) -> None:
         self.switch_s[turn.model.kind].append(now_s - turn.started_s)
@@ -73,32 +75,54 @@ class Tally:
 
     # --- booking
 
+    def _book(self) -> None:
+        """Book those that have ended, in order, and forget them."""
+        served = [request for request in self._ended if _is_served(request)]
+        scores = _scores(served, self.keep_text) if served else iter(())
+        for request in self._ended:
+            if _is_served(request):
+                self._book_served(request, next(scores))
+            else:
+                self._book_dropped(request)
+        self._ended.clear()
+        self._ended_tokens = 0
+
     def _book_dropped(self, request: RequestState) -> None:
         self.dropped += 1
         self.errors[(request.error or "lost").partition(":")[0]] += 1
         self._qos.append(0.0)
         self._attainment[request.request.model].append(0.0)
         if self.keep_text:
-            self.texts[request.request_id] = DROPPED_TEXT
+            self._texts[request.request_id] = DROPPED_TEXT
         if self.keep_records:
-            self.records.append(_record(request, (), None, request.error))
+            self._records.append(_record(request, (), None))
 
-    def _book_done(self, request: RequestState, times_s: NDArray[np.float64]) -> None:
-        asked = request.request
-        elapsed_s = times_s - asked.arrival_s
-        self.tokens += len(times_s)
-        self._qos.append(qos(elapsed_s, asked.slo))
-        self._attainment[asked.model].append(slo_attainment(elapsed_s, asked.slo))
-        parts = request.parts(float(times_s[0]), float(times_s[-1]))
+    def _book_served(self, request: RequestState, score: _Score) -> None:
+        self.tokens += request.generated
+        self._qos.append(score.qos)
+        self._attainment[request.request.model].append(score.attainment)
+        parts = request.parts(score.first_s, score.last_s)
         for index, name in enumerate(_PARTS):
             self._parts[index] += getattr(parts, name)
         self._kv_sync_s.append(parts.control_s + parts.block_s)
         if self.keep_text:
-            self.texts[request.request_id] = gaps_text(elapsed_s)
+            self._texts[request.request_id] = score.text
         if self.keep_records:
-            self.records.append(_record(request, tuple(times_s.tolist()), parts, None))
+            self._records.append(_record(request, tuple(request.token_times().tolist()), parts))
 
     # --- results
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Token times by request id, as ``sim.token_text`` writes them; empty where they are not kept."""
+        self._book()
+        return self._texts
+
+    @property
+    def records(self) -> Sequence[RequestRecord]:
+        """In the order in which requests ended; empty where they are not kept."""
+        self._book()
+        return self._records
 
     @property
     def switches(self) -> int:
@@ -108,20 +132,24 @@ class Tally:
     @property
     def qos(self) -> float:
         """Mean over requests; dropped ones count 0."""
+        self._book()
         return _mean(self._qos)
 
     @property
     def slo_attainment(self) -> float:
         """Mean over requests; dropped ones count 0."""
+        self._book()
         return _mean([value for values in self._attainment.values() for value in values])
 
     @property
     def worst_model(self) -> float:
         """The lowest ``slo_attainment`` of a model."""
+        self._book()
         return min(map(_mean, self._attainment.values()), default=1.0)
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers for the summary file."""
+        self._book()
         done = max(1, self.requests - self.dropped)
         return {
             "slo_attainment": self.slo_attainment,
@@ -140,9 +168,39 @@ class Tally:
         }
 
 
-def _record(
-    request: RequestState, times_s: tuple[float, ...], parts: LatencyParts | None, error: str | None
-) -> RequestRecord:
+class _Score(NamedTuple):
+    """What a request's token times come to; ``first_s`` and ``last_s``: when its first and its last token came."""
+
+    qos: float
+    attainment: float
+    first_s: float
+    last_s: float
+    text: str
+
+
+def _is_served(request: RequestState) -> bool:
+    return request.error is None and bool(request.times)
+
+
+def _scores(requests: Sequence[RequestState], with_text: bool) -> Iterator[_Score]:
+    """Of requests that were served, all at once; at least one."""
+    batch = TokenBatch.of(
+        [times_s for request in requests for times_s in request.times],
+        [request.generated for request in requests],
+        [request.request.arrival_s for request in requests],
+    )
+    slos = [request.request.slo for request in requests]
+    return map(
+        _Score,
+        metrics.qos(batch, slos).tolist(),
+        metrics.slo_attainment(batch, slos).tolist(),
+        batch.times_s[batch.firsts].tolist(),
+        batch.times_s[batch.lasts].tolist(),
+        gaps_texts(batch) if with_text else repeat(""),
+    )
+
+
+def _record(request: RequestState, times_s: tuple[float, ...], parts: LatencyParts | None) -> RequestRecord:
     asked = request.request
     return RequestRecord(
         asked.request_id,
@@ -153,7 +211,7 @@ def _record(
         times_s,
         asked.slo,
         parts,
-        error,
+        request.error,
     )
 
 

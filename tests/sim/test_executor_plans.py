@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,7 +24,8 @@ from sim.host_link import HostLink, OutLink, WeightCopy
 from sim.model_facts import SimModel
 from sim.prompt_plan import plan_chunks
 from sim.request_state import RequestState
-from sim.token_text import gaps_text
+from sim.token_batch import TokenBatch
+from sim.token_text import gaps_texts
 
 MODEL = SimModel(ModelSpec("m", 1, SHAPES[0], 4096), PROFILE, "m")
 FALLING = LatencyProfile(0.01, 1e-4, 0.0, 0.01, -1e-5, 1e-4)  # a fit that goes wrong for long contexts
@@ -186,16 +189,27 @@ def test_a_model_larger_than_host_memory_is_read_every_time() -> None:
     slo=st.sampled_from([Slo(), Slo(1.0, 0.03), Slo(5.0, 1.0)]),
 )
 def test_metrics_over_arrays_are_the_recorded_metrics(gaps_s: list[float], slo: Slo) -> None:
-    elapsed_s = np.cumsum(gaps_s)
-    assert metrics.qos(elapsed_s, slo) == pytest.approx(qos(gaps_s, slo))
-    assert metrics.slo_attainment(elapsed_s, slo) == pytest.approx(slo_attainment(gaps_s, slo))
+    requests, slos, arrival_s = [[0.5, 0.01, 40.0], gaps_s], [Slo(), slo], 3.0
+    pieces = [arrival_s + np.cumsum(gaps) for gaps in requests]
+    batch = TokenBatch.of(pieces, [len(piece) for piece in pieces], [arrival_s] * 2)
+    for batched, recorded in ((metrics.qos, qos), (metrics.slo_attainment, slo_attainment)):
+        expected = [recorded(*request) for request in zip(requests, slos, strict=True)]
+        assert batched(batch, slos).tolist() == pytest.approx(expected)
 
 
 def test_token_times_are_written_in_milliseconds_without_adding_up_errors() -> None:
-    elapsed_s = np.array([0.0100049, 0.0200098, 0.0300147, 100.0])
-    written = [float(text) for text in gaps_text(elapsed_s)[1:-1].split(",")]
-    assert written == [10.0, 10.01, 10.0, 99969.99]
-    assert sum(written) == pytest.approx(100_000.0)
+    times_s = np.array([0.0100049, 0.0200098, 0.0300147, 100.0])
+    (text,) = gaps_texts(TokenBatch.of([times_s], [4], [0.0]))
+    assert text == "[10.00,10.01,10.00,99969.99]"
+    assert sum(json.loads(text)) == pytest.approx(100_000.0)
+
+
+@given(ticks=st.lists(st.lists(st.integers(0, 10**13), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_numbers_of_any_size_are_written_as_they_are(ticks: list[list[int]]) -> None:
+    """In steps of 0.01 ms, up to three years."""
+    pieces = [np.cumsum(gaps) / 100_000 for gaps in ticks]
+    written = gaps_texts(TokenBatch.of(pieces, [len(gaps) for gaps in ticks], [0.0] * len(ticks)))
+    assert written == [f"[{','.join(f'{gap // 100}.{gap % 100:02d}' for gap in gaps)}]" for gaps in ticks]
 
 
 @pytest.mark.parametrize(("overlap", "seconds"), [(0.0, 0.0498), (0.5, 0.0448), (1.0, 0.0398)])
