@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from itertools import repeat
 
 from aegaeon.memory.errors import LedgerError
 
@@ -66,7 +67,7 @@ class PagePool:
             raise LedgerError(f"{owner} asks for {count} pages")
         if count > len(self._free):
             raise OutOfPagesError(owner, count, len(self._free), self.pages, self.page_bytes)
-        taken = tuple(heappop(self._free) for _ in range(count))
+        taken = tuple(map(heappop, repeat(self._free, count)))
         if taken:
             self._held.setdefault(owner, set()).update(taken)
         return taken
@@ -86,7 +87,9 @@ class PagePool:
     def free_owner(self, owner: str) -> tuple[int, ...]:
         """Take back all that an owner holds; returns those pages, ascending."""
         pages = self.owned(owner)
-        self.free(owner, pages)
+        self._held.pop(owner, None)
+        for page in pages:
+            heappush(self._free, page)
         return pages
 
     def check_integrity(self) -> None:

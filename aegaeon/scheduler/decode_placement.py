@@ -22,7 +22,7 @@ class DecodePlacement:
 
         Among equals an instance that has the model on its device is preferred, then the first to join.
         """
-        able = [state for state in self._instances.values() if state.spec.role.decodes and state.can_hold(job)]
+        able = [state for state in self._instances.values() if state.decodes and state.can_hold(job)]
         batch = next((found for state in able if (found := state.decode.room_for(job))), None)
         if batch is None:
             if not able:

@@ -40,8 +40,10 @@ class DecodeRound:
 
     def room_for(self, job: Job) -> Batch | None:
         """The first batch of its model that ``job`` fits into."""
-        kv_bytes = job.kv_bytes
-        return next((batch for batch in self._by_model.get(job.model, ()) if self.fits(batch, kv_bytes)), None)
+        for batch in self._by_model.get(job.model, ()):
+            if self.fits(batch, job.kv_bytes):
+                return batch
+        return None
 
     def fits(self, batch: Batch, kv_bytes: int) -> bool:
         """Whether another member with ``kv_bytes`` fits into ``batch`` on this instance."""

@@ -35,15 +35,18 @@ class InstanceState:
     prefilled_last: bool = False
     prefetch: str | None = None
     kept: dict[str, int] = field(default_factory=dict)
+    instance_id: str = field(init=False)
+    prefills: bool = field(init=False)
+    decodes: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.instance_id = self.spec.instance_id
+        self.prefills, self.decodes = self.spec.role.prefills, self.spec.role.decodes
 
     @classmethod
     def of(cls, spec: InstanceSpec, joined: int, facts: Mapping[str, ModelFacts]) -> InstanceState:
         """An idle instance with nothing on its device."""
         return cls(spec, joined, Residency(spec, facts), DecodeRound(spec))
-
-    @property
-    def instance_id(self) -> str:
-        return self.spec.instance_id
 
     @property
     def decoding(self) -> Batch | None:

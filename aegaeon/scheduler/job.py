@@ -41,25 +41,18 @@ class Job:
     turn: Turn | None = None
     failed_turns: int = 0
     starved_alone: bool = False
+    request_id: str = field(init=False)
+    model: str = field(init=False)
     max_blocks: int = field(init=False)  # KV blocks of the longest context that it can reach
+    max_kv_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.request_id = self.request.request_id
+        self.model = self.facts.name
         longest_tokens = max(self.facts.max_context_tokens, self.request.prompt_tokens + 1)
         tokens = min(self.request.prompt_tokens + self.request.max_new_tokens, longest_tokens)
         self.max_blocks = self.facts.blocks_for(tokens)
-
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
-
-    @property
-    def model(self) -> str:
-        return self.facts.name
-
-    @property
-    def max_kv_bytes(self) -> int:
-        """KV bytes of the longest context that it can reach."""
-        return self.max_blocks * self.facts.block_bytes
+        self.max_kv_bytes = self.max_blocks * self.facts.block_bytes
 
     @property
     def kv_blocks(self) -> int:

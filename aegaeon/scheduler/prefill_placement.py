@@ -68,7 +68,7 @@ class PrefillPlacement:
 
     def drains_s(self) -> list[float]:
         """Estimated time to drain of each instance that prefills."""
-        return [state.prefill.drain_us / _US for state in self._instances.values() if state.spec.role.prefills]
+        return [state.prefill.drain_us / _US for state in self._instances.values() if state.prefills]
 
     def _first_open(self, job: Job, only: InstanceState | None = None) -> Group | None:
         groups = (
@@ -83,7 +83,7 @@ class PrefillPlacement:
 
     def _beside_decode(self, job: Job) -> InstanceState | None:
         for state in self._instances.values():
-            batch = state.decoding if state.spec.role.prefills else None
+            batch = state.decoding if state.prefills else None
             if batch is not None and batch.model == job.model and self._may_join(state, batch, job):
                 return state
         return None
@@ -92,7 +92,7 @@ class PrefillPlacement:
         return bool(batch.members) and state.can_hold(job) and state.decode.fits(batch, job.kv_bytes)
 
     def _home(self, job: Job, now_s: float) -> InstanceState | None:
-        able = (state for state in self._instances.values() if state.spec.role.prefills and state.can_hold(job))
+        able = (state for state in self._instances.values() if state.prefills and state.can_hold(job))
         return min(able, key=lambda state: self._load(state, job, now_s), default=None)
 
     def _load(self, state: InstanceState, job: Job, now_s: float) -> tuple[int, int, bool, int]:

@@ -26,7 +26,7 @@ class SlabBudget:
         self._slabs = limits.slabs
         self._usable_bytes = limits.kv_cache_bytes * (1.0 - limits.kv_reserve_share)
         self._blocks: dict[str, int] = {}  # by request
-        self._holders: list[tuple[_Order, Job]] = []  # by arrival
+        self._holders: list[tuple[_Order, Job]] = []  # by arrival, no two at one
         self._dropping: set[str] = set()  # only asked for membership: no order
         self._shape_blocks: dict[int, int] = {}
         self._used_slabs = 0
@@ -71,7 +71,7 @@ class SlabBudget:
         """Count the KV of ``job``, or correct what is counted for it after its context was reported."""
         blocks = job.kv_blocks
         if job.request_id not in self._blocks:
-            insort(self._holders, (job.order, job), key=_order)
+            insort(self._holders, (job.order, job))
             self.pass_over(job)
         self._count(job.facts, blocks - self._blocks.get(job.request_id, 0))
         self._blocks[job.request_id] = blocks
@@ -107,7 +107,7 @@ class SlabBudget:
         return self._holders[-1][1] if self._holders else None
 
     def _remove_holder(self, job: Job) -> None:
-        del self._holders[bisect_left(self._holders, job.order, key=_order)]
+        del self._holders[bisect_left(self._holders, (job.order,))]
 
     def _fits(self, job: Job) -> bool:
         extra_bytes = job.kv_blocks * job.facts.block_bytes
@@ -123,7 +123,3 @@ class SlabBudget:
         slab_blocks = self._slab_bytes // facts.block_bytes
         before = self._shape_blocks.get(facts.shape_id, 0)
         return -(-(before + blocks) // slab_blocks) - -(-before // slab_blocks)
-
-
-def _order(holder: tuple[_Order, Job]) -> _Order:
-    return holder[0]

@@ -92,7 +92,7 @@ class TurnPlanner:
         assert evicted is not None, "placed on an instance that cannot hold its weights"
         out += [EvictWeights(state.instance_id, model) for model in evicted]
         prefill, decode = self._enter(turn, jobs)
-        keep = isinstance(turn.source, Batch) and state.spec.role.prefills
+        keep = isinstance(turn.source, Batch) and state.prefills
         out.append(StartTurn(state.instance_id, turn.turn_id, turn.model, prefill, decode, turn.quota_s, keep))
         state.turn, state.prefetch = turn, None
 
