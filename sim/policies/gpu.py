@@ -6,8 +6,9 @@ Does not know: policies, time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.scheduler.residency import Residency
@@ -25,11 +26,21 @@ class Run:
 
 
 @dataclass(slots=True, eq=False)
+class Group:
+    """Waiting requests of one model that would run together, and what that takes beyond the switch."""
+
+    jobs: list[PlacedJob]
+    prompts_s: float
+    steps_s: float
+
+
+@dataclass(slots=True, eq=False)
 class Gpu:
     """Its queue (those that are not in the run), its run, and what it did before.
 
     ``model``: what it ran last, or runs. ``jobs`` counts those placed here by model. ``kept``: those in no run whose KV
     is still on the device. ``progress_s``: when a prompt, a request or a run was last done here; 0 before the first.
+    ``groups``: by model, how a strategy cut the queue; forgotten where the model's part of the queue changes.
     """
 
     spec: InstanceSpec
@@ -41,6 +52,8 @@ class Gpu:
     jobs: Counter[str] = field(default_factory=Counter)
     kept: dict[str, PlacedJob] = field(default_factory=dict)
     progress_s: float = 0.0
+    groups: dict[str, list[Group]] = field(default_factory=dict)
+    _tail: tuple[str | None, int] | None = None  # None: to be looked up again
 
     @property
     def instance_id(self) -> str:
@@ -54,16 +67,16 @@ class Gpu:
     @property
     def tail(self) -> tuple[str | None, int]:
         """The model whose requests are last here, and how many of them there are in a row; else what it ran last."""
+        if self._tail is None:
+            self._tail = self._find_tail()
+        return self._tail
+
+    def _find_tail(self) -> tuple[str | None, int]:
         last_first = self._last_first()
         last = next(last_first, None)
         if last is None:
             return self.model, 0
-        count = 1
-        for job in last_first:
-            if job.model != last.model:
-                break
-            count += 1
-        return last.model, count
+        return last.model, 1 + sum(1 for _ in takewhile(lambda job: job.model == last.model, last_first))
 
     def _last_first(self) -> Iterator[PlacedJob]:
         yield from reversed(self.queue.values())
@@ -79,6 +92,7 @@ class Gpu:
         self.queue[job.request_id] = job
         self.jobs[job.model] += 1
         job.gpu = self
+        self._note_change(job.model)
 
     def remove(self, job: PlacedJob) -> None:
         """Take a job of this GPU out of its queue or its run."""
@@ -89,6 +103,15 @@ class Gpu:
         if not self.jobs[job.model]:
             del self.jobs[job.model]
         job.gpu = None
+        self._note_change(job.model)
+
+    def enter(self, run: Run, jobs: Iterable[PlacedJob]) -> None:
+        """Waiting jobs become members of the run."""
+        for job in jobs:
+            del self.queue[job.request_id]
+            run.members[job.request_id] = job
+            job.running = True
+            self._note_change(job.model)
 
     def leave_run(self, job: PlacedJob) -> None:
         """It is no member of the run (any more)."""
@@ -96,6 +119,16 @@ class Gpu:
             del self.run.members[job.request_id]
         job.running = False
 
-    def requeue(self, jobs: list[PlacedJob]) -> None:
-        """Members of a run that ended wait again, before all others."""
-        self.queue = {job.request_id: job for job in jobs} | self.queue
+    def end_run(self) -> None:
+        """The run is over: its members wait again, before all others."""
+        assert self.run is not None, f"{self.instance_id} has no run to end"
+        members, model = self.run.members, self.run.model
+        for job in members.values():
+            job.running = False
+        self.queue = members | self.queue
+        self.run = None
+        self._note_change(model)
+
+    def _note_change(self, model: str) -> None:
+        self._tail = None
+        self.groups.pop(model, None)

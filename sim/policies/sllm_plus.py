@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from aegaeon.core.cost import CostModel
 from aegaeon.scheduler.job import Phase
-from sim.policies.gpu import Gpu
+from sim.policies.gpu import Gpu, Group
 from sim.policies.job import PlacedJob
 from sim.policies.slots import DROP_AFTER_S, SLOTS, place_by_slot
 
@@ -36,7 +36,7 @@ class SllmPlusStrategy:
         return place_by_slot(job, gpus.values(), self.slots, self.costs, now_s, self.idle_first)
 
     def next_run(self, gpu: Gpu, now_s: float) -> Iterable[PlacedJob]:
-        return self._shortest(gpu, now_s)[1]
+        return self._shortest(gpu)[1].jobs
 
     def joiners(self, gpu: Gpu, now_s: float) -> Iterable[PlacedJob]:
         run = gpu.run
@@ -48,33 +48,38 @@ class SllmPlusStrategy:
     def takes_out(self, gpu: Gpu, now_s: float) -> bool:
         """Whether another model's group would be done before the run is."""
         run = gpu.run
-        if run is None or all(job.model == run.model for job in gpu.queue.values()):
+        if run is None:
             return False
-        shortest_s, group = self._shortest(gpu, now_s)
-        return group[0].model != run.model and shortest_s < self._remaining_s(gpu, list(run.members.values()), now_s)
+        shortest_s, group = self._shortest(gpu)
+        if group.jobs[0].model == run.model:
+            return False
+        return shortest_s < self._remaining_s(gpu, self._group(list(run.members.values()), now_s))
 
-    def _shortest(self, gpu: Gpu, now_s: float) -> tuple[float, list[PlacedJob]]:
+    def _shortest(self, gpu: Gpu) -> tuple[float, Group]:
         """Remaining seconds and jobs of the group that is done first; the first of equals. The queue is not empty."""
-        return min(
-            ((self._remaining_s(gpu, group, now_s), group) for group in self._groups(gpu)), key=lambda found: found[0]
-        )
+        return min(((self._remaining_s(gpu, group), group) for group in self._groups(gpu)), key=lambda found: found[0])
 
-    def _groups(self, gpu: Gpu) -> Iterator[list[PlacedJob]]:
-        by_model: dict[str, list[PlacedJob]] = {}
-        for job in gpu.queue.values():
-            by_model.setdefault(job.model, []).append(job)
-        for jobs in by_model.values():
-            yield from (jobs[first : first + self.slots] for first in range(0, len(jobs), self.slots))
+    def _groups(self, gpu: Gpu) -> Iterator[Group]:
+        """All that wait, by model; they are looked at again and again, so the GPU keeps them."""
+        for model in dict.fromkeys([job.model for job in gpu.queue.values()]):
+            if model not in gpu.groups:
+                jobs = [job for job in gpu.queue.values() if job.model == model]
+                firsts = range(0, len(jobs), self.slots)
+                gpu.groups[model] = [self._group(jobs[first : first + self.slots], 0.0) for first in firsts]
+            yield from gpu.groups[model]
 
-    def _remaining_s(self, gpu: Gpu, jobs: list[PlacedJob], now_s: float) -> float:
+    def _remaining_s(self, gpu: Gpu, group: Group) -> float:
         """Until all of a group are done: its switch (where the model is not on the GPU), its prompts, its steps."""
-        model = jobs[0].model
+        model = group.jobs[0].model
         switch_s = 0.0 if model in gpu.residency else self.costs.switch_s(model)
-        prompts_s = sum(
-            self.costs.prefill_s(model, (job.context_tokens,)) for job in jobs if job.phase is Phase.WAITING
-        )
+        return switch_s + group.prompts_s + group.steps_s
+
+    def _group(self, jobs: list[PlacedJob], now_s: float) -> Group:
+        model = jobs[0].model
+        waiting = (job for job in jobs if job.phase is Phase.WAITING)
+        prompts_s = sum(self.costs.prefill_s(model, (job.context_tokens,)) for job in waiting)
         step_s = self.costs.decode_step_s(model, sum(job.context_tokens for job in jobs), len(jobs))
-        return switch_s + prompts_s + max(self._left_s(job, step_s, now_s) for job in jobs)
+        return Group(jobs, prompts_s, max(self._left_s(job, step_s, now_s) for job in jobs))
 
     def _left_s(self, job: PlacedJob, step_s: float, now_s: float) -> float:
         """Of a job's steps. What a running one did since it was reported is estimated."""

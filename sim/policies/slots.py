@@ -26,26 +26,29 @@ _LEAST_STEP_S = 1e-4  # an estimate far from its data may promise less than noth
 def place_by_slot(
     job: PlacedJob, gpus: Iterable[Gpu], slots: int, costs: CostModel, now_s: float, idle_first: bool = True
 ) -> Gpu | None:
-    """The GPU for ``job`` among those of ``gpus`` that can hold it."""
-    tails = [(gpu, *gpu.tail) for gpu in gpus if gpu.can_hold(job)]
-    own = [(count, gpu.joined, gpu) for gpu, model, count in tails if model == job.model]
-    shortest = min(own, key=lambda found: found[:2], default=None)
-    if shortest is not None and shortest[0] < slots:
-        return shortest[2]
-    unused = next((gpu for gpu, model, _ in tails if model is None), None)
+    """The GPU for ``job`` among those of ``gpus``, which are in order of joining, that can hold it."""
+    able = [gpu for gpu in gpus if gpu.can_hold(job)]
+    own = [gpu for gpu in able if gpu.tail[0] == job.model]
+    shortest = min(own, key=lambda gpu: gpu.tail[1], default=None)
+    if shortest is not None and shortest.tail[1] < slots:
+        return shortest
+    unused = next((gpu for gpu in able if gpu.tail[0] is None), None)
     if unused is not None:
         return unused
-    others = [gpu for gpu, model, _ in tails if model != job.model]
-    if others:
-        return min(others, key=lambda gpu: (idle_first and gpu.load > 0, last_step_s(gpu, costs, now_s), gpu.joined))
-    return shortest[2] if shortest is not None else None
+    others = [gpu for gpu in able if gpu.tail[0] != job.model]
+    idle = [gpu for gpu in others if not gpu.jobs] if idle_first else []
+    return min(idle or others, key=lambda gpu: last_step_s(gpu, costs, now_s), default=shortest)
 
 
 def last_step_s(gpu: Gpu, costs: CostModel, now_s: float) -> float:
     """When the last step on a GPU ended; between reports the steps of a decoding batch are estimated."""
-    members = gpu.run.members.values() if gpu.run is not None else ()
-    if not members or any(job.phase is Phase.WAITING for job in members):
+    members = gpu.run.members if gpu.run is not None else {}
+    context_tokens = 0
+    for job in members.values():
+        if job.phase is Phase.WAITING:
+            return gpu.progress_s
+        context_tokens += job.context_tokens
+    if gpu.run is None or not members:
         return gpu.progress_s
-    context_tokens = sum(job.context_tokens for job in members)
-    step_s = max(_LEAST_STEP_S, costs.decode_step_s(next(iter(members)).model, context_tokens, len(members)))
+    step_s = max(_LEAST_STEP_S, costs.decode_step_s(gpu.run.model, context_tokens, len(members)))
     return gpu.progress_s + (now_s - gpu.progress_s) // step_s * step_s

@@ -323,10 +323,7 @@ class TurnScheduler:
             if len(entered) == room or room_bytes < 0 or not self._admits(gpu, job):
                 break
             entered.append(job)
-        for job in entered:
-            del gpu.queue[job.request_id]
-            run.members[job.request_id] = job
-            job.running = True
+        gpu.enter(run, entered)
         self._running += len(entered)
         return entered
 
@@ -350,13 +347,14 @@ class TurnScheduler:
         gpu = self._gpus.get(event.instance_id)
         if gpu is None or gpu.run is None or gpu.run.turn_id != event.turn_id:
             return  # of a GPU that was lost
-        run, gpu.run = gpu.run, None
+        run = gpu.run
         gpu.progress_s = self._now_s
         self._touch(gpu)
         for request_id, context_tokens in event.contexts:
             if request_id in self._jobs:
                 self._grow(self._jobs[request_id], context_tokens)
         members = list(run.members.values())
+        gpu.end_run()
         self._settle(gpu, run, members)
         if event.reason is TurnEndReason.FAILED:
             self._on_turn_failed(gpu, run, members)
@@ -364,9 +362,6 @@ class TurnScheduler:
     def _settle(self, gpu: Gpu, run: Run, members: list[PlacedJob]) -> None:
         """Members of a run that ended wait again; those that were taken out lose what was computed."""
         self._running -= len(members)
-        for job in members:
-            job.running = False
-        gpu.requeue(members)
         prompts = tuple(job.request_id for job in members if job.phase is Phase.WAITING)
         if prompts:
             self._out.append(EvictKv(gpu.instance_id, prompts))
