@@ -184,26 +184,22 @@ class SimInstance:
 
     def _book_decode(self, turn: SimTurn, plan: DecodePlan) -> None:
         end_s, steps, start_s = plan.boundary_s, plan.steps, plan.start_s
+        seconds = end_s - start_s
         whole = plan.times if steps == len(plan.times) else plan.times[:steps]
         for member, first in zip(plan.members, plan.joins, strict=True):
-            if first >= steps:
-                continue
-            if first:
+            if not first:
+                member.decode(whole, seconds)
+            elif first < steps:
                 joined_s = float(plan.times[first - 1])
                 member.spend_kv(joined_s - start_s)
-                member.take_tokens(whole[first:])
-                member.spend_decode(end_s - joined_s)
-            else:
-                member.take_tokens(whole)
-                member.spend_decode(end_s - start_s)
+                member.decode(whole[first:], end_s - joined_s)
             if member.generated >= member.target:
                 self._finish(turn, member, end_s)
 
     def _book_prompt(self, turn: SimTurn, plan: PromptPlan, now_s: float) -> None:
         request, steps = plan.request, plan.steps
         for member in plan.members:
-            member.take_tokens(plan.times[:steps])
-            member.spend_decode(now_s - plan.start_s)
+            member.decode(plan.times[:steps], now_s - plan.start_s)
             if member.finished:
                 self._finish(turn, member, now_s)
         request.spend_prefill(now_s - plan.start_s)
@@ -364,8 +360,7 @@ class SimInstance:
         return [
             member
             for member in members
-            if member.blocks * member.model.block_tokens > member.kv_tokens
-            or self._grow(turn, member, member.kv_tokens + 1)
+            if member.room_tokens > member.kv_tokens or self._grow(turn, member, member.kv_tokens + 1)
         ]
 
     def _reserve(self, plan: DecodePlan) -> None:
@@ -373,10 +368,12 @@ class SimInstance:
         model = plan.members[0].model
         while True:
             missing = [
-                model.blocks_for(member.kv_tokens + plan.steps - first) - member.blocks if first < plan.steps else 0
+                model.blocks_for(tokens) - member.blocks
+                if (tokens := member.kv_tokens + plan.steps - first) > member.room_tokens
+                else 0
                 for member, first in zip(plan.members, plan.joins, strict=True)
             ]
-            total = sum([count for count in missing if count > 0])
+            total = sum(missing)
             if not total:
                 return  # everybody has a block for one step, so this is where it ends at the latest
             extra_bytes = total * model.block_bytes
@@ -386,7 +383,7 @@ class SimInstance:
             plan.limit(max(1, plan.steps // 2))
         shares = self._node.slabs.take(model.spec.kv_shape, total)[::-1]
         for member, count in zip(plan.members, missing, strict=True):
-            if count > 0:
+            if count:
                 member.hold(shares, count)
         self.kv_bytes += extra_bytes
 

@@ -51,6 +51,7 @@ class RequestState:
         "prefill_s",
         "request",
         "request_id",
+        "room_tokens",
         "saved_s",
         "saved_tokens",
         "target",
@@ -69,6 +70,7 @@ class RequestState:
         self.saved_s = 0.0
         self.arrive_s = 0.0  # when its KV is on the device that it runs on
         self.blocks = 0  # of the slab cache
+        self.room_tokens = 0  # that fit into them
         self._shares: list[SlabShare] = []  # the slabs that they are in, in token order
         self.home: str | None = None
         self.place: SimInstance | None = None  # whose turn it is in
@@ -97,12 +99,14 @@ class RequestState:
         self.context += count
         self.kv_tokens = self.context - 1
 
+    def decode(self, times: Times, seconds: float) -> None:
+        """It produced a token at each of these times, in steps that took so many seconds in all."""
+        self.take_tokens(times)
+        self.decode_s += seconds
+        self.after_s += seconds
+
     def spend_prefill(self, seconds: float) -> None:
         self.prefill_s += seconds
-        self._cover(seconds)
-
-    def spend_decode(self, seconds: float) -> None:
-        self.decode_s += seconds
         self._cover(seconds)
 
     def spend_kv(self, seconds: float) -> None:
@@ -120,28 +124,20 @@ class RequestState:
             self.before_s += seconds
 
     def hold(self, shares: list[SlabShare], blocks: int) -> None:
-        """It has ``blocks`` more blocks in the slab cache: the last ones of ``shares``, which are taken from there."""
-        self.blocks += blocks
-        while blocks:
-            index, count = shares.pop()
-            if count > blocks:
-                shares.append((index, count - blocks))
-                count = blocks
-            self._shares.append((index, count))
-            blocks -= count
+        """It has so many more blocks of the slab cache: the last ones of ``shares``, which are taken from there."""
+        self._count_blocks(blocks)
+        _move(blocks, shares, self._shares)
 
     def let_go(self, blocks: int) -> list[SlabShare]:
         """It has so many blocks less; returns where they are, the last ones first."""
-        self.blocks -= blocks
+        self._count_blocks(-blocks)
         gone: list[SlabShare] = []
-        while blocks:
-            index, count = self._shares.pop()
-            if count > blocks:
-                self._shares.append((index, count - blocks))
-                count = blocks
-            gone.append((index, count))
-            blocks -= count
+        _move(blocks, self._shares, gone)
         return gone
+
+    def _count_blocks(self, more: int) -> None:
+        self.blocks += more
+        self.room_tokens = self.blocks * self.model.block_tokens
 
     def forget_kv(self) -> None:
         """Its KV is gone everywhere."""
@@ -160,3 +156,16 @@ class RequestState:
             control_s=self.control_s,
             block_s=self.kv_s,
         )
+
+
+def _move(blocks: int, source: list[SlabShare], target: list[SlabShare]) -> None:
+    """Move so many blocks from the end of one list to the end of another; neighbours of one slab become one share."""
+    while blocks:
+        index, count = source.pop()
+        if count > blocks:
+            source.append((index, count - blocks))
+            count = blocks
+        blocks -= count
+        if target and target[-1][0] == index:
+            count += target.pop()[1]
+        target.append((index, count))
