@@ -5,19 +5,18 @@ Does not know: devices, latencies.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from aegaeon.latency.architecture import Architecture
 from aegaeon.latency.errors import LatencyError
+from aegaeon.latency.json_document import DocumentError, parse
 
 
-class ModelFacts(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
     """A model by name. ``measured_as``: its names in measurement files; ``repository``: where its config is from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: str
     repository: str
@@ -39,8 +38,8 @@ class ModelFacts(BaseModel):
     def read(cls, path: Path) -> Self:
         """Raises ``LatencyError`` that names the file."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
+            return parse(cls, path.read_bytes())
+        except (OSError, DocumentError) as error:
             raise LatencyError(f"{path} does not describe a model: {error}") from None
 
     @classmethod
