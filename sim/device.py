@@ -53,6 +53,8 @@ class SimDevice:
 
     def speed(self, instance: SimInstance) -> float:
         """How fast the instance would compute now, beside those that do (see ``Layout``)."""
+        if not self._active:
+            return 1.0
         others = sum(other.share for other in self._active.values() if other is not instance)
         return instance.share / (instance.share + (1.0 - self._overlap) * others) if others else 1.0
 

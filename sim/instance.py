@@ -161,7 +161,7 @@ class SimInstance:
         if self._switching:
             self._switching = False
             self._bound = turn.command.model
-            self._node.note_switch(self, turn, now_s)
+            self._node.observer.switched(self, turn, now_s)
 
     def _await_boundary(self, plan: DecodePlan | PromptPlan) -> None:
         self._node.at(plan.boundary_s, Priority.BOUNDARY, self._reach, plan)
@@ -325,7 +325,7 @@ class SimInstance:
         if size_bytes:
             seconds = size_bytes / self._constants.kv_bytes_per_s
             request.arrive_s = self._device.link.move_kv(now_s, request.saved_s, seconds)
-            self._node.note_kv_move(self, request, request.arrive_s - seconds, request.arrive_s, inward=True)
+            self._node.observer.kv_moved(self, request, request.arrive_s - seconds, request.arrive_s, inward=True)
         else:
             request.arrive_s = now_s
 
@@ -334,7 +334,7 @@ class SimInstance:
         seconds = tokens * request.model.token_bytes / self._constants.kv_bytes_per_s
         request.saved_s = self._device.out_link.move(now_s, seconds)
         request.saved_tokens = request.kv_tokens
-        self._node.note_kv_move(self, request, request.saved_s - seconds, request.saved_s, inward=False)
+        self._node.observer.kv_moved(self, request, request.saved_s - seconds, request.saved_s, inward=False)
 
     def _missing_blocks(self, request: RequestState, tokens: int) -> int:
         return max(0, request.model.blocks_for(tokens) - request.blocks)
@@ -404,7 +404,7 @@ class SimInstance:
         for request in turn.waiting.values():
             request.place = None
             self._node.feed(request)
-        self._node.note_turn(self, turn, now_s)
+        self._node.observer.turn_ended(self, turn, now_s)
         self._node.tell(TurnEnded(self.instance_id, turn.turn_id, reason, tuple(contexts)))
 
     def _trim(self, request: RequestState) -> None:

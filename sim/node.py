@@ -36,11 +36,10 @@ from sim.model_facts import SimModel
 from sim.observer import Observer
 from sim.request_state import RequestState
 from sim.system import Layout
-from sim.turn import SimTurn
 
 
 class SimNode:
-    """``requests``: those that are under way here, by id."""
+    """``requests``: those that are under way here, by id. ``observer``: instances report to it too."""
 
     def __init__(
         self,
@@ -65,7 +64,7 @@ class SimNode:
         self.host = HostCache(sizes, constants.host_memory_bytes, constants.disk_bytes_per_s, at_home)
         self.requests: dict[str, RequestState] = {}
         self._scheduler = scheduler
-        self._observer = observer
+        self.observer = observer
         self._outbox: deque[Event] = deque()
         self._awake: dict[str, SimInstance] = {}
         self._starving: dict[str, SimInstance] = {}  # by request; reported
@@ -146,17 +145,6 @@ class SimNode:
         if self._starving:
             self._starving.pop(request.request_id, None)
 
-    def note_switch(self, instance: SimInstance, turn: SimTurn, now_s: float) -> None:
-        self._observer.switched(instance, turn, now_s)
-
-    def note_turn(self, instance: SimInstance, turn: SimTurn, now_s: float) -> None:
-        self._observer.turn_ended(instance, turn, now_s)
-
-    def note_kv_move(
-        self, instance: SimInstance, request: RequestState, start_s: float, end_s: float, inward: bool
-    ) -> None:
-        self._observer.kv_moved(instance, request, start_s, end_s, inward)
-
     # --- commands
 
     def _carry_out(self, command: Command, now_s: float) -> None:
@@ -221,7 +209,7 @@ class SimNode:
         request.place = None
         del self.requests[request.request_id]
         self._free(request, now_s)
-        self._observer.ended(request, now_s)
+        self.observer.ended(request, now_s)
 
     def _free(self, request: RequestState, now_s: float) -> None:
         """Its blocks here and in the slab cache are free; whoever waits for some looks again."""

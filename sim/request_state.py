@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegaeon.core.request import Request
-from aegaeon.core.timeline import LatencyParts
 from aegaeon.memory.shape_slabs import SlabShare
 from sim.model_facts import SimModel
 
@@ -145,17 +144,11 @@ class RequestState:
         self.kv_tokens = self.saved_tokens = 0
         self.saved_s = 0.0
 
-    def parts(self, first_token_s: float, finish_s: float) -> LatencyParts:
-        """The six parts; what was spent on nothing in particular is waiting (a switch is waiting too)."""
-        arrival_s = self.request.arrival_s
-        return LatencyParts(
-            prefill_wait_s=max(0.0, first_token_s - arrival_s - self.before_s),
-            prefill_s=self.prefill_s,
-            decode_wait_s=max(0.0, finish_s - first_token_s - self.after_s),
-            decode_s=self.decode_s,
-            control_s=self.control_s,
-            block_s=self.kv_s,
-        )
+    def parts_s(self, first_token_s: float, finish_s: float) -> tuple[float, float, float, float, float, float]:
+        """The six of ``LatencyParts``; what was spent on nothing in particular is waiting (a switch is waiting too)."""
+        prefill_wait_s = max(0.0, first_token_s - self.request.arrival_s - self.before_s)
+        decode_wait_s = max(0.0, finish_s - first_token_s - self.after_s)
+        return prefill_wait_s, self.prefill_s, decode_wait_s, self.decode_s, self.control_s, self.kv_s
 
 
 def _move(blocks: int, source: list[SlabShare], target: list[SlabShare]) -> None:

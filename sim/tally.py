@@ -101,14 +101,14 @@ class Tally:
         self.tokens += request.generated
         self._qos.append(score.qos)
         self._attainment[request.request.model].append(score.attainment)
-        parts = request.parts(score.first_s, score.last_s)
-        for index, name in enumerate(_PARTS):
-            self._parts[index] += getattr(parts, name)
-        self._kv_sync_s.append(parts.control_s + parts.block_s)
+        parts_s = request.parts_s(score.first_s, score.last_s)
+        for index, seconds in enumerate(parts_s):
+            self._parts[index] += seconds
+        self._kv_sync_s.append(request.control_s + request.kv_s)
         if self.keep_text:
             self._texts[request.request_id] = score.text
         if self.keep_records:
-            self._records.append(_record(request, tuple(request.token_times().tolist()), parts))
+            self._records.append(_record(request, tuple(request.token_times().tolist()), LatencyParts(*parts_s)))
 
     # --- results
 
@@ -188,12 +188,12 @@ def _scores(requests: Sequence[RequestState], with_text: bool) -> Iterator[_Scor
         [times_s for request in requests for times_s in request.times],
         [request.generated for request in requests],
         [request.request.arrival_s for request in requests],
+        [request.request.slo for request in requests],
     )
-    slos = [request.request.slo for request in requests]
     return map(
         _Score,
-        metrics.qos(batch, slos).tolist(),
-        metrics.slo_attainment(batch, slos).tolist(),
+        metrics.qos(batch).tolist(),
+        metrics.slo_attainment(batch).tolist(),
         batch.times_s[batch.firsts].tolist(),
         batch.times_s[batch.lasts].tolist(),
         gaps_texts(batch) if with_text else repeat(""),

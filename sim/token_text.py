@@ -28,8 +28,7 @@ def _words(texts: list[str]) -> Words:
 
 _FRACTION = _words([f".{ticks:02d}," for ticks in range(_TICKS_PER_MS)])
 _LAST_FRACTION = _words([f".{ticks:02d}\n" for ticks in range(_TICKS_PER_MS)])
-_LEADING = _words([f"{group}" for group in range(_GROUP)])
-_FOLLOWING = _words([f"{group:04d}" for group in range(_GROUP)])
+_DIGITS = _words([f"{group}" for group in range(_GROUP)] + [f"{group:04d}" for group in range(_GROUP)])
 
 
 def gaps_texts(batch: TokenBatch) -> list[str]:
@@ -37,19 +36,20 @@ def gaps_texts(batch: TokenBatch) -> list[str]:
     ticks = np.rint(batch.elapsed_s * _TICKS_PER_S).astype(np.int64)
     gaps = np.diff(ticks, prepend=0)
     gaps[batch.firsts] = ticks[batch.firsts]
-    fractions = gaps % _TICKS_PER_MS
+    milliseconds, fractions = np.divmod(gaps, _TICKS_PER_MS)
     words = _FRACTION[fractions]
     words[batch.lasts] = _LAST_FRACTION[fractions[batch.lasts]]
-    characters = np.stack([*_digits(gaps // _TICKS_PER_MS), words], axis=1).view(np.uint8).ravel()
+    characters = np.stack([*_digits(milliseconds), words], axis=1).view(np.uint8).ravel()
     lines = characters[characters != 0].tobytes().decode("ascii")
     return [f"[{line}]" for line in lines.splitlines()]
 
 
 def _digits(numbers: NDArray[np.int64]) -> list[Words]:
     """Decimal digits in groups of four, the leading group first; a number without that many groups has blanks there."""
-    higher, group = numbers // _GROUP, numbers % _GROUP
-    lowest = np.where(higher > 0, _FOLLOWING[group], _LEADING[group])
-    if not higher.any():
+    higher, group = np.divmod(numbers, _GROUP)
+    follows = higher > 0
+    lowest = _DIGITS[group + _GROUP * follows]
+    if not follows.any():
         return [lowest]
     *leading, last = _digits(higher)
-    return [*leading, np.where(higher > 0, last, 0), lowest]
+    return [*leading, last * follows, lowest]

@@ -6,7 +6,7 @@ Does not know: prefill, other instances, which turn runs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
 
@@ -110,12 +110,11 @@ class DecodeRound:
         self._turns = deque(self)
 
 
-def steps_per_deadline(costs: CostModel, model: str, members: Iterable[Job]) -> float:
+def steps_per_deadline(costs: CostModel, model: str, members: Sequence[Job]) -> float:
     """n = d / t: decode steps of a batch of ``members`` in the least TPOT target among them."""
-    members = list(members)
-    context_tokens = sum(job.context_tokens for job in members)
+    context_tokens = sum([job.context_tokens for job in members])
     step_s = costs.decode_step_s(model, context_tokens, len(members))
-    return min(job.request.slo.tpot_s for job in members) / max(step_s, _LEAST_STEP_S)
+    return min([job.request.slo.tpot_s for job in members]) / max(step_s, _LEAST_STEP_S)
 
 
 def set_quotas(batches: list[Batch], steps: list[float], costs: CostModel, max_quota_s: float) -> None:

@@ -57,7 +57,8 @@ class Job:
     @property
     def kv_blocks(self) -> int:
         """KV blocks of its context, and one more to grow into."""
-        return min(self.facts.blocks_for(self.context_tokens) + 1, self.max_blocks)
+        blocks = self.facts.blocks_for(self.context_tokens) + 1
+        return blocks if blocks < self.max_blocks else self.max_blocks
 
     @property
     def kv_bytes(self) -> int:

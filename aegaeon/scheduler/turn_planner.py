@@ -100,9 +100,9 @@ class TurnPlanner:
         for job in jobs:
             job.turn = turn
             turn.members[job.request_id] = None
-        waiting = tuple(job.request_id for job in jobs if job.phase is Phase.WAITING)
-        decoding = tuple(job.request_id for job in jobs if job.phase is Phase.DECODING)
-        return waiting, decoding
+        waiting = [job.request_id for job in jobs if job.phase is Phase.WAITING]
+        decoding = [job.request_id for job in jobs if job.phase is Phase.DECODING]
+        return tuple(waiting), tuple(decoding)
 
     def _new_round(self, state: InstanceState) -> Batch | None:
         state.decode.repack([job for batch in state.decode for job in self._members(batch)])
