@@ -8,7 +8,7 @@ Does not know: how a backend reserves or maps, tensors, copies.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from aegaeon.device.protocol import DeviceError, VirtualRange
@@ -97,6 +97,11 @@ class AddressSpace:
         span = self._part(reserved, offset_bytes, size_bytes)
         self._require_mapped(self._region(reserved), span)
         return span
+
+    def mapped_spans(self, reserved: VirtualRange) -> Iterator[Span]:
+        """The mapped pages of a range, one by one."""
+        for place in self._region(reserved).pages:
+            yield Span(reserved.address + place * self.page_bytes, self.page_bytes)
 
     def require_mapped(self, span: Span) -> None:
         """Refuse bytes of a range that no page backs. Bytes outside all ranges are the host's, and fine."""

@@ -22,7 +22,7 @@ from aegaeon.device.address_space import AddressSpace
 from aegaeon.device.copy_thread import CopyThread
 from aegaeon.device.pending_copies import PendingCopies
 from aegaeon.device.pinned_memory import PinnedMemory
-from aegaeon.device.protocol import DeviceError, Event, MemoryInfo, Stream, VirtualRange
+from aegaeon.device.protocol import CopyPair, DeviceError, Event, MemoryInfo, Stream, VirtualRange
 from aegaeon.device.shared_memory import create_memfd
 from aegaeon.device.span import Span, copy_spans
 
@@ -54,6 +54,10 @@ class CpuDevice:
         self._pending = PendingCopies(self.query)
         self._pinned = PinnedMemory()
         self._closed = False
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cpu")
 
     @property
     def pages(self) -> int:
@@ -130,6 +134,11 @@ class CpuDevice:
         event = Event(stream, self._threads[stream].submit(partial(_move, destination, source)))
         self._pending.add(event, spans)
         return event
+
+    def copy_many(self, pairs: Sequence[CopyPair], stream: Stream) -> Event:
+        for destination, source in pairs:
+            self.copy(destination, source, stream)
+        return self.record(stream)
 
     def record(self, stream: Stream) -> Event:
         return Event(stream, 0 if stream is Stream.COMPUTE else self._threads[stream].issued)

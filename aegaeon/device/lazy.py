@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from aegaeon.device.pending_copies import PendingCopies
-from aegaeon.device.protocol import Device, DeviceError, Event, MemoryInfo, Stream, VirtualRange
+from aegaeon.device.protocol import CopyPair, Device, DeviceError, Event, MemoryInfo, Stream, VirtualRange
 from aegaeon.device.span import Span, copy_spans
 
 POISON = 0xFF  # NaN in every float format, -1 in every signed integer
@@ -70,6 +70,10 @@ class LazyDevice:
     @property
     def name(self) -> str:
         return f"lazy {self._device.name}"
+
+    @property
+    def torch_device(self) -> torch.device:
+        return self._device.torch_device
 
     @property
     def pages(self) -> int:
@@ -118,6 +122,11 @@ class LazyDevice:
         self._late[stream].append(LateCopy(event.ticket, destination, source))
         self._pending.add(event, spans)
         return event
+
+    def copy_many(self, pairs: Sequence[CopyPair], stream: Stream) -> Event:
+        for destination, source in pairs:
+            self.copy(destination, source, stream)
+        return self.record(stream)
 
     def record(self, stream: Stream) -> Event:
         return self._device.record(stream) if stream is Stream.COMPUTE else Event(stream, self._issued[stream])

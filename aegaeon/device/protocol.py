@@ -25,6 +25,9 @@ from typing import Protocol
 
 import torch
 
+CopyPair = tuple[torch.Tensor, torch.Tensor]
+"""Destination and source of a copy."""
+
 
 class DeviceError(Exception):
     """A rule of the protocol was broken, or the machine refused; the message says what to do about it."""
@@ -85,6 +88,11 @@ class Device(Protocol):
         ...
 
     @property
+    def torch_device(self) -> torch.device:
+        """Where its views are, for tensors that go with them."""
+        ...
+
+    @property
     def pages(self) -> int:
         """Physical pages; they are numbered from 0."""
         ...
@@ -129,6 +137,10 @@ class Device(Protocol):
 
         Both tensors are kept alive until then; their contents must not change meanwhile.
         """
+        ...
+
+    def copy_many(self, pairs: Sequence[CopyPair], stream: Stream) -> Event:
+        """Begin copies that do not touch each other's bytes, in any order; all have landed when the event happened."""
         ...
 
     def record(self, stream: Stream) -> Event:

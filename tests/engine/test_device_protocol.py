@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from fake_bindings import FakeBindings
+from fake_cuda_driver import FakeCudaDriver, cuda_device
 
 from aegaeon.device.address_space import AddressSpace
+from aegaeon.device.cuda_bindings import Bindings, BindingsDriver
 from aegaeon.device.factory import make_device
 from aegaeon.device.pending_copies import PendingCopies
 from aegaeon.device.protocol import Device, DeviceError, Event, Stream, VirtualRange
@@ -16,11 +19,22 @@ from aegaeon.device.span import Span
 PAGE = 4096
 
 
-@pytest.fixture(params=["cpu", "lazy"])
+@pytest.fixture(params=["cpu", "lazy", "cuda", "cuda without batches", "cuda through bindings"])
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    made = make_device(request.param, pages=8, page_bytes=PAGE)
+    if request.param.startswith("cuda"):
+        yield from fake_cuda_device(request.param)
+    else:
+        made = make_device(request.param, pages=8, page_bytes=PAGE)
+        yield made
+        made.close()
+
+
+def fake_cuda_device(kind: str) -> Iterator[Device]:
+    fake = FakeCudaDriver(8 * PAGE, PAGE, batches="without" not in kind)
+    made = cuda_device(BindingsDriver(Bindings(FakeBindings(fake)), 0) if "bindings" in kind else fake, 8, PAGE)
     yield made
     made.close()
+    assert fake.leaks == {}
 
 
 def numbers(count: int, start: int = 0) -> torch.Tensor:
@@ -256,8 +270,9 @@ def test_an_unknown_kind_names_the_kinds(kind: str) -> None:
         make_device(kind, pages=1, page_bytes=PAGE)
 
 
-def test_there_is_no_cuda_yet() -> None:
-    with pytest.raises(DeviceError, match="no CUDA backend yet: use device cpu"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_cuda_says_what_is_missing() -> None:
+    with pytest.raises(DeviceError, match=r"there is no NVIDIA driver here|CUDA cannot be used|finds no device"):
         make_device("cuda", pages=1, page_bytes=PAGE)
 
 
