@@ -15,6 +15,8 @@ from torch import Tensor
 
 from aegaeon.device.cuda_driver import NoCudaError
 
+_MEASUREMENTS = 3
+
 
 def use(ordinal: int) -> torch.device:
     """Make a GPU torch's current one. Raises ``NoCudaError`` where torch cannot use it."""
@@ -97,3 +99,13 @@ class TorchGraphs:
             output = work()
         taken_bytes = torch.cuda.memory_reserved(self._ordinal) - before_bytes
         return CapturedGraph(graph, output, max(0, taken_bytes))
+
+    def measure_s(self, work: Callable[[], object]) -> float:
+        return min(_timed_s(work) for _ in range(_MEASUREMENTS))
+
+
+def _timed_s(work: Callable[[], object]) -> float:
+    watch = Stopwatch()
+    watch.start()
+    work()
+    return watch.stop_s()

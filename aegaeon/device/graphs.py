@@ -39,3 +39,7 @@ class GraphCapture(Protocol):
         """Record ``work`` without doing it. It must have run once before, must not look at values, nor allocate what
         outlives it. Raises ``RuntimeError`` (torch's own) where it does."""
         ...
+
+    def measure_s(self, work: Callable[[], object]) -> float:
+        """Seconds that the device takes for ``work``: the best of a few."""
+        ...

@@ -25,6 +25,14 @@ def fill_computed_buffers(model: nn.Module) -> list[str]:
     return unknown
 
 
+def move_computed_buffers(model: nn.Module, device: torch.device) -> None:
+    """Bring every buffer that has memory to a device; the others, of the checkpoint, are bound like weights."""
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[key] = buffer.to(device)
+
+
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
     """Each module with the model, or model within the model, that initialises it: the innermost."""
     initialisers: dict[str, Any] = {}

@@ -32,8 +32,9 @@ class HeadRows:
     def __init__(self, elements: Tensor, offset: int, heads: int, size: int, block_tokens: int, unit: int) -> None:
         self.heads = heads
         self.size = size
-        self._block_tokens = block_tokens
-        self._unit = unit
+        self.block_tokens = block_tokens
+        self.unit = unit
+        self.dtype = elements.dtype
         self._blocks = _rows(elements, offset, block_tokens * size, unit)
         self._tokens = _rows(elements, offset, size, unit)
 
@@ -44,20 +45,30 @@ class HeadRows:
 
     def block_index(self, blocks: Tensor) -> Tensor:
         """Index for ``gather`` of block tables ``[sequences, blocks]`` in units."""
-        head = torch.arange(self.heads) * (self._block_tokens * self.size // self._unit)
+        head = torch.arange(self.heads, device=blocks.device) * (self.block_tokens * self.size // self.unit)
         return (blocks[:, None, :] + head[None, :, None]).reshape(-1)
 
     def token_index(self, blocks: Tensor, slots: Tensor) -> Tensor:
         """Index for ``scatter`` of tokens in blocks (units) and slots within them, both ``[tokens]``."""
-        row = self.size // self._unit
-        head = torch.arange(self.heads) * (self._block_tokens * row)
+        row = self.size // self.unit
+        head = torch.arange(self.heads, device=blocks.device) * (self.block_tokens * row)
         return ((blocks + slots * row)[:, None] + head).reshape(-1)
+
+    @property
+    def elements(self) -> Tensor:
+        """Begins at the first block's first row; a row in units begins ``unit`` elements after the one before."""
+        return self._tokens
+
+    def gathered(self, tables: Tensor) -> Tensor:
+        """A copy of the blocks of tables ``[lanes, width]``: ``[lanes, heads, width * block_tokens, size]``."""
+        rows = self._blocks.index_select(0, self.block_index(tables))
+        return rows.view(tables.shape[0], self.heads, -1, self.size)
 
     def gather(self, index: Tensor, out: Tensor) -> Tensor:
         """Copy blocks to ``out`` (flat, any size that is enough); ``[index rows, block_tokens, size]``."""
-        rows = out[: index.numel() * self._block_tokens * self.size].view(index.numel(), -1)
+        rows = out[: index.numel() * self.block_tokens * self.size].view(index.numel(), -1)
         torch.index_select(self._blocks, 0, index, out=rows)
-        return rows.view(-1, self._block_tokens, self.size)
+        return rows.view(-1, self.block_tokens, self.size)
 
     def scatter(self, index: Tensor, states: Tensor) -> None:
         """Write ``states`` ``[tokens, heads, size]`` to where ``token_index`` said."""
@@ -81,21 +92,39 @@ class KvView:
 
 
 class KvArena:
-    """Flat memory in slabs of ``slab_bytes``. ``base``: its bytes, one-dimensional and contiguous."""
+    """Flat memory in slabs of ``slab_bytes``. ``base``: its bytes, one-dimensional and contiguous.
 
-    def __init__(self, base: Tensor, slab_bytes: int) -> None:
+    ``trash``: byte offset of room behind the slabs for one block of any shape, which takes what padding writes.
+    """
+
+    def __init__(self, base: Tensor, slab_bytes: int, trash: int | None = None) -> None:
         if base.dtype != torch.uint8 or base.dim() != 1 or not base.is_contiguous():
             raise ValueError("an arena is a one-dimensional contiguous tensor of bytes")
         if slab_bytes < 1:
             raise ValueError(f"slabs must have a positive size, got {slab_bytes}")
         self._base = base
+        if trash is not None and (trash % slab_bytes or trash >= base.numel()):
+            raise ValueError(f"room for padding must lie behind whole slabs, not at {trash}")
         self._slab_bytes = slab_bytes
+        self._trash = trash
         self._views: dict[tuple[KvShape, torch.dtype], KvView] = {}
 
     @property
     def size_bytes(self) -> int:
         """Bytes of the arena."""
         return self._base.numel()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the memory is."""
+        return self._base.device
+
+    @property
+    def trash(self) -> int:
+        """Byte offset of the block for padding. Raises ``ValueError`` where there is none."""
+        if self._trash is None:
+            raise ValueError("this arena has no room for padding: make it with some")
+        return self._trash
 
     def view(self, shape: KvShape, dtype: torch.dtype) -> KvView:
         """The arena as blocks of ``shape``; made once. Raises ``ValueError`` if sizes do not fit together."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from aegaeon.engine.attention import PagedAttention
-from aegaeon.engine.buffers import fill_computed_buffers
+from aegaeon.engine.buffers import fill_computed_buffers, move_computed_buffers
 from aegaeon.engine.errors import ModelError, UnsupportedModelError
 from aegaeon.engine.rope import pin
 from aegaeon.engine.skeleton import architecture, build_skeleton, float_dtype, load_config
@@ -57,10 +57,18 @@ class Model:
     """The modules of a model directory. Raises ``UnsupportedModelError`` where they cannot be built.
 
     ``dtype``: a name such as ``bfloat16``, by default the configuration's. ``max_context_tokens`` matters only to
-    rotary embeddings that depend on it. All weights that are ever bound must have the same values.
+    rotary embeddings that depend on it. ``device``: where its weights will be. All weights that are ever bound must
+    have the same values.
     """
 
-    def __init__(self, path: Path, *, dtype: str | None = None, max_context_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        dtype: str | None = None,
+        max_context_tokens: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         config = load_config(path)
         self.path = path
         self.architecture = architecture(config)
@@ -70,15 +78,23 @@ class Model:
         self._slots = tuple(_slots(self.modules))
         self._bound = False
         self._known_extras = False
+        self._addresses: tuple[int, ...] = ()
         if unknown := fill_computed_buffers(self.modules):
             raise UnsupportedModelError(path, self.architecture, f"nothing computes its buffer {unknown[0]}")
         limit = max_context_tokens or getattr(config.get_text_config(), "max_position_embeddings", None) or 1
         pin(self.modules, limit)
+        if device is not None:
+            move_computed_buffers(self.modules, device)
 
     @property
     def bound(self) -> bool:
         """Whether it has weights and can run."""
         return self._bound
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the weights are, or were when they were bound last."""
+        return self._addresses
 
     @property
     def tensors(self) -> dict[str, TensorSpec]:
@@ -99,13 +115,14 @@ class Model:
             else:
                 slot.held.data = tensor
         self._bound = True
+        self._addresses = tuple(tensor.data_ptr() for tensor in found)
 
     def unbind(self) -> None:
         """Drop every reference to the weights; ``bind`` brings the model back."""
         self._bound = False
         for slot in self._slots:
             if slot.held is not None:
-                slot.held.data = torch.empty(0, dtype=slot.spec.dtype)
+                slot.held.data = torch.empty(0, dtype=slot.spec.dtype, device=slot.held.device)
 
     def forward(self, token_ids: Tensor, positions: Tensor, logit_rows: Tensor, paged: PagedAttention) -> Tensor:
         """Logits ``[rows, vocabulary]`` of a packed batch, at ``logit_rows``; tokens and positions are ``[1, T]``."""

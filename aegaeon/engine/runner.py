@@ -6,6 +6,7 @@ Does not know: requests, sampling, how a batch was chosen.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,28 @@ from aegaeon.engine.model import Model
 from aegaeon.engine.packing import WeightPacker
 from aegaeon.engine.paged_step import PagedStep
 from aegaeon.engine.workspace import Workspace
+
+
+class ModelRunner(Protocol):
+    """Steps of one model, on the host or on a device."""
+
+    @property
+    def model(self) -> Model:
+        """What is bound and unbound."""
+        ...
+
+    @property
+    def kv_shape(self) -> KvShape:
+        """Of its blocks."""
+        ...
+
+    def step(self, slices: Sequence[SequenceSlice], arena: KvArena) -> Tensor:
+        """Feed slices; logits ``[slices that want them, vocabulary]``, which hold until the next step."""
+        ...
+
+    def prepare_one(self) -> bool:
+        """Do one thing that makes later steps faster; False when nothing is left (or the model is not bound)."""
+        ...
 
 
 class Runner:
@@ -44,3 +67,7 @@ class Runner:
         if self._packer is not None:
             self._packer.stepped(self.model)
         return logits
+
+    def prepare_one(self) -> bool:
+        """Weights are packed after steps, a little at a time; nothing is left for idle moments."""
+        return False

@@ -20,8 +20,10 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from hashlib import blake2b
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ WINDOW_TOKENS = 256
 CHUNK_LOGITS = 1 << 18
 """Logits worked on at a time; larger temporaries cost more in page faults than batching them saves."""
 
-_MIN_TEMPERATURE = 1e-5
+MIN_TEMPERATURE = 1e-5
 _WORD = (1 << 64) - 1
 _SPLITMIX_GAMMA = 0x9E3779B97F4A7C15
 _SPLITMIX_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -141,6 +143,14 @@ class SamplingState:
         logits[ids] = seen
 
 
+class TokenSampler(Protocol):
+    """Chooses the next tokens of a batch."""
+
+    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
+        """The next token of each request, from ``logits`` ``[n, vocab]``, left unchanged."""
+        ...
+
+
 class Sampler:
     """Samples batches; holds nothing of any request."""
 
@@ -183,17 +193,17 @@ class Sampler:
         params = [state.params for state in states]
         keys = torch.tensor([state.draw_key for state in states], device=logits.device)
         logits.sub_(logits.amax(-1, keepdim=True))
-        logits.div_(_column([max(p.temperature, _MIN_TEMPERATURE) for p in params], logits))
+        logits.div_(_column([max(p.temperature, MIN_TEMPERATURE) for p in params], logits))
         return self._draw_truncated(logits, params, keys) if way is Way.TRUNCATED else _draw_any(logits, keys)
 
     def _draw_truncated(self, logits: Tensor, params: Sequence[SamplingParams], keys: Tensor) -> Tensor:
         """Tokens [n]: from the window, or from the whole row where candidates may lie beyond the window."""
         vocab = logits.shape[-1]
         window, ids = logits.topk(min(self._window_tokens, vocab))
-        thresholds = _thresholds(window, logits.exp().sum(-1), params)
-        picks = _gumbel_argmax(window, thresholds.unsqueeze(-1), keys.unsqueeze(-1), ids)
+        least = thresholds(window, logits.exp().sum(-1), DrawColumns.of(params, window))
+        picks = gumbel_argmax(window, least.unsqueeze(-1), keys.unsqueeze(-1), ids)
         tokens = ids.gather(-1, picks.unsqueeze(-1)).squeeze(-1)
-        inside = (thresholds > window[:, -1]).tolist()
+        inside = (least > window[:, -1]).tolist()
         for row, p in enumerate(params):
             if self._window_tokens < vocab and (not inside[row] or p.top_k > self._window_tokens):
                 tokens[row] = _draw_sorted(logits[row], p, keys[row])
@@ -202,14 +212,14 @@ class Sampler:
 
 def _draw_any(logits: Tensor, keys: Tensor) -> Tensor:
     """Tokens [n] from rows [n, vocab], all of them candidates."""
-    return (logits - _exponential(keys.unsqueeze(-1), _token_ids(logits)).log_()).argmax(-1)
+    return (logits - exponential_noise(keys.unsqueeze(-1), _token_ids(logits)).log_()).argmax(-1)
 
 
 def _draw_sorted(logits: Tensor, params: SamplingParams, key: Tensor) -> Tensor:
     """A token [] from one row [vocab], whose threshold is found by sorting all of it."""
     ordered = _descending(logits).unsqueeze(0)
-    threshold = _thresholds(ordered, ordered.exp().sum(-1), [params]).squeeze(0)
-    return _gumbel_argmax(logits, threshold, key, _token_ids(logits))
+    threshold = thresholds(ordered, ordered.exp().sum(-1), DrawColumns.of([params], ordered)).squeeze(0)
+    return gumbel_argmax(logits, threshold, key, _token_ids(logits))
 
 
 def _descending(logits: Tensor) -> Tensor:
@@ -217,32 +227,49 @@ def _descending(logits: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(logits.cpu().numpy())).flip(0).to(logits.device)
 
 
-def _thresholds(ordered: Tensor, total: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class DrawColumns:
+    """How rows are truncated. ``k`` ``[n]``: candidates by top-k, at most the window's width; ``limited`` ``[n]``:
+    whether it limits; ``top_p`` ``[n, 1]``; ``min_p`` ``[n]``: the least logit that it leaves."""
+
+    k: Tensor
+    limited: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], like: Tensor) -> DrawColumns:
+        """For windows ``like`` ``[n, width]``."""
+        width = like.shape[-1]
+        return cls(
+            torch.tensor([min(p.top_k or width, width) for p in params], device=like.device),
+            torch.tensor([0 < p.top_k <= width for p in params], device=like.device),
+            _column([p.top_p for p in params], like),
+            _column([_log(p.min_p) for p in params], like).squeeze(-1),
+        )
+
+
+def thresholds(ordered: Tensor, total: Tensor, columns: DrawColumns) -> Tensor:
     """The least logit [n] that top-k, top-p and min-p leave a candidate.
 
     ``ordered`` [n, w]: a row's largest logits, descending, the largest being 0. ``total`` [n]: the sum of exp over the
     *whole* row. Top-p counts mass after top-k, and keeps the token that crosses the limit.
     """
-    width = ordered.shape[-1]
-    k = torch.tensor([min(p.top_k or width, width) for p in params], device=ordered.device)
-    limited = torch.tensor([0 < p.top_k <= width for p in params], device=ordered.device)
-    least = ordered.gather(-1, (k - 1).unsqueeze(-1)).squeeze(-1).masked_fill(~limited, -math.inf)
+    least = ordered.gather(-1, (columns.k - 1).unsqueeze(-1)).squeeze(-1).masked_fill(~columns.limited, -math.inf)
     kept = ordered.masked_fill(ordered < least.unsqueeze(-1), -math.inf)
     mass = kept.exp()
-    mass /= torch.where(limited, mass.sum(-1), total).unsqueeze(-1)
-    top_p = _column([p.top_p for p in params], mass)
-    in_nucleus = (mass.cumsum(-1, dtype=torch.float64) - mass < top_p).sum(-1, keepdim=True).clamp_(min=1)
-    edge = kept.gather(-1, in_nucleus - 1).masked_fill_(top_p >= 1.0, -math.inf).squeeze(-1)
-    min_p = _column([_log(p.min_p) for p in params], ordered).squeeze(-1)
-    return torch.stack((least, edge, min_p)).amax(0)
+    mass /= torch.where(columns.limited, mass.sum(-1), total).unsqueeze(-1)
+    in_nucleus = (mass.cumsum(-1, dtype=torch.float64) - mass < columns.top_p).sum(-1, keepdim=True).clamp_(min=1)
+    edge = kept.gather(-1, in_nucleus - 1).masked_fill_(columns.top_p >= 1.0, -math.inf).squeeze(-1)
+    return torch.stack((least, edge, columns.min_p)).amax(0)
 
 
-def _gumbel_argmax(logits: Tensor, threshold: Tensor, key: Tensor, ids: Tensor) -> Tensor:
+def gumbel_argmax(logits: Tensor, threshold: Tensor, key: Tensor, ids: Tensor) -> Tensor:
     """Where logit + noise is largest among the logits that reach the threshold; noise is named by (key, id)."""
-    return logits.masked_fill(logits < threshold, -math.inf).sub_(_exponential(key, ids).log_()).argmax(-1)
+    return logits.masked_fill(logits < threshold, -math.inf).sub_(exponential_noise(key, ids).log_()).argmax(-1)
 
 
-def _exponential(key: Tensor, ids: Tensor) -> Tensor:
+def exponential_noise(key: Tensor, ids: Tensor) -> Tensor:
     """Standard exponential noise for each token id: output ``id`` of SplitMix64 seeded with the draw's key.
 
     (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.) The negated log of it is Gumbel noise.

@@ -14,7 +14,7 @@ from collections.abc import Sequence as Seq
 import torch
 
 from aegaeon.core.kv_shape import KvShape
-from aegaeon.device.protocol import Device, Event, Stream
+from aegaeon.device.protocol import CopyPair, Device, Event, Stream
 from aegaeon.engine.kv_arena import KvArena
 from aegaeon.memory.block_table import BlockTables
 from aegaeon.memory.slab_cache import SlabCache
@@ -22,7 +22,10 @@ from aegaeon.runtime.sequence import Sequence
 
 
 class DeviceKv:
-    """A ``KvPlace``. ``device_memory`` and ``host_memory``: uint8 tensors of whole slabs; shapes by model name."""
+    """A ``KvPlace``. ``device_memory`` and ``host_memory``: uint8 tensors of whole slabs; shapes by model name.
+
+    What ``device_memory`` has beyond whole slabs takes what padding writes (see ``padding_bytes``).
+    """
 
     def __init__(
         self,
@@ -36,8 +39,11 @@ class DeviceKv:
         self._memory = device_memory
         self._host = host_memory
         self._shapes = shapes
-        self._arena = KvArena(device_memory, slab_bytes)
-        slabs = SlabCache(device_memory.numel(), slab_bytes)
+        total_bytes = device_memory.numel() // slab_bytes * slab_bytes
+        padded = total_bytes < device_memory.numel()
+        device_memory[total_bytes:].zero_()  # some backends read it before it is written
+        self._arena = KvArena(device_memory, slab_bytes, total_bytes if padded else None)
+        slabs = SlabCache(total_bytes, slab_bytes)
         for shape in dict.fromkeys(shapes.values()):
             slabs.register(shape)
         self._tables = BlockTables(slabs)
@@ -64,9 +70,9 @@ class DeviceKv:
         written = self._device.record(Stream.COMPUTE)
         self._device.wait(Stream.COPY_OUT, written)
         saved = [sequence for sequence in sequences if sequence.request_id in self._tables]
-        for sequence in saved:
-            self._copy_out(sequence)
-        self._device.synchronize(self._device.record(Stream.COPY_OUT))
+        pairs = [pair for sequence in saved for pair in self._unsaved(sequence)]
+        if pairs:
+            self._device.synchronize(self._device.copy_many(pairs, Stream.COPY_OUT))
         for sequence in saved:
             sequence.saved_tokens = sequence.kv_tokens
 
@@ -87,21 +93,25 @@ class DeviceKv:
         self._tables.grow(sequence.request_id, len(sequence.blocks) * shape.block_tokens)
         # What is not in the slab cache is not there at all: it was lost with its device and is computed again.
         sequence.kv_tokens = sequence.saved_tokens
-        pairs = zip(self.blocks(sequence), sequence.blocks, strict=True)
-        for (there, here), _ in zip(pairs, range(shape.blocks_for(sequence.kv_tokens)), strict=False):
-            size = shape.block_bytes
-            self._arriving[sequence.request_id] = self._device.copy(
-                self._memory[there : there + size], self._host[here : here + size], Stream.COPY_IN
-            )
+        filled, size = shape.blocks_for(sequence.kv_tokens), shape.block_bytes
+        pairs: list[CopyPair] = [
+            (self._memory[there : there + size], self._host[here : here + size])
+            for there, here in zip(self.blocks(sequence)[:filled], sequence.blocks[:filled], strict=True)
+        ]
+        if pairs:
+            self._arriving[sequence.request_id] = self._device.copy_many(pairs, Stream.COPY_IN)
 
-    def _copy_out(self, sequence: Sequence) -> None:
-        """Only blocks that changed since they were last saved."""
+    def _unsaved(self, sequence: Sequence) -> list[CopyPair]:
+        """Blocks that changed since they were last saved, with their places in the slab cache."""
         shape = self._tables.shape(sequence.request_id)
         first, last = sequence.saved_tokens // shape.block_tokens, shape.blocks_for(sequence.kv_tokens)
-        here = self.blocks(sequence)
-        for index in range(first, last):
-            size = shape.block_bytes
-            source, destination = here[index], sequence.blocks[index]
-            self._device.copy(
-                self._host[destination : destination + size], self._memory[source : source + size], Stream.COPY_OUT
-            )
+        here, size = self.blocks(sequence), shape.block_bytes
+        return [
+            (self._host[there : there + size], self._memory[source : source + size])
+            for source, there in zip(here[first:last], sequence.blocks[first:last], strict=True)
+        ]
+
+
+def padding_bytes(shapes: Iterable[KvShape]) -> int:
+    """Device memory beyond the slabs that steps with padding need."""
+    return max(shape.block_bytes for shape in shapes)

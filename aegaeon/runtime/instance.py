@@ -16,7 +16,7 @@ from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.timeline import Phase
 from aegaeon.engine.batch import SequenceSlice
 from aegaeon.engine.errors import ModelError
-from aegaeon.engine.sampler import Sampler
+from aegaeon.engine.sampler import TokenSampler
 from aegaeon.engine.stop import finish_reason
 from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime import messages as m
@@ -57,6 +57,7 @@ class Instance:
         sinks: TokenSinks,
         clock: Clock,
         chunk_tokens: int,
+        sampler: TokenSampler,
     ) -> None:
         self._id = instance_id
         self._models = models
@@ -66,7 +67,7 @@ class Instance:
         self._sinks = sinks
         self._clock = clock
         self._chunk_tokens = chunk_tokens
-        self._sampler = Sampler()
+        self._sampler = sampler
         self._sequences: dict[str, Sequence] = {}
         self._asked_blocks: dict[str, int] = {}
         self._turn: Turn | None = None

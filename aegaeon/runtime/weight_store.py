@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,13 +15,12 @@ import torch
 
 import quick_model_loader as qml
 from aegaeon.core.kv_shape import KvShape
-from aegaeon.device.protocol import Device, Event, Stream, VirtualRange
+from aegaeon.device.protocol import Device, VirtualRange
 from aegaeon.engine.errors import ModelError
-from aegaeon.engine.model import Model
-from aegaeon.engine.packing import WeightPacker
-from aegaeon.engine.runner import Runner
+from aegaeon.engine.runner import ModelRunner
 from aegaeon.memory.page_pool import OutOfPagesError, PagePool
 from aegaeon.runtime.messages import HostWeights
+from aegaeon.runtime.weight_upload import Upload, Uploader
 
 
 class WeightError(Exception):
@@ -36,6 +35,10 @@ class ModelSource:
     kv_shape: KvShape
     dtype: str
     max_context_tokens: int
+
+
+MakeRunner = Callable[[ModelSource], ModelRunner]
+"""Builds a model without weights; raises ``ModelError`` where it does not build."""
 
 
 class WeightStore(Protocol):
@@ -53,7 +56,7 @@ class WeightStore(Protocol):
         """Make it the model that runs."""
         ...
 
-    def runner(self, model: str) -> Runner:
+    def runner(self, model: str) -> ModelRunner:
         """The runner of a model that is bound."""
         ...
 
@@ -71,7 +74,7 @@ class WeightStore(Protocol):
         ...
 
     def prepare_one(self) -> bool:
-        """Build one model's skeleton ahead of time; False when all are there."""
+        """Do one thing ahead of time (build a model's skeleton, capture a graph); False when nothing is left."""
         ...
 
     def close(self) -> None: ...
@@ -80,36 +83,29 @@ class WeightStore(Protocol):
 class Skeletons:
     """Model skeletons on the meta device, built when first needed or when the instance is idle, and kept."""
 
-    def __init__(self, sources: Mapping[str, ModelSource], packer: WeightPacker) -> None:
+    def __init__(self, sources: Mapping[str, ModelSource], make_runner: MakeRunner) -> None:
         self._sources = sources
-        self._packer = packer
-        self._models: dict[str, Model] = {}
-        self._runners: dict[str, Runner] = {}
+        self._make_runner = make_runner
+        self._runners: dict[str, ModelRunner] = {}
         self._unbuilt = list(sources)
 
-    def model(self, name: str) -> Model:
+    def runner(self, name: str) -> ModelRunner:
         """Raises ``WeightError`` where the architecture does not build."""
-        if name not in self._models:
-            source = self._sources[name]
+        if name not in self._runners:
             try:
-                model = Model(source.path, dtype=source.dtype, max_context_tokens=source.max_context_tokens)
+                self._runners[name] = self._make_runner(self._sources[name])
             except ModelError as error:
                 raise WeightError(str(error)) from error
-            self._models[name], self._runners[name] = model, Runner(model, source.kv_shape, self._packer)
-        return self._models[name]
-
-    def runner(self, name: str) -> Runner:
-        self.model(name)
         return self._runners[name]
 
     def prepare_one(self) -> bool:
         """Build the next one that is missing. One that fails is left to fail when it is needed."""
         while self._unbuilt:
             name = self._unbuilt.pop(0)
-            if name in self._models:
+            if name in self._runners:
                 continue
             try:
-                self.model(name)
+                self.runner(name)
             except WeightError:
                 continue
             return True
@@ -126,8 +122,8 @@ class _Lease:
 class MappedWeights:
     """Parameters bound to the host cache itself."""
 
-    def __init__(self, sources: Mapping[str, ModelSource], packer: WeightPacker) -> None:
-        self._skeletons = Skeletons(sources, packer)
+    def __init__(self, sources: Mapping[str, ModelSource], make_runner: MakeRunner) -> None:
+        self._skeletons = Skeletons(sources, make_runner)
         self._leases: dict[str, _Lease] = {}
         self._bound: set[str] = set()
         self._returned: list[tuple[str, int]] = []
@@ -141,10 +137,10 @@ class MappedWeights:
 
     def bind(self, model: str) -> None:
         if model not in self._bound:
-            self._skeletons.model(model).bind(self._leases[model].tensors)
+            self._skeletons.runner(model).model.bind(self._leases[model].tensors)
             self._bound.add(model)
 
-    def runner(self, model: str) -> Runner:
+    def runner(self, model: str) -> ModelRunner:
         return self._skeletons.runner(model)
 
     def evict(self, model: str) -> None:
@@ -152,7 +148,7 @@ class MappedWeights:
         if lease is None:
             return
         if model in self._bound:
-            self._skeletons.model(model).unbind()
+            self._skeletons.runner(model).model.unbind()
             self._bound.discard(model)
         lease.tensors.clear()
         lease.entry.close()
@@ -176,11 +172,11 @@ class MappedWeights:
 
 @dataclass(slots=True)
 class _Resident:
-    """A model's place on the device; the copy is under way while there is an ``arriving`` event."""
+    """A model's place on the device; the copy is under way while something is ``arriving``."""
 
     lease_id: int
     entry: qml.Entry
-    arriving: Event | None
+    arriving: Upload | None
     tensors: dict[str, torch.Tensor]
 
 
@@ -188,9 +184,15 @@ class CopiedWeights:
     """Parameters in device pages. ``pool`` owns the pages; the lease of the host entry lasts as long as the copy."""
 
     def __init__(
-        self, sources: Mapping[str, ModelSource], device: Device, pool: PagePool, packer: WeightPacker
+        self,
+        sources: Mapping[str, ModelSource],
+        device: Device,
+        pool: PagePool,
+        uploader: Uploader,
+        make_runner: MakeRunner,
     ) -> None:
-        self._skeletons = Skeletons(sources, packer)
+        self._skeletons = Skeletons(sources, make_runner)
+        self._uploader = uploader
         self._device = device
         self._pool = pool
         self._ranges: dict[str, VirtualRange] = {}
@@ -209,7 +211,7 @@ class CopiedWeights:
             raise WeightError(str(error)) from error
         self._device.map(place, 0, pages)
         memory = self._device.view(place, 0, (entry.nbytes,), torch.uint8)
-        arriving = self._device.copy(memory, entry.torch_bytes(), Stream.COPY_IN)
+        arriving = self._uploader.begin(entry, memory)
         self._resident[model] = _Resident(weights.lease_id, entry, arriving, device_tensors(entry, memory))
 
     def ready(self, model: str) -> bool:
@@ -221,10 +223,10 @@ class CopiedWeights:
 
     def bind(self, model: str) -> None:
         if model not in self._bound:
-            self._skeletons.model(model).bind(self._resident[model].tensors)
+            self._skeletons.runner(model).model.bind(self._resident[model].tensors)
             self._bound.add(model)
 
-    def runner(self, model: str) -> Runner:
+    def runner(self, model: str) -> ModelRunner:
         return self._skeletons.runner(model)
 
     def evict(self, model: str) -> None:
@@ -233,7 +235,7 @@ class CopiedWeights:
             return
         self._settle(model, resident, wait=True)
         if model in self._bound:
-            self._skeletons.model(model).unbind()
+            self._skeletons.runner(model).model.unbind()
             self._bound.discard(model)
         pages = self._pool.owned(model)
         self._device.unmap(self._ranges[model], 0, len(pages) * self._pool.page_bytes)
@@ -250,7 +252,9 @@ class CopiedWeights:
         return any(resident.arriving is not None for resident in self._resident.values())
 
     def prepare_one(self) -> bool:
-        return self._skeletons.prepare_one()
+        return self._skeletons.prepare_one() or any(
+            self._skeletons.runner(model).prepare_one() for model in sorted(self._bound)
+        )
 
     def close(self) -> None:
         for model in tuple(self._resident):
@@ -261,8 +265,8 @@ class CopiedWeights:
         if resident.arriving is None:
             return
         if wait:
-            self._device.synchronize(resident.arriving)
-        elif not self._device.query(resident.arriving):
+            self._device.synchronize(resident.arriving.event)
+        elif not self._device.query(resident.arriving.event):
             return
         resident.arriving = None
         resident.entry.close()

@@ -9,22 +9,32 @@ from pathlib import Path
 
 import torch
 
+import quick_model_loader as qml
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.kv_shape import KvShape
+from aegaeon.device.cuda import CudaDevice
+from aegaeon.device.cuda_torch import TorchGraphs
 from aegaeon.device.factory import make_device
+from aegaeon.device.protocol import Device
 from aegaeon.device.shared_memory import map_fd
+from aegaeon.engine.device_engine import DeviceEngine
+from aegaeon.engine.device_sampler import DeviceSampler
 from aegaeon.engine.kv_arena import KvArena
+from aegaeon.engine.model import Model
 from aegaeon.engine.packing import WeightPacker
+from aegaeon.engine.runner import ModelRunner, Runner
+from aegaeon.engine.sampler import Sampler
 from aegaeon.memory.page_pool import PagePool
 from aegaeon.runtime.clock import MonotonicClock
-from aegaeon.runtime.device_kv import DeviceKv
+from aegaeon.runtime.device_kv import DeviceKv, padding_bytes
 from aegaeon.runtime.fd_exchange import fetch_fds
 from aegaeon.runtime.instance import Instance, InstanceModel
 from aegaeon.runtime.kv_place import InPlaceKv, KvPlace
 from aegaeon.runtime.link import open_link
 from aegaeon.runtime.messages import Started
 from aegaeon.runtime.token_sinks import TokenSinks
-from aegaeon.runtime.weight_store import CopiedWeights, MappedWeights, ModelSource, WeightStore
+from aegaeon.runtime.weight_store import CopiedWeights, MakeRunner, MappedWeights, ModelSource, WeightStore
+from aegaeon.runtime.weight_upload import LoaderUploader, PlainUploader, Uploader
 
 _MAX_PACKED_BYTES = 2 << 30
 
@@ -43,7 +53,8 @@ class WorkerModel:
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """Everything an instance process must know; ``key`` is its incarnation, ``address`` its driver's."""
+    """Everything an instance process must know; ``key`` is its incarnation, ``address`` its driver's, ``ordinal`` its
+    GPU's number among those that may be seen."""
 
     spec: InstanceSpec
     key: str
@@ -56,6 +67,7 @@ class WorkerOptions:
     device: str
     copy_to_device: bool
     page_bytes: int
+    ordinal: int = 0
 
 
 def run_worker(options: WorkerOptions) -> None:
@@ -75,6 +87,7 @@ def run_worker(options: WorkerOptions) -> None:
             sinks,
             MonotonicClock(),
             options.chunk_tokens,
+            DeviceSampler() if options.device == "cuda" else Sampler(),
         )
         driver.send(Started(options.spec.instance_id, os.getpid()))
         instance.run()
@@ -89,9 +102,20 @@ def _sources(options: WorkerOptions) -> dict[str, ModelSource]:
     }
 
 
-def _packer(options: WorkerOptions) -> WeightPacker:
+def _host_runners(options: WorkerOptions) -> MakeRunner:
     """Packed copies of hot weights are private memory: no more of it than half of what the weights may take."""
-    return WeightPacker(min(_MAX_PACKED_BYTES, options.spec.weight_bytes // 2))
+    packer = WeightPacker(min(_MAX_PACKED_BYTES, options.spec.weight_bytes // 2))
+
+    def make(source: ModelSource) -> ModelRunner:
+        model = Model(source.path, dtype=source.dtype, max_context_tokens=source.max_context_tokens)
+        return Runner(model, source.kv_shape, packer)
+
+    return make
+
+
+def _device_runners(device: CudaDevice, ordinal: int) -> MakeRunner:
+    engine = DeviceEngine(device.torch_device, TorchGraphs(ordinal))
+    return lambda source: engine.runner(source.path, source.kv_shape, source.dtype, source.max_context_tokens)
 
 
 def _slabs(options: WorkerOptions) -> torch.Tensor:
@@ -104,20 +128,34 @@ def _slabs(options: WorkerOptions) -> torch.Tensor:
 
 def _in_place(options: WorkerOptions) -> tuple[WeightStore, KvPlace]:
     """Weights and KV where they lie, in the node's shared memory."""
-    weights = MappedWeights(_sources(options), _packer(options))
+    weights = MappedWeights(_sources(options), _host_runners(options))
     return weights, InPlaceKv(KvArena(_slabs(options), options.slab_bytes))
 
 
 def _copying(options: WorkerOptions, stack: contextlib.ExitStack) -> tuple[WeightStore, KvPlace]:
     """Weights and KV in device pages: a fixed share for the KV, the rest for the weights of resident models."""
     spec, page_bytes = options.spec, options.page_bytes
-    kv_pages = -(-spec.kv_bytes // page_bytes)
+    shapes = {model.name: model.kv_shape for model in options.models}
+    slabs_bytes = spec.kv_bytes // options.slab_bytes * options.slab_bytes
+    padded_bytes = slabs_bytes + (padding_bytes(shapes.values()) if options.device == "cuda" else 0)
+    kv_pages = -(-max(spec.kv_bytes, padded_bytes) // page_bytes)
     pages = kv_pages + spec.max_resident_models + spec.weight_bytes // page_bytes
-    device = stack.enter_context(contextlib.closing(make_device(options.device, pages=pages, page_bytes=page_bytes)))
+    made = make_device(
+        options.device, pages=pages, page_bytes=page_bytes, memory_flag="--device-memory", ordinal=options.ordinal
+    )
+    device = stack.enter_context(contextlib.closing(made))
     pool = PagePool(pages, page_bytes)
     place = device.reserve(kv_pages * page_bytes)
     device.map(place, 0, pool.allocate("kv", kv_pages))
-    memory = device.view(place, 0, (spec.kv_bytes // options.slab_bytes * options.slab_bytes,), torch.uint8)
-    shapes = {model.name: model.kv_shape for model in options.models}
-    kv = DeviceKv(device, memory, _slabs(options), options.slab_bytes, shapes)
-    return CopiedWeights(_sources(options), device, pool, _packer(options)), kv
+    memory, host = device.view(place, 0, (padded_bytes,), torch.uint8), _slabs(options)
+    device.pin(host)
+    kv = DeviceKv(device, memory, host, options.slab_bytes, shapes)
+    return CopiedWeights(_sources(options), device, pool, *_weight_parts(options, device)), kv
+
+
+def _weight_parts(options: WorkerOptions, device: Device) -> tuple[Uploader, MakeRunner]:
+    """How weights get to the device, and what runs there."""
+    if isinstance(device, CudaDevice):
+        uploader = LoaderUploader(device, qml.CudaDevice(options.ordinal))
+        return uploader, _device_runners(device, options.ordinal)
+    return PlainUploader(device), _host_runners(options)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from greedy import POISON, Greedy, arena_of, blocks_of
-from zoo import ARCHITECTURES, NEW_TOKENS, PROMPT_LENGTHS, WINDOW, TinyModel, build
+from zoo import ARCHITECTURES, NEW_TOKENS, PROMPT_LENGTHS, WINDOW, TinyModel, Zoo
 
 from aegaeon.engine.architecture import inspect_model
 from aegaeon.engine.kv_arena import KvArena
@@ -17,22 +16,6 @@ from aegaeon.engine.model import Model
 from aegaeon.engine.runner import Runner
 
 SLABS = 8
-
-Zoo = Callable[[str], TinyModel]
-
-
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    """Tiny models by name, each built once."""
-    folder = tmp_path_factory.mktemp("zoo")
-    built: dict[str, TinyModel] = {}
-
-    def find(name: str) -> TinyModel:
-        if name not in built:
-            built[name] = build(name, folder)
-        return built[name]
-
-    return find
 
 
 def runner_of(tiny: TinyModel) -> Runner:

@@ -161,6 +161,9 @@ class TinyModel:
     outputs: Sequence[Sequence[int]]
 
 
+Zoo = Callable[[str], TinyModel]
+
+
 def build(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> TinyModel:
     """Make the model, write its configuration, and let ``generate()`` continue some prompts greedily."""
     config = ARCHITECTURES[name]()
