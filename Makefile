@@ -8,7 +8,7 @@ LOADER := quick_model_loader
 LOADER_SOURCES := $(shell find $(LOADER) -path $(LOADER)/target -prune -o -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -name 'Cargo.lock' \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo figures test lint pytest clippy clean
+.PHONY: help setup demo figures gpu test lint pytest clippy clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ demo: setup ## serve eight models on three CPU instances, under traffic, and sho
 
 figures: setup ## simulate every sweep, draw Figures 11 to 17, compare with the published claims
 	@$(BIN)/python -m plots.figures
+
+gpu: setup ## measure the CUDA backend on this machine's GPU, in stages (benchmark/gpu_suite.py)
+	@$(BIN)/python -m benchmark.gpu_suite
 
 lint: setup ## ruff, mypy, import contracts, clippy
 	$(BIN)/ruff check .

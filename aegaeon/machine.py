@@ -2,7 +2,7 @@
 
 Shared memory here is memfd: it is limited by free memory and by the control group, not by the size of /dev/shm.
 
-Does not know: devices other than CPUs, models beyond the bytes of their weights.
+Does not know: how GPUs are found (it is told their memory), models beyond the bytes of their weights.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ OTHER_PROCESSES = 2  # the server and the driver
 WEIGHT_PAGE_BYTES = 2 * _MIB  # weights of a model take whole huge pages
 MAX_INSTANCES = 8
 MIN_KV_SLABS = 4
+CUDA_PAGE_BYTES = 64 * _MIB  # a page of a GPU, at least: tens of GB are mapped in hundreds of calls
+_GPU_RESERVE_BYTES = 4096 * _MIB  # of an instance: CUDA's context, activations, graphs, the last page of each model
 _NO_LIMIT_BYTES = 1 << 60  # version 1 writes a huge number where there is no limit
 
 
@@ -30,12 +32,15 @@ _NO_LIMIT_BYTES = 1 << 60  # version 1 writes a huge number where there is no li
 class Machine:
     """``available_bytes``: memory that could be used without swapping; ``group_bytes``: what the control group leaves.
 
-    ``group_bytes`` is None without a limit.
+    ``group_bytes`` is None without a limit. ``gpu_bytes``: free memory of each GPU; where there is none,
+    ``gpu_problem`` may say why.
     """
 
     cores: int
     available_bytes: int
     group_bytes: int | None = None
+    gpu_bytes: tuple[int, ...] = ()
+    gpu_problem: str = ""
 
     @property
     def room_bytes(self) -> int:
@@ -67,6 +72,7 @@ def fit(config: PoolConfig, machine: Machine, weight_bytes: Mapping[str, int]) -
     that processes and a reserve of a tenth leave; KV gets half of the rest, so that the other half stays free. Device
     pages, where there are any, get half before. Raises ``SettingsError`` where the memory does not suffice.
     """
+    config = _settle_device(config, machine)
     weights = {name: _whole_pages(size) for name, size in weight_bytes.items()}
     least_bytes = max(weights.values()) + MIN_KV_SLABS * config.slab_bytes
     instances = config.instances or (InstanceConfig(Role.MIXED, default_instances(machine, least_bytes)),)
@@ -74,9 +80,30 @@ def fit(config: PoolConfig, machine: Machine, weight_bytes: Mapping[str, int]) -
     threads = config.threads_per_instance or max(1, machine.cores // count)
     config = replace(config, instances=instances, threads_per_instance=threads)
     budget = _Budget(machine, count)
-    if config.copy_to_device:
+    if config.device == "cuda":
+        config = _fit_gpus(config, machine.gpu_bytes, count)
+    elif config.copy_to_device:
         config = _fit_devices(config, budget, count, least_bytes)
     return _fit_caches(config, budget, weights)
+
+
+def _settle_device(config: PoolConfig, machine: Machine) -> PoolConfig:
+    """CPU or GPUs; on GPUs one instance on each, unless told otherwise."""
+    if config.device == "cuda" and not machine.gpu_bytes:
+        raise SettingsError(f"--device cuda: {machine.gpu_problem or 'no GPU was found'}; use --device cpu")
+    if config.device == "cpu" or not machine.gpu_bytes:
+        return replace(config, device="cpu")
+    instances = config.instances or (InstanceConfig(Role.MIXED, len(machine.gpu_bytes)),)
+    page_bytes = max(config.page_bytes, CUDA_PAGE_BYTES)
+    return replace(config, device="cuda", instances=instances, copy_to_device=True, page_bytes=page_bytes)
+
+
+def _fit_gpus(config: PoolConfig, gpu_bytes: tuple[int, ...], count: int) -> PoolConfig:
+    """Pages of every instance: an even share of the GPU that has the least, after a tenth and a reserve."""
+    sharers = -(-count // len(gpu_bytes))
+    share_bytes = min(gpu_bytes) * 9 // 10 // sharers - _GPU_RESERVE_BYTES
+    pages = max(1, share_bytes // config.page_bytes)
+    return replace(config, device_bytes=config.device_bytes or pages * config.page_bytes)
 
 
 def default_instances(machine: Machine, cache_bytes: int = 0) -> int:

@@ -6,6 +6,7 @@ Does not know: configurations, models.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import mmap
 import os
 import platform
@@ -20,6 +21,7 @@ from pathlib import Path
 from rich.table import Table
 
 from aegaeon.cli.console import make_console
+from aegaeon.cli.gpus import gpus
 from aegaeon.machine import OTHER_PROCESSES, PROCESS_BYTES, default_instances, read_machine
 from aegaeon.settings.sizes import format_bytes
 
@@ -125,14 +127,33 @@ def _open_files() -> Finding:
 
 
 def _gpu() -> Finding:
+    found, problem = gpus()
+    if not found:
+        return Finding("GPU", f"none ({problem}); models run on the CPU")
+    names = [f"{gpu.name}, {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free" for gpu in found]
+    value = f"{'; '.join(names)}; driver for CUDA {found[0].driver_version}"
+    return Finding("GPU", value, _cuda_advice())
+
+
+def _cuda_advice() -> str:
+    """What is missing for torch to use the GPUs that the driver has; and for them to be fast."""
+    from aegaeon.device.cuda_driver import NoCudaError
+    from aegaeon.device.cuda_torch import use
+
     try:
-        torch = importlib.import_module("torch")
-    except ImportError as error:
-        return Finding("GPU", f"unknown: {error}")
-    if not torch.cuda.is_available():
-        return Finding("GPU", "none; models run on the CPU")
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return Finding("GPU", ", ".join(names), "this version computes on the CPU only")
+        use(0)
+    except NoCudaError as error:
+        return f"{error}: install a CUDA build of torch, or serve with --device cpu"
+    triton = importlib.util.find_spec("triton") is not None
+    return "" if triton else "attention is slow without Triton: python -m pip install triton"
+
+
+def _pinnable() -> Finding:
+    """What a GPU copies from at full speed must be locked."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY:
+        return Finding("locked memory", "no limit")
+    return Finding("locked memory", f"{format_bytes(soft)} (matters to GPUs only, and not to root)")
 
 
 _LOOKS: tuple[Callable[[], Finding], ...] = (
@@ -144,5 +165,6 @@ _LOOKS: tuple[Callable[[], Finding], ...] = (
     _shared_memory,
     _ray_memory,
     _open_files,
+    _pinnable,
     _gpu,
 )

@@ -34,13 +34,16 @@ class InstanceConfig:
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """Everything that ``aegaeon serve`` needs. Byte sizes are per node; None means: what fits the machine."""
+    """Everything that ``aegaeon serve`` needs. Byte sizes are per node; None means: what fits the machine.
+
+    ``device`` is ``auto`` until that is settled.
+    """
 
     models: tuple[ModelConfig, ...]
     host: str = "127.0.0.1"
     port: int = 8000
     policy: str = "aegaeon"
-    device: str = "cpu"
+    device: str = "auto"
     instances: tuple[InstanceConfig, ...] = (InstanceConfig(Role.MIXED, 1),)
     threads_per_instance: int | None = None
     profile_dir: Path | None = None

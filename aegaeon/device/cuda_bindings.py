@@ -41,7 +41,8 @@ class Bindings:
         except CudaError as error:
             raise NoCudaError(f"CUDA cannot be used: {error}") from error
         except (RuntimeError, ImportError, OSError) as error:  # how the bindings say that there is no libcuda
-            raise NoCudaError(f"there is no NVIDIA driver here: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise NoCudaError(f"there is no NVIDIA driver here ({reason})") from error
 
     def call(self, name: str, *args: Any) -> Any:
         """The result, or a tuple of results; None where there is none."""

@@ -6,6 +6,7 @@ least recently; what somebody has leased stays. An instance attaches to an entry
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
@@ -18,6 +19,8 @@ Deliver = Callable[[HostWeights], None]
 Fail = Callable[[str, str], None]
 Post = Callable[[Callable[[], None]], None]
 
+_PREPARE_POLL_S = 0.05
+_PREPARE_POLLS = 200  # without progress
 _SMALL_ARENA_BYTES = 16 << 30
 _SMALL_CHUNK_BYTES = 2 << 20  # a huge page: small models waste little; in a large arena chunks are counted in thousands
 
@@ -78,6 +81,17 @@ class HostWeightCache:
             self.give_back(lease_id)
         for model in self._waiting:
             self.cancel(model, instance_key)
+
+    def wait_until_prepared(self) -> None:
+        """Block until all of the memory has its pages, or they stop coming."""
+        before, still = -1, 0
+        while still < _PREPARE_POLLS:
+            stats = self._store.stats()
+            if stats.prepared_bytes >= stats.capacity_bytes:
+                return
+            still = still + 1 if stats.prepared_bytes == before else 0
+            before = stats.prepared_bytes
+            time.sleep(_PREPARE_POLL_S)
 
     def close(self) -> None:
         """Stop reading and let go of everything; what is mapped by others stays theirs."""

@@ -16,13 +16,12 @@ from aegaeon.core.config import PoolConfig
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.service import ServiceError
-from aegaeon.device.local_cpu import local_cpu
 from aegaeon.latency.errors import LatencyError
 from aegaeon.runtime.calibrated_costs import CalibratedCosts, CalibratingScheduler
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.costs import find_profiles, make_costs
+from aegaeon.runtime.device_rates import node_device
 from aegaeon.runtime.driver import Driver
-from aegaeon.runtime.estimate import DeviceRates
 from aegaeon.runtime.fd_exchange import FdServer, close_fds
 from aegaeon.runtime.host_weights import HostWeightCache, chunk_bytes
 from aegaeon.runtime.instance_handle import InstanceHandle
@@ -34,6 +33,8 @@ from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.log import LoggingScheduler
 from aegaeon.scheduler.registry import make_scheduler
 from aegaeon.scheduler.scheduler import Scheduler
+
+_GPU_RESIDENT_MODELS = 16  # the last page of each may be nearly empty
 
 Ended = Callable[[str], None]
 Spawn = Callable[[WorkerOptions, Ended], None]
@@ -57,6 +58,7 @@ class Node:
         self._options = options
         self._models = {model.spec.name: model for model in models}
         self._spawn = spawn
+        self._device = node_device(options.config, options.threads_per_instance)
         self._kv = self._make_kv()
         self._specs = specs_in_cache(models, options.weight_cache_bytes)
         self._instance_specs = plan_instances(options, self._specs)
@@ -112,9 +114,12 @@ class Node:
     ) -> HostWeightCache:
         paths: dict[str, Path] = {name: model.path for name, model in self._models.items()}
         try:
-            return HostWeightCache(self._options.weight_cache_bytes, paths, post, fail)
+            cache = HostWeightCache(self._options.weight_cache_bytes, paths, post, fail)
         except qml.LoaderError as error:
             raise ServiceError(f"cannot have --weight-cache: {error}") from error
+        if self._options.config.device == "cuda":
+            cache.wait_until_prepared()  # instances pin it, which would give it small pages
+        return cache
 
     def make_scheduler(self) -> CalibratingScheduler:
         """A fresh scheduler for this node: fed its event log, it gives the same commands."""
@@ -128,12 +133,12 @@ class Node:
         return scheduler if log is None else LoggingScheduler(scheduler, lambda line: log.write(line + "\n"))
 
     def _costs(self) -> CalibratedCosts:
-        threads, models = self._options.threads_per_instance, tuple(self._models.values())
+        models = tuple(self._models.values())
         try:
-            measured = find_profiles(self._options.config.profile_dir, local_cpu(threads).name, models)
+            measured = find_profiles(self._options.config.profile_dir, self._device.name, models)
         except LatencyError as error:
             raise ServiceError(f"--profile-dir: {error}") from error
-        costs = make_costs(self._specs, self._models, measured, DeviceRates.cpu(threads))
+        costs = make_costs(self._specs, self._models, measured, self._device.rates)
         return CalibratedCosts(costs, self._models.keys() - measured.keys())
 
     def _start_instance(self, spec: InstanceSpec) -> None:
@@ -172,7 +177,12 @@ class Node:
             self._options.config.device,
             self._options.config.copy_to_device,
             self._options.config.page_bytes,
+            self._ordinal(spec),
         )
+
+    def _ordinal(self, spec: InstanceSpec) -> int:
+        """Instances go round the GPUs, in their order."""
+        return self._instance_specs.index(spec) % self._device.count
 
     def _provide(self, name: str) -> list[int]:
         """On the descriptor server's thread."""
@@ -220,7 +230,10 @@ def plan_instances(options: NodeOptions, models: Sequence[ModelSpec]) -> list[In
 
 
 def _resident_models(config: PoolConfig, models: int) -> int:
-    """Where nothing is copied residency costs nothing; else the paper's layout: the running model and the next one."""
+    """Where nothing is copied residency costs nothing; else the paper's layout: the running model and the next one.
+    A GPU's memory is a cache of many."""
+    if config.device == "cuda":
+        return config.resident_models or min(models, _GPU_RESIDENT_MODELS)
     return config.resident_models or (2 if config.copy_to_device else models)
 
 

@@ -163,7 +163,13 @@ OPTIONS = (
         auto="the model's own",
     ),
     Option("policy", Kind.TEXT, Scope.POOL, "scheduling policy", choices=("aegaeon", "slack")),
-    Option("device", Kind.TEXT, Scope.POOL, "where models run", choices=("cpu",)),
+    Option(
+        "device",
+        Kind.TEXT,
+        Scope.POOL,
+        "where models run; auto: on GPUs where there are some",
+        choices=("auto", "cpu", "cuda"),
+    ),
     Option(
         "instances",
         Kind.INSTANCES,
@@ -179,7 +185,7 @@ OPTIONS = (
         Scope.POOL,
         "models whose weights may be on an instance's device at once; from 2 on the next one is prefetched",
         high=100_000,
-        auto="2 when copying to a device, else all that fit",
+        auto="16 on GPUs, 2 when copying on CPU, else all that fit",
     ),
     Option(
         "profile_dir",
@@ -236,7 +242,7 @@ OPTIONS = (
         "page_size",
         Kind.BYTES,
         Scope.MEMORY,
-        "device page; a multiple of 4KiB",
+        "device page; a multiple of 4KiB, and at least 64MiB on GPUs",
         field="page_bytes",
         low=64 << 10,
         high=1 << 30,

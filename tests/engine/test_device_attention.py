@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,3 +149,17 @@ def test_order_of_sequences_does_not_matter() -> None:
     shuffled = random.Random(0).sample(FEW, len(FEW))
     layer = LAYERS["grouped"]
     assert difference(TritonAttention(), *layer, Reach(), None, False, torch.float32, shuffled) < 1e-5
+
+
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    """To binaries for Hopper; no GPU takes part, and no interpreter."""
+    script = Path(__file__).with_name("compile_kernels.py")
+    environment = os.environ | {
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(script.parents[2]),
+    }
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(int(size) > 1000 for size in done.stdout.split())
+    assert len(done.stdout.split()) == 4

@@ -160,7 +160,7 @@ def pool(
         config = PoolConfig(
             models=tuple(ModelConfig(name, path) for name, path in served.items()),
             instances=instances,
-            **{"slab_bytes": 1 << 20, **fields},
+            **{"device": "cpu", "slab_bytes": 1 << 20, **fields},
         )
         async with InProcessPool(config, kv_cache_bytes, weight_cache_bytes, tmp_path) as running:
             yield running

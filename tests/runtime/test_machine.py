@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aegaeon.core.config import InstanceConfig, PoolConfig
 from aegaeon.core.instance import Role
-from aegaeon.machine import MIN_KV_SLABS, OTHER_PROCESSES, PROCESS_BYTES, Machine, fit, read_machine
+from aegaeon.machine import CUDA_PAGE_BYTES, MIN_KV_SLABS, OTHER_PROCESSES, PROCESS_BYTES, Machine, fit, read_machine
 from aegaeon.settings.error import SettingsError
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -74,6 +74,28 @@ class TestFit:
         assert config.device_bytes % OPEN.page_bytes == 0
         assert 2 * config.device_bytes + config.weight_cache_bytes + config.kv_cache_bytes < 16 * GIB
         assert fit(replace(wish, copy_to_device=False), Machine(2, 16 * GIB), {"a": GIB}).device_bytes is None
+
+    def test_gpus_are_used_where_there_are_some(self):
+        machine = Machine(16, 256 * GIB, gpu_bytes=(140 * GIB, 80 * GIB))
+        config = fit(OPEN, machine, {"a": GIB})
+        assert (config.device, config.copy_to_device) == ("cuda", True)
+        assert config.instances == (InstanceConfig(Role.MIXED, 2),)
+        assert config.page_bytes == CUDA_PAGE_BYTES
+        assert config.device_bytes % CUDA_PAGE_BYTES == 0
+        assert 60 * GIB < config.device_bytes < 80 * GIB * 9 // 10
+        host = fit(OPEN, replace(machine, gpu_bytes=()), {"a": GIB})
+        assert (host.device, host.copy_to_device, host.device_bytes) == ("cpu", False, None)
+        assert fit(replace(OPEN, device="cpu"), machine, {"a": GIB}).device == "cpu"
+
+    def test_instances_share_gpus(self):
+        wish = replace(OPEN, instances=(InstanceConfig(Role.PREFILL, 1), InstanceConfig(Role.DECODE, 3)))
+        config = fit(wish, Machine(16, 256 * GIB, gpu_bytes=(80 * GIB, 80 * GIB)), {"a": GIB})
+        assert config.device_bytes < 40 * GIB * 9 // 10
+
+    def test_a_gpu_that_is_asked_for_and_not_there(self):
+        machine = Machine(4, 64 * GIB, gpu_problem="there is no NVIDIA driver here")
+        with pytest.raises(SettingsError, match="--device cuda: there is no NVIDIA driver here; use --device cpu"):
+            fit(replace(OPEN, device="cuda"), machine, {"a": GIB})
 
     @given(
         cores=st.integers(1, 256),
