@@ -95,6 +95,7 @@ def ablations() -> dict[str, Contender]:
         "many residents": {"max_residents": 2},
         "worth of a turn": {"horizon_s": 0.0, "recover_s": 0.0},
         "late yield": {"patience_s": 0.0},
+        "fairness": {"fairness": 0.0},
         "short turns": {"min_turn_s": 1.0, "max_turn_s": 1.0},
         "loads in advance": {"load_ahead_s": 0.0},
     }

@@ -13,14 +13,14 @@ from aegaeon.core.instance import Role
 from aegaeon.scheduler.slack.model_state import ModelState
 
 _STALE_S = 0.25
-_CHECKS = 8  # of keys, each time the agenda is read
+_CHECKS = 3  # of keys, each time the agenda is refreshed
 
 
 class Agenda:
     """Sorted by ``key_of(model, now_s)``. Updates are O(log n) comparisons.
 
-    A key changes by itself only when somebody becomes late, which is where it lies in the past: the oldest of such keys
-    are computed again on reading, a few at a time, each at most every quarter of a second.
+    A key also changes by itself, when somebody becomes late: the oldest keys are computed again by ``refresh``, a few
+    at a time, each at most every quarter of a second.
     """
 
     def __init__(self, key_of: Callable[[ModelState, float], float]) -> None:
@@ -47,6 +47,7 @@ class Agenda:
         self._count(self._prompts, model, bool(model.waiting))
         self._count(self._decodes, model, bool(model.decoding))
         if model.has_work():
+            model.note_late(now_s)
             model.key_s, model.keyed_s = self._key_of(model, now_s), now_s
             insort(self._entries, (model.key_s, model.order))
             self._models[model.order] = model
@@ -58,12 +59,12 @@ class Agenda:
         else:
             orders.discard(model.order)
 
-    def by_urgency(self, now_s: float) -> Iterator[ModelState]:
+    def by_urgency(self) -> Iterator[ModelState]:
         """The most urgent first. Nothing may be updated while this is read."""
-        self._refresh(now_s)
         return (self._models[order] for _, order in self._entries)
 
-    def _refresh(self, now_s: float) -> None:
+    def refresh(self, now_s: float) -> None:
+        """Compute the oldest keys again."""
         checks = self._checks
         for _ in range(_CHECKS):
             if not checks or checks[0][0] >= now_s - _STALE_S:
@@ -72,8 +73,4 @@ class Agenda:
             model = self._models.get(order)
             if model is None or model.key_s is None or model.keyed_s != keyed_s:
                 continue
-            if model.key_s < now_s:
-                self.update(model, now_s)
-            else:
-                model.keyed_s = now_s
-                checks.append((now_s, order))
+            self.update(model, now_s)

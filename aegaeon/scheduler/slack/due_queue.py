@@ -48,6 +48,10 @@ class DueQueue:
         """The member that was, or is, due first; there must be one."""
         return self._members[self._keys[0]]
 
+    def late(self, now_s: float) -> int:
+        """How many were due before now."""
+        return bisect_left(self._keys, (now_s,))
+
     def due_from(self, since_s: float, most: int) -> Iterator[Member]:
         """Up to ``most`` members that are due at or after a time, by due time. Nobody may come or go meanwhile."""
         first = bisect_left(self._keys, (since_s,))

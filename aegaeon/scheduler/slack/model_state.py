@@ -13,7 +13,7 @@ from aegaeon.scheduler.slack.due_queue import DueQueue
 from aegaeon.scheduler.slack.member import Member
 from aegaeon.scheduler.slack.turn import Turn
 
-_LATEST = 0.2  # what the latest turn counts in a running mean
+_MEMORY_S = 30.0  # time constant of a running mean
 
 
 @dataclass(slots=True, eq=False)
@@ -22,7 +22,7 @@ class ModelState:
 
     ``homes``: instances that have its weights, or are getting them. ``served_s``: when a turn of it last began or
     ended. ``step_s``: a decode step of a lone request. ``key_s``: its key in the agenda, as of ``keyed_s``.
-    ``missed_share``: of its members that were late when its recent turns began.
+    ``missed_share``: running mean, as of ``noted_s``, of the share of its members that wait and are late.
     """
 
     facts: ModelFacts
@@ -36,6 +36,7 @@ class ModelState:
     key_s: float | None = None
     keyed_s: float = 0.0
     missed_share: float = 0.0
+    noted_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -45,9 +46,12 @@ class ModelState:
         """Whether somebody waits for what an instance of this role does."""
         return bool((self.waiting and role.prefills) or (self.decoding and role.decodes))
 
-    def note_late(self, share: float) -> None:
-        """This share of the members of a turn was late when it began."""
-        self.missed_share += _LATEST * (share - self.missed_share)
+    def note_late(self, now_s: float) -> None:
+        """Fold the share of those who wait that is late into its running mean."""
+        waiting = len(self.waiting) + len(self.decoding)
+        share = (self.waiting.late(now_s) + self.decoding.late(now_s)) / waiting if waiting else 0.0
+        self.missed_share += (share - self.missed_share) * min(1.0, (now_s - self.noted_s) / _MEMORY_S)
+        self.noted_s = now_s
 
     def queue_of(self, member: Member) -> DueQueue:
         """Where a member waits in its phase."""

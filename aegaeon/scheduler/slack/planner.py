@@ -58,11 +58,7 @@ class Planner:
         self._limits = limits
         self._tuning = tuning
         self._turn_ids = count(1)
-
-    def wait_s(self) -> float:
-        """An estimate for one who comes now: until every model with work has had a turn."""
-        mixed = max(1, len(self._instances))
-        return len(self._agenda) * self._tuning.max_turn_s / mixed
+        self._unserved: list[ModelState] | None = None  # as far as it has been asked for in the present decision
 
     # -- joining a turn
 
@@ -80,6 +76,8 @@ class Planner:
 
     def advance(self, now_s: float, out: list[Command]) -> None:
         """Give every idle instance a turn, and every idle copy engine a load, as far as there is work."""
+        self._agenda.refresh(now_s)
+        self._unserved = None
         for instance in self._instances.values():
             self._stop_waiting(instance, now_s, out)
         idle = [instance for instance in self._instances.values() if instance.turn is None]
@@ -113,7 +111,7 @@ class Planner:
         """Begin a model that cannot be brought in beside the one that is there, once it is so much more urgent that
         both switches are worth waiting for; else a device with room for one model would never let it go.
         """
-        other = next(self._unserved(instance, now_s), None)
+        other = next(self._wanted(instance), None)
         if other is None or self._fit_together(instance, model, other):
             return False
         assert other.key_s is not None
@@ -143,7 +141,7 @@ class Planner:
         if not self._agenda.has_work(instance.spec.role):
             return
         for only_after_s in (_NEVER, -_NEVER):
-            for model in self._agenda.by_urgency(now_s):
+            for model in self._agenda.by_urgency():
                 if self._begin(instance, model, only_after_s, now_s, out):
                     return
 
@@ -166,7 +164,6 @@ class Planner:
         assert members, "somebody may run here, and alone would fit"
         out += said
         resident.used_s = model.served_s = now_s
-        model.note_late(sum(member.due_s < now_s for member in members) / len(members))
         model.turns[instance.name] = turn
         prefill, decode = _by_phase(members)
         quota_s = seconds + turn.prompt_s
@@ -330,16 +327,19 @@ class Planner:
                 instance.no_load_until_s = now_s + _NO_LOAD_S
 
     def _load_next(self, instance: Instance, now_s: float, out: list[Command]) -> bool:
-        for model in islice(self._unserved(instance, now_s), _TRIES):
+        for model in islice(self._wanted(instance), _TRIES):
             assert model.key_s is not None
             if self._room.admit(instance, model, model.key_s + self._tuning.keep_margin_s, now_s, out):
                 out.append(LoadWeights(instance.name, model.name))
                 return True
         return False
 
-    def _unserved(self, instance: Instance, now_s: float) -> Iterator[ModelState]:
-        """Models with work that no device will take as it is, the most urgent first."""
-        for model in islice(self._agenda.by_urgency(now_s), _LOOK_AT):
+    def _wanted(self, instance: Instance) -> Iterator[ModelState]:
+        """Models with work that no device will take as it is and that this one may, the most urgent first."""
+        if self._unserved is None:
+            first = islice(self._agenda.by_urgency(), _LOOK_AT)
+            self._unserved = [model for model in first if not self._served(model)]
+        for model in self._unserved:
             if model.name not in instance.memory and not self._served(model) and self._may_host(instance, model):
                 yield model
 

@@ -41,6 +41,7 @@ from aegaeon.scheduler.job import Phase
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.slab_budget import SlabBudget
 from aegaeon.scheduler.slack.agenda import Agenda
+from aegaeon.scheduler.slack.drain import Drain
 from aegaeon.scheduler.slack.instance import Instance
 from aegaeon.scheduler.slack.member import Member
 from aegaeon.scheduler.slack.model_state import ModelState
@@ -79,6 +80,7 @@ class SlackScheduler:
         self._arrivals = count()
         self._joins = count()
         self._unprefilled: set[str] = set()  # only their number is asked for
+        self._drain = Drain()  # of those
         self._freed: dict[str, ModelState] = {}  # models whose members the present event made free to take a turn
         self._look = False
         self._now_s = 0.0
@@ -167,6 +169,11 @@ class SlackScheduler:
             self._out.append(refusal)
             return
         self._members[request.request_id] = member
+        self._await_prefill(member)
+
+    def _await_prefill(self, member: Member) -> None:
+        if not self._unprefilled:
+            self._drain.begin(self._now_s)
         self._unprefilled.add(member.request_id)
         self._free(member)
 
@@ -176,8 +183,9 @@ class SlackScheduler:
         return self._misfit(member) or self._overload(member)
 
     def _overload(self, member: Member) -> RejectRequest | None:
-        wait_s = max(self._limits.min_retry_after_s, self._planner.wait_s())
-        return overload(member, len(self._unprefilled), self._limits.max_queued_requests, wait_s)
+        queued = len(self._unprefilled)
+        wait_s = max(self._limits.min_retry_after_s, self._drain.wait_s(queued, self._now_s))
+        return overload(member, queued, self._limits.max_queued_requests, wait_s)
 
     def _misfit(self, member: Member) -> RejectRequest | None:
         specs = [instance.spec for instance in self._instances.values()]
@@ -191,6 +199,7 @@ class SlackScheduler:
         turn.prompt_s -= self._costs.prefill_s(member.model, (member.context_tokens,))
         member.phase = Phase.DECODING
         self._unprefilled.discard(member.request_id)
+        self._drain.leave(self._now_s)
         self._grow(member, event.context_tokens)
         if not turn.keeps_prefilled:
             self._leave(member)
@@ -291,8 +300,7 @@ class SlackScheduler:
             self._slabs.release(member)
             member.context_tokens = event.context_tokens
             member.phase = Phase.WAITING
-            self._unprefilled.add(member.request_id)
-            self._free(member)
+            self._await_prefill(member)
 
     # -- turns
 

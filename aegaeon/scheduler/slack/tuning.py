@@ -16,7 +16,7 @@ class Tuning:
     ``horizon_s``: K of the priority index (``urgency.py``); 0 leaves the earliest due time alone.
     ``recover_s``: a request that is less late than this still counts as urgent, for it soon catches up.
     ``typical_tokens``: a request that has produced this many tokens counts half as much as a new one.
-    ``fairness``: a model whose members were all late lately is urgent as if it had this many times more to gain.
+    ``fairness``: a model whose members were all late for long is urgent as if it had this many times more to gain.
     ``patience_s``: where all requests of a model are late, its turn comes when it has waited this long.
     ``load_ahead_s``: the next load is queued when the copy engine will be free within this time.
     ``keep_margin_s``: a model with work is evicted only for one that is this much more urgent.
@@ -30,7 +30,7 @@ class Tuning:
     horizon_s: float = 3.0
     recover_s: float = 2.0
     typical_tokens: int = 250
-    fairness: float = 3.0
+    fairness: float = 10.0
     patience_s: float = 60.0
     load_ahead_s: float = 0.3
     keep_margin_s: float = 3.0
