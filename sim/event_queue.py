@@ -5,7 +5,7 @@ Does not know: what its entries do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from heapq import heappop, heappush
 from typing import Any
@@ -33,9 +33,6 @@ class EventQueue:
         self._heap: list[tuple[float, int, int, Action, Any]] = []
         self._pushed = 0
 
-    def __len__(self) -> int:
-        return len(self._heap)
-
     @property
     def pushed(self) -> int:
         """Entries so far, those to come included."""
@@ -46,7 +43,8 @@ class EventQueue:
         self._pushed += 1
         heappush(self._heap, (time_s, priority, self._pushed, action, argument))
 
-    def pop(self) -> tuple[float, Action, Any]:
-        """The next entry."""
-        time_s, _, _, action, argument = heappop(self._heap)
-        return time_s, action, argument
+    def drain(self) -> Iterator[tuple[float, Action, Any]]:
+        """Every entry as (time, action, argument), those that are pushed meanwhile included."""
+        while self._heap:
+            time_s, _, _, action, argument = heappop(self._heap)
+            yield time_s, action, argument

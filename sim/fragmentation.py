@@ -24,12 +24,13 @@ class FragmentationSampler:
         self._sums: dict[str, list[float]] = {}
         self._labels = {id(shape): shape.label for node in world.nodes for shape in node.slabs.shapes}
 
-    def look(self, now_s: float) -> None:
-        """Time has come to ``now_s``; nothing has changed since the last event."""
+    def look(self, now_s: float) -> float:
+        """Time has come to ``now_s``; nothing has changed since the last event. Returns when the next sample is due."""
         while self._next_s < now_s:
             self._next_s += self._step_s
             self._samples += 1
             self._take()
+        return self._next_s
 
     def usage(self) -> dict[str, dict[str, float]]:
         """By shape label: mean assigned and used bytes. Shapes with the same label are one."""

@@ -173,7 +173,8 @@ class SimInstance:
         assert turn is not None
         self._plan = None
         self.busy_s += now_s - plan.start_s
-        turn.first_step(float(plan.times[0]))
+        if not turn.stepped:
+            turn.first_step(float(plan.times[0]))
         if isinstance(plan, DecodePlan):
             self._book_decode(turn, plan)
         else:

@@ -39,10 +39,9 @@ class SimTurn:
 
     def first_step(self, end_s: float) -> None:
         """The quota clock starts after the first step."""
-        if not self.stepped:
-            self.stepped = True
-            if self.command.quota_s is not None:
-                self.until_s = end_s + self.command.quota_s
+        self.stepped = True
+        if self.command.quota_s is not None:
+            self.until_s = end_s + self.command.quota_s
 
     def over(self, now_s: float) -> TurnEndReason | None:
         """Why the turn ends at this boundary, if it does."""

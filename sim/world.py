@@ -60,19 +60,19 @@ class World:
         """Events that schedulers handled."""
         return sum(node.events for node in self.nodes)
 
-    def run(self, look: Callable[[float], None] | None = None) -> None:
-        """Until nothing is left to happen; ``look`` is called with the time before anything happens at it.
+    def run(self, look: Callable[[float], float] | None = None) -> None:
+        """Until nothing is left to happen.
 
-        Raises ``SimulationError`` where a request was forgotten.
+        ``look`` is called with a time before anything happens at it, and says until when there is no need to call it
+        again (at first: until 0). Raises ``SimulationError`` where a request was forgotten.
         """
         for node in self.nodes:
             node.join_instances(0.0)
         self._await_arrival()
-        queue = self._queue
-        while queue:
-            now_s, action, argument = queue.pop()
-            if look is not None and now_s > self.now_s:
-                look(now_s)
+        looked_until_s = 0.0
+        for now_s, action, argument in self._queue.drain():
+            if look is not None and now_s > looked_until_s:
+                looked_until_s = look(now_s)
             self.now_s = now_s
             action(argument, now_s)
         self._require_done()

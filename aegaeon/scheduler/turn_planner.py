@@ -12,7 +12,6 @@ from aegaeon.core.command import Command, EndTurn, EvictKv, EvictWeights, Extend
 from aegaeon.core.cost import CostModel
 from aegaeon.scheduler.batch import Batch
 from aegaeon.scheduler.decode_round import set_quotas, steps_per_deadline
-from aegaeon.scheduler.group import Group
 from aegaeon.scheduler.instance_state import InstanceState
 from aegaeon.scheduler.job import Job, Phase
 from aegaeon.scheduler.limits import PoolLimits
@@ -121,12 +120,16 @@ class TurnPlanner:
     # -- while it runs
 
     def _extend(self, state: InstanceState, turn: Turn, out: list[Command]) -> None:
-        if isinstance(turn.source, Group):
-            jobs = self._admitted(turn.newcomers)
-            self._make_kv_room(state, jobs, out)
-        else:
+        if isinstance(turn.source, Batch):
             self._pull_prefills(state, turn.source)
-            jobs = [self._jobs[request_id] for request_id in turn.newcomers]
+        newcomers = turn.newcomers
+        if not newcomers:
+            return
+        if isinstance(turn.source, Batch):
+            jobs = [self._jobs[request_id] for request_id in newcomers]
+        else:
+            jobs = self._admitted(newcomers)
+            self._make_kv_room(state, jobs, out)
         if jobs:
             prefill, decode = self._enter(turn, jobs)
             out.append(ExtendTurn(state.instance_id, turn.turn_id, prefill, decode))

@@ -121,8 +121,7 @@ class Link:
         return made
 
     def run(self) -> list[tuple[str, float]]:
-        while self.queue:
-            now_s, action, argument = self.queue.pop()
+        for now_s, action, argument in self.queue.drain():
             action(argument, now_s)
         return self.landed
 
