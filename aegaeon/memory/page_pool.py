@@ -6,8 +6,6 @@ Does not know: where pages are mapped, what lies in them, which device they belo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
-from itertools import repeat
 
 from aegaeon.memory.errors import LedgerError
 
@@ -28,7 +26,8 @@ class PagePool:
     """Pages ``0 .. pages - 1`` of ``page_bytes`` each; a page is free or has exactly one owner.
 
     The lowest free pages go first, so allocation is deterministic and neighbours tend to stay together (backends map
-    a run of neighbours with one call). Allocating and freeing are O(log pages) a page.
+    a run of neighbours with one call). Pages come and go by the hundred, so the free ones are a sorted list: a call is
+    one pass over it, whatever the number of pages it is about.
     """
 
     def __init__(self, pages: int, page_bytes: int) -> None:
@@ -36,7 +35,7 @@ class PagePool:
             raise ValueError(f"a page pool needs a page size and no negative number of pages: {pages} x {page_bytes}")
         self.pages = pages
         self.page_bytes = page_bytes
-        self._free = list(range(pages))  # a heap
+        self._free = list(range(pages))  # ascending
         self._held: dict[str, set[int]] = {}
 
     @property
@@ -67,7 +66,8 @@ class PagePool:
             raise LedgerError(f"{owner} asks for {count} pages")
         if count > len(self._free):
             raise OutOfPagesError(owner, count, len(self._free), self.pages, self.page_bytes)
-        taken = tuple(map(heappop, repeat(self._free, count)))
+        taken = tuple(self._free[:count])
+        del self._free[:count]
         if taken:
             self._held.setdefault(owner, set()).update(taken)
         return taken
@@ -78,8 +78,7 @@ class PagePool:
         wanted = set(pages)
         if len(wanted) != len(pages) or not wanted <= held:
             raise LedgerError(f"{owner} frees pages {list(pages)}, but holds {sorted(held)}")
-        for page in pages:
-            heappush(self._free, page)
+        self._put_back(pages)
         held -= wanted
         if not held:
             self._held.pop(owner, None)
@@ -88,8 +87,7 @@ class PagePool:
         """Take back all that an owner holds; returns those pages, ascending."""
         pages = self.owned(owner)
         self._held.pop(owner, None)
-        for page in pages:
-            heappush(self._free, page)
+        self._put_back(pages)
         return pages
 
     def check_integrity(self) -> None:
@@ -101,3 +99,7 @@ class PagePool:
         idle = [owner for owner, held in self._held.items() if not held]
         if idle:
             raise LedgerError(f"owners without a page are still listed: {idle}")
+
+    def _put_back(self, pages: Sequence[int]) -> None:
+        self._free += pages
+        self._free.sort()  # of two sorted runs: a merge
