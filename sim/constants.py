@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 GIB = 1 << 30
 
-LEAST_STEP_S = 1e-4
-"""A fitted profile may promise less than nothing far from its data; no step is faster than this."""
-
 
 @dataclass(frozen=True, slots=True)
 class Constants:
@@ -24,6 +21,7 @@ class Constants:
     leaves while a turn runs, so that only the block being filled is left at its end; else all that the turn wrote goes
     at its end. ``mixed_overlap``: how much of the smaller of the fixed costs of prefill and decode is saved where a
     step does both: all where both are the reading of the weights, nothing where tokens are computed one after another.
+    ``step_quantum_s``: a step takes a whole number of these, rounded down (None: as long as it takes).
     """
 
     weight_bytes_per_s: float
@@ -35,6 +33,7 @@ class Constants:
     switch_overhead_s: float = 0.0
     page_bytes: int = GIB
     prefill_chunk_tokens: int | None = None
+    step_quantum_s: float | None = None
     control_s: float = 0.0
     kv_streams_out: bool = True
     mixed_overlap: float = 1.0
@@ -46,3 +45,5 @@ class Constants:
             raise ValueError(f"memory must be positive, overheads not negative: {self}")
         if not 0.0 <= self.mixed_overlap <= 1.0:
             raise ValueError(f"mixed_overlap is a share: {self}")
+        if self.step_quantum_s is not None and self.step_quantum_s <= 0:
+            raise ValueError(f"the quantum of steps must be positive: {self}")

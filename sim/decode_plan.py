@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegaeon.core.profile import LatencyProfile
-from sim.constants import LEAST_STEP_S
+from sim.pace import Pace
 from sim.request_state import RequestState
 
 _STEPS = np.arange(4096, dtype=np.float64)
@@ -56,7 +56,7 @@ def plan_decode(
     profile: LatencyProfile,
     members: Sequence[RequestState],
     start_s: float,
-    speed: float,
+    pace: Pace,
     until_s: float | None,
     quota_s: float | None,
 ) -> DecodePlan:
@@ -66,22 +66,22 @@ def plan_decode(
     """
     early = [member for member in members if member.arrive_s <= start_s]
     if len(early) == len(members):
-        return _steady_plan(profile, early, start_s, speed, until_s, quota_s)
+        return _steady_plan(profile, early, start_s, pace, until_s, quota_s)
     late = sorted((member for member in members if member.arrive_s > start_s), key=lambda member: member.arrive_s)
-    return _ramp_plan(profile, early, late, start_s, speed, until_s, quota_s)
+    return _ramp_plan(profile, early, late, start_s, pace, until_s, quota_s)
 
 
 def _steady_plan(
     profile: LatencyProfile,
     members: list[RequestState],
     start_s: float,
-    speed: float,
+    pace: Pace,
     until_s: float | None,
     quota_s: float | None,
 ) -> DecodePlan:
     steps = min([member.target - member.generated for member in members])
     context = sum([member.context for member in members])
-    times = _steady_times(profile, context, len(members), start_s, speed, steps, until_s, quota_s)
+    times = _steady_times(profile, context, len(members), start_s, pace, steps, until_s, quota_s)
     return DecodePlan(start_s, times, members, [0] * len(members), len(times), float(times[-1]))
 
 
@@ -90,7 +90,7 @@ def _ramp_plan(
     members: list[RequestState],
     late: list[RequestState],
     start_s: float,
-    speed: float,
+    pace: Pace,
     until_s: float | None,
     quota_s: float | None,
 ) -> DecodePlan:
@@ -115,7 +115,7 @@ def _ramp_plan(
         if arrived == arriving:
             break
         batch = len(members)
-        now_s += max(LEAST_STEP_S, profile.d0_s + profile.d1_s * context + profile.d2_s * batch) / speed
+        now_s += pace.step_s(profile.d0_s + profile.d1_s * context + profile.d2_s * batch)
         times.append(now_s)
         context += batch
         left -= 1
@@ -123,7 +123,7 @@ def _ramp_plan(
             until_s = now_s + quota_s
         if left == 0 or (until_s is not None and now_s >= until_s):
             return DecodePlan(start_s, np.array(times), members, joins, len(times), now_s)
-    steady = _steady_times(profile, context, len(members), now_s, speed, left, until_s, quota_s)
+    steady = _steady_times(profile, context, len(members), now_s, pace, left, until_s, quota_s)
     whole = np.concatenate([times, steady]) if times else steady
     return DecodePlan(start_s, whole, members, joins, len(whole), float(whole[-1]))
 
@@ -133,24 +133,21 @@ def _steady_times(
     context: int,
     batch: int,
     start_s: float,
-    speed: float,
+    pace: Pace,
     steps: int,
     until_s: float | None,
     quota_s: float | None,
 ) -> NDArray[np.float64]:
     """Ends of the steps of a batch that stays as it is."""
-    first_s = (profile.d0_s + profile.d1_s * context + profile.d2_s * batch) / speed
-    slope_s = profile.d1_s * batch / speed
-    least_s = LEAST_STEP_S / speed
+    alone_s = profile.d0_s + profile.d1_s * context + profile.d2_s * batch
+    slope_s = profile.d1_s * batch
+    first_s = pace.step_s(alone_s)
     if until_s is None and quota_s is not None:
-        until_s = start_s + max(least_s, first_s) + quota_s
-    if until_s is not None and slope_s >= 0.0 and first_s > least_s:
+        until_s = start_s + first_s + quota_s
+    if until_s is not None and slope_s >= 0.0:
         steps = min(steps, max(1, int((until_s - start_s) / first_s) + 2))
     ramp = _STEPS[:steps] if steps <= len(_STEPS) else np.arange(steps, dtype=np.float64)
-    durations = ramp * slope_s
-    durations += first_s
-    if slope_s < 0.0 or first_s < least_s:
-        np.maximum(durations, least_s, out=durations)
+    durations = pace.steps_s(alone_s, slope_s, ramp)
     durations[0] += start_s
     times: NDArray[np.float64] = np.add.accumulate(durations, out=durations)
     if until_s is not None and times[-1] > until_s:

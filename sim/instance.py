@@ -23,6 +23,7 @@ from aegaeon.memory.slab_ledger import OutOfSlabsError
 from sim.decode_plan import DecodePlan, plan_decode
 from sim.errors import SimulationError
 from sim.event_queue import Priority
+from sim.pace import Pace
 from sim.prompt_plan import PromptPlan, plan_chunks, plan_prompt
 from sim.request_state import RequestState
 from sim.system import PlacedInstance
@@ -291,13 +292,13 @@ class SimInstance:
             self._bring_in(request, now_s)
         if not self._grow(turn, request, request.context):
             return None
-        speed = self._device.speed(self)
+        pace = Pace(self._device.speed(self), self._constants.step_quantum_s)
         chunk_tokens = self._constants.prefill_chunk_tokens
         if chunk_tokens is None:
-            return plan_prompt(turn.model.profile, request, now_s, speed)
+            return plan_prompt(turn.model.profile, request, now_s, pace)
         members = self._with_room(turn, [member for member in turn.decoding.values() if member.arrive_s <= now_s])
         overlap = self._constants.mixed_overlap
-        return plan_chunks(turn.model.profile, request, members, chunk_tokens, now_s, speed, overlap)
+        return plan_chunks(turn.model.profile, request, members, chunk_tokens, now_s, pace, overlap)
 
     def _plan_decode(self, turn: SimTurn, now_s: float) -> DecodePlan | None:
         members = self._with_room(turn, list(turn.decoding.values()))
@@ -306,9 +307,9 @@ class SimInstance:
         if turn.stepped and self.kv_bytes > self.kv_room_bytes and len(turn.decoding) > 1:
             self._end(turn, TurnEndReason.PREEMPTED, now_s)  # the next round packs by what is reported now
             return None
-        speed = self._device.speed(self)
+        pace = Pace(self._device.speed(self), self._constants.step_quantum_s)
         quota_s = None if turn.stepped else turn.command.quota_s
-        plan = plan_decode(turn.model.profile, members, now_s, speed, turn.until_s, quota_s)
+        plan = plan_decode(turn.model.profile, members, now_s, pace, turn.until_s, quota_s)
         self._reserve(plan)
         return plan
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegaeon.core.profile import LatencyProfile
-from sim.constants import LEAST_STEP_S
+from sim.pace import Pace
 from sim.request_state import RequestState
 
 
@@ -40,11 +40,10 @@ class PromptPlan:
         return True
 
 
-def plan_prompt(profile: LatencyProfile, request: RequestState, start_s: float, speed: float) -> PromptPlan:
+def plan_prompt(profile: LatencyProfile, request: RequestState, start_s: float, pace: Pace) -> PromptPlan:
     """The whole prompt (or what is left of it) in one step."""
     tokens = request.context - request.kv_tokens
-    seconds = max(LEAST_STEP_S, profile.p0_s + profile.p1_s * tokens + profile.p2_s * tokens * tokens)
-    end_s = start_s + seconds / speed
+    end_s = start_s + pace.step_s(profile.p0_s + profile.p1_s * tokens + profile.p2_s * tokens * tokens)
     return PromptPlan(request, start_s, np.array([end_s]), [request.context], 1, end_s)
 
 
@@ -54,7 +53,7 @@ def plan_chunks(
     members: list[RequestState],
     chunk_tokens: int,
     start_s: float,
-    speed: float,
+    pace: Pace,
     overlap: float,
 ) -> PromptPlan:
     """The prompt in chunks, with a token for every decoding member in each step, until one of them has its last.
@@ -74,7 +73,7 @@ def plan_chunks(
     while done < request.context and len(times) < left:
         upto = min(done + chunk_tokens, request.context)
         prompt_s = profile.p1_s * (upto - done) + profile.p2_s * (upto * upto - done * done)
-        now_s += max(LEAST_STEP_S, fixed_s + prompt_s + profile.d1_s * context) / speed
+        now_s += pace.step_s(fixed_s + prompt_s + profile.d1_s * context)
         times.append(now_s)
         filled.append(upto)
         done, context = upto, context + len(members)

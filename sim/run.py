@@ -52,6 +52,8 @@ def make_world(system: System, scenario: Scenario, hardware: Hardware, observer:
     constants = hardware.constants
     if system.prefill_chunk_tokens is not None:
         constants = replace(constants, prefill_chunk_tokens=system.prefill_chunk_tokens)
+    if system.step_quantum_s is not None:
+        constants = replace(constants, step_quantum_s=system.step_quantum_s)
     costs = make_costs(scenario, constants)
     layout = system.layout(hardware.pool, scenario.specs, scenario.load(), costs)
     limits = make_limits(constants)

@@ -130,7 +130,8 @@ class System:
     """A serving system by name. Each node has a scheduler of its own; requests get to nodes by the system's router.
 
     Without one they go to the node with the fewest requests, unless one that has the model in memory is near it.
-    ``prefill_chunk_tokens``: the system processes prompts in chunks of this size, whatever the run's constants say.
+    ``prefill_chunk_tokens``: the system processes prompts in chunks of this size, whatever the run's constants say; so
+    does ``step_quantum_s`` hold for its steps.
     """
 
     name: str
@@ -138,3 +139,4 @@ class System:
     scheduler: MakeScheduler
     router: MakeRouter | None = None
     prefill_chunk_tokens: int | None = None
+    step_quantum_s: float | None = None

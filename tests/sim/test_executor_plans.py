@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -16,12 +17,12 @@ from aegaeon.core.record import qos, slo_attainment
 from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
 from sim import metrics
-from sim.constants import LEAST_STEP_S
 from sim.decode_plan import DecodePlan, plan_decode
 from sim.event_queue import EventQueue
 from sim.host_cache import HostCache
 from sim.host_link import HostLink, OutLink, WeightCopy
 from sim.model_facts import SimModel
+from sim.pace import LEAST_STEP_S, Pace
 from sim.prompt_plan import plan_chunks
 from sim.request_state import RequestState
 from sim.token_batch import TokenBatch
@@ -29,6 +30,7 @@ from sim.token_text import gaps_texts
 
 MODEL = SimModel(ModelSpec("m", 1, SHAPES[0], 4096), PROFILE, "m")
 FALLING = LatencyProfile(0.01, 1e-4, 0.0, 0.01, -1e-5, 1e-4)  # a fit that goes wrong for long contexts
+ODD_QUANTUM_S = LEAST_STEP_S * math.pi / 3.2  # no step is a multiple of it
 
 
 def make_member(index: int, context: int, left: int, arrive_s: float) -> RequestState:
@@ -39,7 +41,7 @@ def make_member(index: int, context: int, left: int, arrive_s: float) -> Request
 
 
 def by_the_step(
-    profile: LatencyProfile, members: list[RequestState], start_s: float, speed: float, quota_s: float | None
+    profile: LatencyProfile, members: list[RequestState], start_s: float, pace: Pace, quota_s: float | None
 ) -> tuple[list[float], dict[str, int]]:
     """Ends of steps, and the step from which each member takes part, one step after the other."""
     now_s, until_s = start_s, None
@@ -54,7 +56,8 @@ def by_the_step(
             continue
         active = [member for member in members if member.request_id in joins]
         context = sum(member.context + len(times) - joins[member.request_id] for member in active)
-        now_s += max(LEAST_STEP_S, profile.decode_step_s(context, len(active))) / speed
+        step_s = max(LEAST_STEP_S, profile.decode_step_s(context, len(active))) / pace.speed
+        now_s += step_s if pace.quantum_s is None else math.floor(step_s / pace.quantum_s) * pace.quantum_s
         times.append(now_s)
         if until_s is None and quota_s is not None:
             until_s = now_s + quota_s
@@ -70,15 +73,15 @@ def by_the_step(
         max_size=6,
     ),
     quota_s=st.sampled_from([None, 0.0, 0.05, 0.4]),
-    speed=st.sampled_from([1.0, 0.5]),
+    pace=st.sampled_from([Pace(), Pace(0.5), Pace(1.0, ODD_QUANTUM_S)]),
     profile=st.sampled_from([PROFILE, FALLING]),
 )
 def test_a_plan_in_closed_form_is_the_loop_over_steps(
-    members: list[tuple[int, int, float]], quota_s: float | None, speed: float, profile: LatencyProfile
+    members: list[tuple[int, int, float]], quota_s: float | None, pace: Pace, profile: LatencyProfile
 ) -> None:
     requests = [make_member(index, *member) for index, member in enumerate(members)]
-    plan = plan_decode(profile, requests, 1.0, speed, None, quota_s)
-    times, joins = by_the_step(profile, requests, 1.0, speed, quota_s)
+    plan = plan_decode(profile, requests, 1.0, pace, None, quota_s)
+    times, joins = by_the_step(profile, requests, 1.0, pace, quota_s)
     assert plan.times.tolist() == pytest.approx(times)
     assert plan.steps == len(times)
     planned = {member.request_id: join for member, join in zip(plan.members, plan.joins, strict=True)}
@@ -88,7 +91,7 @@ def test_a_plan_in_closed_form_is_the_loop_over_steps(
 
 
 def test_a_cut_ends_a_plan_with_the_step_under_way() -> None:
-    plan = plan_decode(PROFILE, [make_member(0, 100, 50, 0.0)], 0.0, 1.0, None, None)
+    plan = plan_decode(PROFILE, [make_member(0, 100, 50, 0.0)], 0.0, Pace(), None, None)
     assert plan.cut(float(plan.times[3]) + 1e-6)
     assert plan.steps == 5
     assert plan.boundary_s == plan.times[4]
@@ -96,12 +99,12 @@ def test_a_cut_ends_a_plan_with_the_step_under_way() -> None:
 
 
 def test_a_plan_continues_where_the_one_that_was_cut_ended() -> None:
-    whole = plan_decode(PROFILE, [make_member(0, 100, 50, 0.0)], 0.0, 1.0, None, None)
+    whole = plan_decode(PROFILE, [make_member(0, 100, 50, 0.0)], 0.0, Pace(), None, None)
     member = make_member(0, 100, 50, 0.0)
-    first = plan_decode(PROFILE, [member], 0.0, 1.0, None, None)
+    first = plan_decode(PROFILE, [member], 0.0, Pace(), None, None)
     first.cut(0.1)
     member.take_tokens(first.times[: first.steps])
-    rest: DecodePlan = plan_decode(PROFILE, [member], first.boundary_s, 1.0, None, None)
+    rest: DecodePlan = plan_decode(PROFILE, [member], first.boundary_s, Pace(), None, None)
     assert [*first.times[: first.steps], *rest.times] == pytest.approx(whole.times.tolist())
 
 
@@ -217,7 +220,7 @@ def test_a_step_of_both_kinds_saves_its_share_of_the_smaller_fixed_cost(overlap:
     profile = LatencyProfile(0.010, 1e-4, 0.0, 0.029, 1e-6, 1e-4)
     prompt = make_member(0, 100, 8, 0.0)
     members = [make_member(index, 60, 8, 0.0) for index in (1, 2, 3, 4, 5)]
-    plan = plan_chunks(profile, prompt, members, 512, 1.0, 1.0, overlap)
+    plan = plan_chunks(profile, prompt, members, 512, 1.0, Pace(), overlap)
     assert plan.boundary_s - 1.0 == pytest.approx(seconds)
-    alone = plan_chunks(profile, prompt, [], 512, 1.0, 1.0, overlap)
+    alone = plan_chunks(profile, prompt, [], 512, 1.0, Pace(), overlap)
     assert alone.boundary_s - 1.0 == pytest.approx(0.020)
