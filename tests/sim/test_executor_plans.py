@@ -56,8 +56,10 @@ def by_the_step(
             continue
         active = [member for member in members if member.request_id in joins]
         context = sum(member.context + len(times) - joins[member.request_id] for member in active)
-        step_s = max(LEAST_STEP_S, profile.decode_step_s(context, len(active))) / pace.speed
-        now_s += step_s if pace.quantum_s is None else math.floor(step_s / pace.quantum_s) * pace.quantum_s
+        step_s = profile.decode_step_s(context, len(active)) / pace.speed
+        if pace.quantum_s is not None:
+            step_s = math.floor(step_s / pace.quantum_s) * pace.quantum_s
+        now_s += max(LEAST_STEP_S / pace.speed, step_s)
         times.append(now_s)
         if until_s is None and quota_s is not None:
             until_s = now_s + quota_s
