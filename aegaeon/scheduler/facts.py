@@ -31,12 +31,15 @@ class ModelFacts:
 def model_facts(models: Sequence[ModelSpec]) -> dict[str, ModelFacts]:
     """Facts by model name. Raises ``ValueError`` when two models have one name."""
     shape_ids: dict[KvShape, int] = {}
+    same_object: dict[int, int] = {}  # by identity first: hashing a shape of many layers takes long
     facts: dict[str, ModelFacts] = {}
     for model in models:
         if model.name in facts:
             raise ValueError(f"two models are called {model.name!r}")
         shape = model.kv_shape
-        shape_id = shape_ids.setdefault(shape, len(shape_ids))
+        shape_id = same_object.get(id(shape))
+        if shape_id is None:
+            shape_id = same_object[id(shape)] = shape_ids.setdefault(shape, len(shape_ids))
         facts[model.name] = ModelFacts(
             model.name, model.weight_bytes, model.max_context_tokens, shape.block_tokens, shape.block_bytes, shape_id
         )
