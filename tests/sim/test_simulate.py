@@ -187,3 +187,13 @@ def test_the_environment_sets_the_base_targets(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(os.environ, "AEGAEON_TPOT_SLO", "0.2")
     assert main(["--num-models", "2", "--arrival-rate", "0.2", "--slo", "2", "--out", "out", *SMALL]) == 0
     assert (tmp_path / "out/sim-model2-2-rate0.2-scale-1.0-1.0-ttft10.0-tpot0.4.json").exists()
+
+
+def test_instances_that_wait_for_each_others_model_do_not_end_turns_for_ever(tmp_path: Path) -> None:
+    """At this load each of two instances once had the model that the other one waited for."""
+    arguments = ["--num-models", "32", "--arrival-rate", "0.1", "--compat", "artifact", "--policy", "slack"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    (summary,) = tmp_path.glob("*.summary.json")
+    (point,) = json.loads(summary.read_text("utf-8"))["points"].values()
+    assert point["requests"] == 330
+    assert point["turns"] < 20 * point["requests"]

@@ -140,10 +140,21 @@ class Planner:
         """
         if not self._agenda.has_work(instance.spec.role):
             return
+        promised = self._promised(now_s)
         for only_after_s in (_NEVER, -_NEVER):
             for model in self._agenda.by_urgency():
-                if self._begin(instance, model, only_after_s, now_s, out):
+                if model.name not in promised and self._begin(instance, model, only_after_s, now_s, out):
                     return
+
+    def _promised(self, now_s: float) -> set[str]:
+        """Models for which a turn that waited was ended, where they are ready.
+
+        Started elsewhere they would wait for their weights, and that turn would be ended in its turn, for ever.
+        """
+        ending = [(instance, turn) for instance in self._instances.values() if (turn := instance.turn) and turn.ending]
+        return {
+            model.name for instance, turn in ending for _, model in self._ready(instance, now_s, besides=turn.model)
+        }
 
     def _begin(
         self, instance: Instance, model: ModelState, only_after_s: float, now_s: float, out: list[Command]
