@@ -5,18 +5,19 @@ Does not know: devices, latencies.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from aegaeon.latency.architecture import Architecture
 from aegaeon.latency.errors import LatencyError
-from aegaeon.latency.json_document import DocumentError, parse
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
+class ModelFacts(BaseModel):
     """A model by name. ``measured_as``: its names in measurement files; ``repository``: where its config is from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: str
     repository: str
@@ -38,8 +39,8 @@ class ModelFacts:
     def read(cls, path: Path) -> Self:
         """Raises ``LatencyError`` that names the file."""
         try:
-            return parse(cls, path.read_bytes())
-        except (OSError, DocumentError) as error:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
             raise LatencyError(f"{path} does not describe a model: {error}") from None
 
     @classmethod

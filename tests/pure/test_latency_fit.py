@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +173,7 @@ def test_shipped_profiles_are_the_fits_of_the_published_measurements(tmp_path: P
         new = ProfileFile.read(path)
         shipped = ProfileFile.read(ROOT / "profiles" / path.relative_to(tmp_path))
         assert (new.fit, new.validity) == (shipped.fit, shipped.validity)
-        assert asdict(new.coefficients) == pytest.approx(asdict(shipped.coefficients), rel=1e-4)
+        assert new.coefficients.model_dump() == pytest.approx(shipped.coefficients.model_dump(), rel=1e-4)
 
 
 @pytest.mark.skipif(not PUBLISHED_FITS.exists(), reason="the shared fits are not here")
