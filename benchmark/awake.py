@@ -15,14 +15,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SPIN = "import os\nos.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
+_SPIN = """
+import os, sys
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while os.getppid() == int(sys.argv[1]):  # whoever is killed leaves no spinner behind
+    for _ in range(10_000_000): pass
+"""
 
 
 @contextmanager
 def awake_cores() -> Iterator[frozenset[int]]:
     """While it lasts every core spins; gives the spinners' process ids."""
     cores = os.sched_getaffinity(0)
-    spinners = [subprocess.Popen([sys.executable, "-S", "-c", _SPIN]) for _ in cores]
+    spinners = [subprocess.Popen([sys.executable, "-S", "-c", _SPIN, str(os.getpid())]) for _ in cores]
     try:
         yield frozenset(spinner.pid for spinner in spinners)
     finally:

@@ -204,8 +204,8 @@ class CudaDevice:
         except CudaError as error:
             self._unregister(done)
             logger.warning(
-                "%.1f GiB of host memory cannot be pinned (%s): copies from and to it take two to four times as long, "
-                "and hold up the instance; raise ulimit -l, or lower --kv-cache",
+                "%.1f GiB of host memory cannot be pinned (%s): copies from and to it are slower, and hold up "
+                "the instance meanwhile (make gpu measures both); raise ulimit -l, or lower --kv-cache",
                 span.size_bytes / 2**30,
                 error,
             )

@@ -78,8 +78,8 @@ class LoaderUploader:
             self._loader.register(entry)
         except qml.CudaError as error:
             logger.warning(
-                "the weight cache cannot be pinned (%s): weights are copied at half the speed or less, and hold up the "
-                "instance; raise ulimit -l, or lower --weight-cache",
+                "the weight cache cannot be pinned (%s): weights are copied in small pieces, more slowly, and hold "
+                "up the instance meanwhile; raise ulimit -l, or lower --weight-cache",
                 error,
             )
         else:
