@@ -1,16 +1,20 @@
 """Compares the simulator with the real pool on this machine: the same requests, several loads, one of them too much.
 
-    python3 benchmark/fidelity.py [--rates 0.125 0.25 0.5 0.75 1.5 3] [--seconds 30] [--rounds 3]
+    python3 benchmark/fidelity.py [--rates 0.125 0.25 0.5 0.75 1 1.5] [--seconds 30] [--rounds 3]
 
 Four small models are profiled here (``aegaeon profile``), then served by one instance of a thread, so that on two cores
 it has one for itself, as a device has. The simulator gets the profiles, and constants of the machine that are measured
-here on a load of their own (another rate, other requests), which runs before the others in each round: the way of a
+here on short loads of their own (other requests), one before and one after each load that is compared: the way of a
 request to the pool and back, what a turn takes beside its steps, how much slower steps are in a pool than in the
-profile, and what a step that does both saves. Nothing is fitted to the loads that are compared. A pool near saturation
-is chaotic: a few milliseconds decide who is next, and single requests come out very differently from one run to the
-next. Therefore each load has several rounds, with other requests each time, which are taken together. Around
-saturation the wait for a first token is what a small difference of two large rates makes of it: steps that are 5 %
-slower made median TTFT 12 to 66 % longer at 0.5 to 1.5 requests/s of each model, and 3 % at 3 (simulated, eight seeds).
+profile, and what a step that does both saves. All these short loads together give the constants; the two around a load
+say how fast the machine was then, for a shared machine is up to half again as slow for a minute now and then. Nothing
+is fitted to the loads that are compared.
+
+A pool near saturation is chaotic: a few milliseconds decide who is next, and single requests come out very differently
+from one run to the next. Therefore each load has several rounds, with other requests each time, which are taken
+together; and targets and lengths are such that what is compared is a property of the load: in the simulator, steps that
+take 5 % longer change median TTFT and TPOT of these loads by 3 to 11 %. (With replies that fit into one turn, TPOT is
+either that of one turn or includes a round of all models, and the median jumps between the two: up to 30 %.)
 
 Does not know: how either side works.
 """
@@ -24,11 +28,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, pairwise, product
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -49,7 +53,7 @@ from benchmark.awake import awake_cores
 from benchmark.e2e_options import amount
 from benchmark.fidelity_measured import Measured, RealRun
 from benchmark.fidelity_sim import Machine, simulate
-from benchmark.fidelity_turns import TurnCosts, way_s
+from benchmark.fidelity_turns import TurnCosts, slow_down, way_s
 from benchmark.interrupt import run_to_end
 from benchmark.job import Job, LengthLimits, ServedModel, plan_jobs
 from benchmark.pool import PoolError
@@ -57,10 +61,11 @@ from benchmark.results import failures
 from benchmark.small_models import CACHE_DIR
 from benchmark.usage import UsageError
 
-RATES = (0.125, 0.25, 0.5, 0.75, 1.5, 3.0)  # requests per second of each model
-OWN_RATE, OWN_SEEDS = 2.0, 1000  # of the load that turns are measured on
-SLO = Slo(1.0, 0.05)
-LIMITS = LengthLimits(320, 96)
+RATES = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5)  # requests per second of each model
+OWN_RATE, OWN_SECONDS, OWN_SEEDS = 6.0, 2.0, 1000  # of the loads that turns are measured on
+SLO = Slo(2.0, 0.15)
+LIMITS = LengthLimits(320, 320)
+OWN_LIMITS = LengthLimits(320, 96)  # short: the loads come soon after one another
 ATTAINMENT_TARGET, LATENCY_TARGET = 0.02, 0.10
 MEASURED = "measured.json"
 QUIET_CORES = 0.1  # what others may use without disturbing
@@ -88,7 +93,7 @@ class Comparison:
     """One load on both sides, all rounds together. ``failed`` requests are the real pool's.
 
     ``rounds``: measured and simulated of each. ``own_cores`` were busy with the pool and its clients, ``other_cores``
-    with what has nothing to do with it (the most in a round).
+    with what has nothing to do with it (the most in a round). ``slow_downs``: of the machine, in each round.
     """
 
     rate_per_s: float
@@ -99,6 +104,7 @@ class Comparison:
     measured: Outcome
     simulated: Outcome
     rounds: tuple[tuple[Outcome, Outcome], ...]
+    slow_downs: tuple[float, ...]
 
     @property
     def attainment_points(self) -> float:
@@ -124,11 +130,13 @@ def _p90(values: Sequence[float]) -> float:
     return values[min(len(values) - 1, int(0.9 * len(values)))]
 
 
-def make_jobs(names: Sequence[str], rate_per_s: float, seconds: float, seed: int) -> list[Job]:
-    """A load: Poisson arrivals of every model, ShareGPT-like lengths scaled to small models."""
-    spec = SyntheticSpec(len(names), rate_per_s, seconds, input_scale=0.2, output_scale=0.2, seed=seed)
+def make_jobs(
+    names: Sequence[str], rate_per_s: float, seconds: float, seed: int, limits: LengthLimits = LIMITS
+) -> list[Job]:
+    """A load: Poisson arrivals of every model, ShareGPT-like lengths with prompts scaled to small models."""
+    spec = SyntheticSpec(len(names), rate_per_s, seconds, input_scale=0.2, seed=seed)
     served = [ServedModel(name, real.CONTEXT_TOKENS) for name in names]
-    return plan_jobs(synthesize(spec, QuantileTable.shipped()), served, LIMITS)
+    return plan_jobs(synthesize(spec, QuantileTable.shipped()), served, limits)
 
 
 def comparison_table(rows: Sequence[Comparison]) -> Table:
@@ -224,21 +232,37 @@ def _measure(
         arguments = real.serve_arguments(models, options.work / "profiles", cache_bytes, log)
         with real.pool(arguments, Path(scratch) / "pool.log") as pool:
             asyncio.run(real.warm_up(pool.url, list(models)))
-            runs: dict[float, list[RealRun]] = {rate: [] for rate in loads}
-            spans_s, own = [], []
-            for index in range(options.rounds):
-                jobs = make_jobs(list(models), OWN_RATE, options.seconds, options.seed + OWN_SEEDS + index)
-                started_s = time.monotonic()
-                own.append(real.run_sync(pool.url, jobs, SLO, awake).records)
-                spans_s.append((started_s, time.monotonic()))
-                for rate, rounds in loads.items():
-                    runs[rate].append(real.run_sync(pool.url, rounds[index], SLO, awake))
-                    console.print(_progress(index, rate, runs[rate][-1]))
-        logs = [real.read_log(log, *span_s) for span_s in spans_s]
+            own = [_run_own(pool.url, models, options.seed, awake)]
+            runs: list[tuple[float, RealRun]] = []
+            for index, (rate, rounds) in product(range(options.rounds), loads.items()):
+                runs.append((rate, real.run_sync(pool.url, rounds[index], SLO, awake)))
+                console.print(_progress(index, *runs[-1]))
+                own.append(_run_own(pool.url, models, options.seed + len(own), awake))
+        logs = real.read_log(log, [(load.start_s, load.end_s) for load in own])
         told = {name: entry.profile for name, entry in profiles.items()}
         turns = TurnCosts.of(chain.from_iterable(logs), told)
-        ways_s = [way_s(entries, records) for entries, records in zip(logs, own, strict=True)]
-        Measured(median(ways_s), turns, runs).write(options.work / MEASURED)
+        ways_s = [way_s(entries, load.records) for entries, load in zip(logs, own, strict=True)]
+        slow = [slow_down(entries, told, turns) for entries in logs]
+        kept: dict[float, list[RealRun]] = {rate: [] for rate in loads}
+        for (rate, run), around in zip(runs, pairwise(slow), strict=True):
+            kept[rate].append(replace(run, slow_down=mean(around)))
+        Measured(median(ways_s), turns, kept).write(options.work / MEASURED)
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnLoad:
+    """One that turns are measured on; times of the monotonic clock."""
+
+    start_s: float
+    end_s: float
+    records: Sequence[RequestRecord]
+
+
+def _run_own(url: str, models: Mapping[str, Path], seed: int, awake: frozenset[int]) -> _OwnLoad:
+    start_s = time.monotonic()
+    jobs = make_jobs(list(models), OWN_RATE, OWN_SECONDS, OWN_SEEDS + seed, OWN_LIMITS)
+    records = real.run_sync(url, jobs, SLO, awake).records
+    return _OwnLoad(start_s, time.monotonic(), records)
 
 
 def _progress(index: int, rate: float, run: RealRun) -> str:
@@ -265,10 +289,12 @@ def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -
         f"{turns.mixed_overlap:.0%} of the smaller fixed cost; a request and its reply are {measured.way_s * 1e3:.1f} "
         f"ms on their way"
     )
-    rows = [
-        _compare(rate, measured.runs[rate], [simulate(jobs, SLO, profiles, machine) for jobs in rounds])
-        for rate, rounds in loads.items()
-    ]
+    rows = []
+    for rate, rounds in loads.items():
+        runs = measured.runs[rate]
+        pairs = zip(rounds, runs, strict=True)
+        simulated = [simulate(jobs, SLO, profiles, machine.slower(run.slow_down)) for jobs, run in pairs]
+        rows.append(_compare(rate, runs, simulated))
     console.print(comparison_table(rows))
     _write(rows, machine, options)
     console.print(f"written to {options.out / 'fidelity.json'} and {options.out / 'fidelity.png'}")
@@ -294,6 +320,7 @@ def _compare(rate_per_s: float, runs: Sequence[RealRun], simulated: Sequence[lis
         Outcome.of(records),
         Outcome.of([record for each in simulated for record in each]),
         tuple((Outcome.of(run.records), Outcome.of(each)) for run, each in rounds),
+        tuple(run.slow_down for run in runs),
     )
 
 

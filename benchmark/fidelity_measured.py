@@ -18,12 +18,17 @@ from benchmark.fidelity_turns import TurnCosts
 
 @dataclass(frozen=True, slots=True)
 class RealRun:
-    """What the clients of one load saw. ``own_cores``: compute of the pool and its clients; the rest is others'."""
+    """What the clients of one load saw.
+
+    ``own_cores``: compute of the pool and its clients; the rest is others'. ``slow_down``: how many times as long as
+    ``Measured.turns`` say steps took just before and just after.
+    """
 
     records: list[RequestRecord]
     duration_s: float
     own_cores: float
     other_cores: float
+    slow_down: float = 1.0
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Self:
@@ -33,7 +38,7 @@ class RealRun:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """``way_s`` (of a request to the pool and back) and ``turns`` are of a load of their own.
+    """``way_s`` (of a request to the pool and back) and ``turns`` are of loads of their own.
 
     ``runs`` by rate, one a round.
     """

@@ -146,10 +146,10 @@ def run_sync(url: str, jobs: Sequence[Job], slo: Slo, apart: frozenset[int]) -> 
     return asyncio.run(replay(url, jobs, slo, apart))
 
 
-def read_log(path: Path, start_s: float, end_s: float) -> list[LogEntry]:
-    """What a pool that has ended logged between two times of this machine's monotonic clock."""
+def read_log(path: Path, spans_s: Sequence[tuple[float, float]]) -> list[list[LogEntry]]:
+    """What a pool that has ended logged in each of the spans of this machine's monotonic clock."""
     entries = [decode(line) for line in path.read_text("utf-8").splitlines()]
-    return [entry for entry in entries if start_s <= entry.now_s <= end_s]
+    return [[entry for entry in entries if start_s <= entry.now_s <= end_s] for start_s, end_s in spans_s]
 
 
 def pool(arguments: Sequence[str], log: Path) -> PoolProcess:
