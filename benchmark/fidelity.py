@@ -1,6 +1,6 @@
 """Compares the simulator with the real pool on this machine: the same requests, several loads, one of them too much.
 
-    python3 benchmark/fidelity.py [--rates 0.125 0.25 0.5 0.75 1 1.5] [--seconds 30] [--rounds 3]
+    python3 benchmark/fidelity.py [--rates 0.125 0.25 0.5 0.75 1 2] [--seconds 30] [--rounds 3]
 
 Four small models are profiled here (``aegaeon profile``), then served by one instance of a thread, so that on two cores
 it has one for itself, as a device has. The simulator gets the profiles, and constants of the machine that are measured
@@ -50,7 +50,7 @@ from aegaeon.profiling.errors import ProfilingError
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
 from benchmark import fidelity_pool as real
 from benchmark.awake import awake_cores
-from benchmark.e2e_options import amount
+from benchmark.e2e_options import amount, count
 from benchmark.fidelity_measured import Measured, RealRun
 from benchmark.fidelity_sim import Machine, simulate
 from benchmark.fidelity_turns import TurnCosts, slow_down, way_s
@@ -61,7 +61,7 @@ from benchmark.results import failures
 from benchmark.small_models import CACHE_DIR
 from benchmark.usage import UsageError
 
-RATES = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5)  # requests per second of each model
+RATES = (0.125, 0.25, 0.5, 0.75, 1.0, 2.0)  # requests per second of each model
 OWN_RATE, OWN_SECONDS, OWN_SEEDS = 6.0, 2.0, 1000  # of the loads that turns are measured on
 SLO = Slo(2.0, 0.15)
 LIMITS = LengthLimits(320, 320)
@@ -271,6 +271,8 @@ def _progress(index: int, rate: float, run: RealRun) -> str:
 
 
 def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -> int:
+    if options.reuse and not (options.work / MEASURED).is_file():
+        raise UsageError(f"there is no {options.work / MEASURED} to use again; run without --reuse first")
     models = real.ensure_models(options.work / "models")
     profiles = _profile(models, options, console)
     seeds = range(options.seed, options.seed + options.rounds)
@@ -350,7 +352,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fidelity.py", description="The simulator beside the real pool.")
     parser.add_argument("--rates", type=amount, nargs="+", default=list(RATES), help="requests per second and model")
     parser.add_argument("--seconds", type=amount, default=30.0, help="of arrivals of each load and round  [30]")
-    parser.add_argument("--rounds", type=int, default=3, help="of all loads, with other requests each time  [3]")
+    parser.add_argument("--rounds", type=count, default=3, help="of all loads, with other requests each time  [3]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reuse", action="store_true", help="simulate anew, beside what was measured the last time")
     parser.add_argument("--work", type=Path, default=CACHE_DIR / "fidelity", help="models and their profiles")
