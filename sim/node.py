@@ -7,7 +7,7 @@ Does not know: other nodes, policies.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, assert_never
 
@@ -63,6 +63,7 @@ class SimNode:
         sizes = {name: model.spec.weight_bytes for name, model in models.items()}
         self.host = HostCache(sizes, constants.host_memory_bytes, constants.disk_bytes_per_s, at_home)
         self.requests: dict[str, RequestState] = {}
+        self.of_model: Counter[str] = Counter()
         self._scheduler = scheduler
         self.observer = observer
         self._outbox: deque[Event] = deque()
@@ -89,6 +90,7 @@ class SimNode:
         """A client's request is routed here."""
         state = RequestState(request, self.models[request.model], target_tokens)
         self.requests[request.request_id] = state
+        self.of_model[request.model] += 1
         self._outbox.append(RequestArrived(request))
         self.settle(now_s)
 
@@ -208,6 +210,7 @@ class SimNode:
         request.ended = True
         request.place = None
         del self.requests[request.request_id]
+        self.of_model[request.request.model] -= 1
         self._free(request, now_s)
         self.observer.ended(request, now_s)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from aegaeon.core.request import Request
+from aegaeon.scheduler.routing import choose_node
 from aegaeon.scheduler.scheduler import Scheduler
 from sim.constants import Constants
 from sim.errors import SimulationError
@@ -88,15 +89,16 @@ class World:
         self._route(request.model).arrive(request, target_tokens, now_s)
 
     def _route(self, model: str) -> SimNode:
-        """By the router; else as the runtime's frontend does: the least loaded node, unless a warm one is near it."""
+        """By the router; else as the runtime's frontend does."""
         if len(self.nodes) == 1:
             return self.nodes[0]
         if self._router is not None:
             return self.nodes[self._router.route(model, [len(node.requests) for node in self.nodes], self.now_s)]
         nodes = self._placed.get(model, self.nodes)
-        least = min(len(node.requests) for node in nodes)
-        near = [node for node in nodes if len(node.requests) <= 2 * least + 8]
-        return min(near, key=lambda node: (not node.is_warm(model), len(node.requests)))
+        of_model = [node.of_model[model] for node in nodes]
+        return nodes[
+            choose_node([len(node.requests) for node in nodes], of_model, lambda place: nodes[place].is_warm(model))
+        ]
 
     def _require_done(self) -> None:
         left = [name for node in self.nodes for name in node.requests]

@@ -35,6 +35,7 @@ from aegaeon.runtime.generation_stream import GenerationStream
 from aegaeon.runtime.node_connection import NodeConnection
 from aegaeon.runtime.prepare import PreparedModel
 from aegaeon.runtime.text import ModelText, StopStrings
+from aegaeon.scheduler.routing import choose_node
 
 _DEFAULT_RETRY_S = 5.0
 
@@ -157,6 +158,7 @@ class PoolFrontend:
         arrival_s = self._clock.now_s()
         stream = GenerationStream(
             request.request_id,
+            request.model,
             len(prompt_ids),
             arrival_s,
             model.text.stream(() if isinstance(request.prompt, ChatPrompt) else prompt_ids),
@@ -170,18 +172,17 @@ class PoolFrontend:
         return stream
 
     def _route(self, model: str) -> NodePeer:
-        """A node where the model is warm unless it has far more to do than the least busy one.
-
-        Residency saves a load from disk; a backlog of more than twice (and eight more) costs more than that.
-        """
         if not self._nodes:
             raise EngineError("the pool has no node")
         # What we sent ourselves is known at once, reports are a fraction of a second old.
-        sent = Counter(node.node_id for node, _ in self._streams.values())
-        load = {node.node_id: max(sent[node.node_id], _load(node.state)) for node in self._nodes}
-        least = min(load.values())
-        near = [node for node in self._nodes if load[node.node_id] <= 2 * least + 8]
-        return min(near, key=lambda node: (not _is_warm(node.state, model), load[node.node_id]))
+        sent = Counter((node.node_id, stream.model) for node, stream in self._streams.values())
+        loads = [_load(node.state) | _sent_to(node.node_id, sent) for node in self._nodes]
+        place = choose_node(
+            [load.total() for load in loads],
+            [load[model] for load in loads],
+            lambda place: _is_warm(self._nodes[place].state, model),
+        )
+        return self._nodes[place]
 
     def _stop(self, request_id: str) -> None:
         entry = self._streams.pop(request_id, None)
@@ -253,8 +254,16 @@ class PoolFrontend:
             node.send(m.Resume(message.request_id, tuple(entry[1].token_ids)))
 
 
-def _load(state: m.NodeState | None) -> int:
-    return 0 if state is None else sum(count for _, count in (*state.waiting, *state.running))
+def _load(state: m.NodeState | None) -> Counter[str]:
+    """Requests that a node reported, by model."""
+    load: Counter[str] = Counter()
+    for model, count in (*state.waiting, *state.running) if state is not None else ():
+        load[model] += count
+    return load
+
+
+def _sent_to(node_id: str, sent: Mapping[tuple[str, str], int]) -> Counter[str]:
+    return Counter({model: count for (node, model), count in sent.items() if node == node_id})
 
 
 def _is_warm(state: m.NodeState | None, model: str) -> bool:

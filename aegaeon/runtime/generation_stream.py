@@ -20,6 +20,7 @@ class GenerationStream:
     def __init__(
         self,
         request_id: str,
+        model: str,
         prompt_tokens: int,
         arrival_s: float,
         text: TextStream,
@@ -27,6 +28,7 @@ class GenerationStream:
         stop: Callable[[str], None],
     ) -> None:
         self.request_id = request_id
+        self.model = model
         self.prompt_tokens = prompt_tokens
         self.arrival_s = arrival_s
         self.token_ids: list[int] = []

@@ -86,6 +86,17 @@ def test_requests_are_spread_over_nodes_and_each_has_its_own_scheduler() -> None
     assert all(node.events > 20 for node in played.world.nodes)
 
 
+def test_requests_of_a_model_stay_together_while_some_are_under_way() -> None:
+    """Else each decodes alone on a node of its own: a pool of many nodes does several times the work."""
+    arrivals = [(0.05 * index, index // 2 % 2, 50, 100) for index in range(12)]
+    played = play(make_scenario(arrivals), make_hardware(devices=4, nodes=2))
+    used = [
+        {model for model in ("m0", "m1") if any(model in instance.weights for instance in node.instances.values())}
+        for node in played.world.nodes
+    ]
+    assert used in ([{"m0"}, {"m1"}], [{"m1"}, {"m0"}])
+
+
 def test_instances_of_one_device_share_its_compute() -> None:
     def side_by_side(overlap: float) -> float:
         specs = [InstanceSpec(f"i{index}", Role.MIXED, 100_000, 1000, max_resident_models=1) for index in range(2)]
