@@ -100,10 +100,13 @@ def _settle_device(config: PoolConfig, machine: Machine) -> PoolConfig:
 
 def _fit_gpus(config: PoolConfig, gpu_bytes: tuple[int, ...], count: int) -> PoolConfig:
     """Pages of every instance: an even share of the GPU that has the least, after a tenth and a reserve."""
-    sharers = -(-count // len(gpu_bytes))
-    share_bytes = min(gpu_bytes) * 9 // 10 // sharers - _GPU_RESERVE_BYTES
-    pages = max(1, share_bytes // config.page_bytes)
+    pages = max(1, gpu_room_bytes(min(gpu_bytes), -(-count // len(gpu_bytes))) // config.page_bytes)
     return replace(config, device_bytes=config.device_bytes or pages * config.page_bytes)
+
+
+def gpu_room_bytes(free_bytes: int, sharers: int = 1) -> int:
+    """What each of ``sharers`` instances may take of a GPU's free memory for pages."""
+    return free_bytes * 9 // 10 // sharers - _GPU_RESERVE_BYTES
 
 
 def default_instances(machine: Machine, cache_bytes: int = 0) -> int:

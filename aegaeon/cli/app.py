@@ -121,7 +121,9 @@ def profile(
         list[str] | None,
         typer.Argument(metavar="[NAME=]DIR...", help="Models to measure: their folders", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="where models run: cpu")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="where models run: cpu, cuda, or auto: on the first GPU where there is one")
+    ] = "auto",
     threads: Annotated[
         int | None, typer.Option(help="compute threads of an instance  [default: as in a pool of this machine]")
     ] = None,

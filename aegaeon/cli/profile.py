@@ -16,14 +16,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from aegaeon.cli.console import make_console
+from aegaeon.cli.gpus import gpus
 from aegaeon.cli.logs import configure_logs
-from aegaeon.machine import default_instances, read_machine
+from aegaeon.machine import default_instances, gpu_room_bytes, read_machine
 from aegaeon.settings.checkpoint import weight_bytes
 from aegaeon.settings.error import SettingsError
 
 if TYPE_CHECKING:
     from aegaeon.profiling.campaign import Campaign
+    from aegaeon.profiling.target import Target
 
+_DEVICES = ("auto", "cpu", "cuda")
 _KV_SHARE = 4  # of the free memory, for the largest batch
 _MOST_KV_BYTES = 2 << 30
 
@@ -76,8 +79,8 @@ def _folders(models: Sequence[str]) -> Mapping[str, Path]:
 
 
 def _check(options: ProfileOptions) -> None:
-    if options.device != "cpu":
-        raise SettingsError(f"--device {options.device}: this version measures cpu")
+    if options.device not in _DEVICES:
+        raise SettingsError(f"--device {options.device!r}: choose from {', '.join(_DEVICES)}")
     cores = read_machine().cores
     if options.threads is not None and not 1 <= options.threads <= cores:
         raise SettingsError(f"--threads must be between 1 and the {cores} cores of this machine, got {options.threads}")
@@ -96,7 +99,7 @@ def _check(options: ProfileOptions) -> None:
 
 def _run(options: ProfileOptions, folders: Mapping[str, Path], console: Console) -> int:
     from aegaeon.latency.report import fit_table
-    from aegaeon.profiling.report import switching_table
+    from aegaeon.profiling.report import copying_table, switching_table
 
     campaign = _campaign(options, folders)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -108,6 +111,7 @@ def _run(options: ProfileOptions, folders: Mapping[str, Path], console: Console)
     if files:
         console.print(fit_table(files))
         console.print(switching_table(files))
+        console.print(copying_table(files))
         typer.echo(f"{len(files)} profiles written under {options.out / files[0].device}")
         typer.echo(f"serve with them: aegaeon serve ... --profile-dir {options.out}")
     for problem in problems:
@@ -115,15 +119,31 @@ def _run(options: ProfileOptions, folders: Mapping[str, Path], console: Console)
     return int(bool(problems))
 
 
-def _campaign(options: ProfileOptions, folders: Mapping[str, Path]) -> Campaign:
-    from aegaeon.profiling.campaign import Campaign
+def _target(options: ProfileOptions) -> Target:
+    """Raises ``SettingsError`` where the GPU that is asked for is not there."""
+    from aegaeon.profiling.target import cpu_target, gpu_target
 
     machine = read_machine()
+    found, problem = ((), "") if options.device == "cpu" else gpus()
+    if found:
+        threads = options.threads or max(1, machine.cores // len(found))
+        return gpu_target(found, threads, gpu_room_bytes(found[0].free_bytes))
+    if options.device == "cuda":
+        raise SettingsError(f"--device cuda: {problem}; use --device cpu")
+    return cpu_target(options.threads or max(1, machine.cores // default_instances(machine)))
+
+
+def _campaign(options: ProfileOptions, folders: Mapping[str, Path]) -> Campaign:
+    from aegaeon.profiling.campaign import Campaign
+    from aegaeon.profiling.source_commit import source_commit
+
+    target = _target(options)
+    most_kv_bytes = _MOST_KV_BYTES if target.memory_bytes is None else target.memory_bytes // _KV_SHARE
     return Campaign(
         folders,
         options.out,
-        options.threads or max(1, machine.cores // default_instances(machine)),
-        min(_MOST_KV_BYTES, machine.room_bytes // _KV_SHARE),
+        target.threads,
+        min(most_kv_bytes, read_machine().room_bytes // _KV_SHARE),
         options.prefill_chunk_tokens,
         options.max_batch_requests,
         options.max_context_tokens,
@@ -131,4 +151,6 @@ def _campaign(options: ProfileOptions, folders: Mapping[str, Path]) -> Campaign:
         options.quick,
         options.fresh,
         datetime.now(UTC).date().isoformat(),
+        target,
+        source_commit(),
     )

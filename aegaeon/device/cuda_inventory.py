@@ -5,8 +5,10 @@ Does not know: torch, what GPUs are used for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from aegaeon.device.cuda_bindings import Bindings, BindingsDriver, load_bindings
 
@@ -28,6 +30,12 @@ def find_gpus(open_bindings: Callable[[], Bindings] = lambda: Bindings(load_bind
     bindings = open_bindings()
     major, minor = divmod(bindings.driver_version, 1000)
     return tuple(_gpu(bindings, ordinal, f"{major}.{minor // 10}") for ordinal in range(bindings.devices))
+
+
+def kernel_driver(file: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """The version of NVIDIA's kernel module, such as 580.65.06; empty where there is none."""
+    found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", file.read_text()) if file.exists() else None
+    return found[1] if found else ""
 
 
 def _gpu(bindings: Bindings, ordinal: int, driver_version: str) -> Gpu:

@@ -35,6 +35,8 @@ class ProfileEntry:
     estimated: bool
     source: str
     hand_over_s: float | None = None  # between two turns, where it was measured
+    weight_bytes_per_s: float | None = None  # from host to device, where it was measured; so for KV in
+    kv_bytes_per_s: float | None = None
 
     @classmethod
     def of(cls, file: ProfileFile) -> Self:
@@ -50,6 +52,8 @@ class ProfileEntry:
             estimated=file.estimated,
             source=file.provenance.source,
             hand_over_s=file.switching.hand_over_s if file.switching else None,
+            weight_bytes_per_s=file.copying.weights_in_bytes_per_s if file.copying else None,
+            kv_bytes_per_s=file.copying.kv_in_bytes_per_s if file.copying else None,
         )
 
 

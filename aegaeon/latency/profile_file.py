@@ -16,6 +16,7 @@ from aegaeon.latency.errors import LatencyError
 
 Count = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Span = tuple[Count, Count]
 
@@ -83,6 +84,17 @@ class Switching(_Part):
     from_disk_s: NotNegative
 
 
+class Copying(_Part):
+    """Bytes per second between host and device: of a large copy, and of KV in blocks, in and out.
+
+    Of a processor that uses weights and KV where they lie, what copying them would reach.
+    """
+
+    weights_in_bytes_per_s: Positive
+    kv_in_bytes_per_s: Positive
+    kv_out_bytes_per_s: Positive
+
+
 class KvGeometry(_Part):
     """Of every layer alike."""
 
@@ -126,6 +138,7 @@ class ProfileFile(_Part):
     fit: FitError | None = None
     batched_token_cap: Count | None = None
     switching: Switching | None = None
+    copying: Copying | None = None
     weight_bytes: Count
     kv: KvGeometry
     max_context_tokens: Count

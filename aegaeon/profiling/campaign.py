@@ -12,25 +12,27 @@ from pathlib import Path
 
 import torch
 
+from aegaeon import __version__
 from aegaeon.core.config import ModelConfig
-from aegaeon.device.local_cpu import LocalDevice, local_cpu
 from aegaeon.latency.profile_file import ProfileFile, Provenance
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.profiling.grid import GridLimits
 from aegaeon.profiling.journal import Journal
 from aegaeon.profiling.measured_file import fit_journal, measured_file
-from aegaeon.profiling.probe import Probe, ProbeOptions
+from aegaeon.profiling.probe import RESIDENT_MODELS, Probe, ProbeOptions
 from aegaeon.profiling.profiler import Effort, ModelProfiler, Progress, run_rounds, subject_of
 from aegaeon.profiling.step_fit import StepFit
+from aegaeon.profiling.target import Target, cpu_target
 from aegaeon.runtime.prepare import PreparedModel, prepare_models
 
-_TOOL = "aegaeon profile"
+_TOOL = f"aegaeon profile {__version__}"
 _BLOCK_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """What to profile and how. ``kv_bytes`` bounds the KV of the largest batch; ``date`` is written into the files."""
+    """What to profile and how. ``kv_bytes`` bounds the KV of the largest batch; ``date`` and ``commit`` (of this code)
+    are written into the files. Without a ``target`` it is the CPU, with ``threads``."""
 
     folders: Mapping[str, Path]
     out: Path
@@ -43,6 +45,8 @@ class Campaign:
     quick: bool
     fresh: bool
     date: str
+    target: Target | None = None
+    commit: str = ""
 
     def run(self, progress: Progress) -> tuple[list[ProfileFile], list[str]]:
         """The files written, and for each model without one the reason. Raises ``ProfilingError``."""
@@ -60,7 +64,7 @@ class Campaign:
     def _profiler(self, models: Sequence[PreparedModel], index: int, options: ProbeOptions) -> ModelProfiler:
         model, other = models[index], models[index - 1]  # the model itself where it is the only one
         path = self._path(model).with_suffix(".measurements.jsonl")
-        journal = Journal.open(path, subject_of(model, self._device, options), fresh=self.fresh)
+        journal = Journal.open(path, subject_of(model, options), fresh=self.fresh)
         return ModelProfiler(model.spec.name, other.spec.name, self._limits(model), Effort.of(self.quick), journal)
 
     def _outcome(self, model: PreparedModel, profiler: ModelProfiler) -> ProfileFile | str:
@@ -68,8 +72,8 @@ class Campaign:
         return self._write(model, fit, profiler) if fit.good else self._refusal(model, fit)
 
     @property
-    def _device(self) -> LocalDevice:
-        return local_cpu(self.threads)
+    def _target(self) -> Target:
+        return self.target or cpu_target(self.threads)
 
     def _prepare(self, scratch: Path) -> list[PreparedModel]:
         configs = [ModelConfig(name, folder) for name, folder in self.folders.items()]
@@ -84,11 +88,21 @@ class Campaign:
         return GridLimits(context_tokens, kv_tokens, self.max_batch_requests)
 
     def _probe_options(self, models: Sequence[PreparedModel]) -> ProbeOptions:
+        self._require_room(models)
         kv_tokens = max(self._limits(model).kv_tokens for model in models)
-        return ProbeOptions(self.threads, self.chunk_tokens, kv_tokens, self.max_batch_requests)
+        return ProbeOptions(self._target, self.chunk_tokens, kv_tokens, self.max_batch_requests)
+
+    def _require_room(self, models: Sequence[PreparedModel]) -> None:
+        sizes = sorted((model.spec.weight_bytes for model in models), reverse=True)
+        needed_bytes, room_bytes = sum(sizes[:RESIDENT_MODELS]) + self.kv_bytes, self._target.memory_bytes
+        if room_bytes is not None and needed_bytes > room_bytes:
+            raise ProfilingError(
+                f"{self._target.description} has room for {room_bytes / 2**30:.1f} GiB; the two largest models and "
+                f"their KV need {needed_bytes / 2**30:.1f}: profile fewer or smaller models at a time"
+            )
 
     def _path(self, model: PreparedModel) -> Path:
-        return self.out / self._device.name / f"{model.spec.name.replace('/', '--')}.json"
+        return self.out / self._target.name / f"{model.spec.name.replace('/', '--')}.json"
 
     def _fit(self, model: PreparedModel, profiler: ModelProfiler) -> StepFit:
         try:
@@ -107,12 +121,15 @@ class Campaign:
 
     def _write(self, model: PreparedModel, fit: StepFit, profiler: ModelProfiler) -> ProfileFile:
         source = (
-            f"measured on {self._device.description}, torch {torch.__version__}, "
+            f"measured on {self._target.description}, torch {torch.__version__}, "
             f"prompts in chunks of {self.chunk_tokens}, "
             f"{'quick: ' if self.quick else ''}lower quartile of {Effort.of(self.quick).rounds} rounds"
         )
-        provenance = Provenance(source=source, licence="as you wish: your own", date=self.date, tool=_TOOL)
-        file = measured_file(model, self._device, fit, profiler.journal, profiler.points, self.chunk_tokens, provenance)
+        tool = f"{_TOOL}, commit {self.commit}" if self.commit else _TOOL
+        provenance = Provenance(source=source, licence="as you wish: your own", date=self.date, tool=tool)
+        file = measured_file(
+            model, self._target.name, fit, profiler.journal, profiler.points, self.chunk_tokens, provenance
+        )
         try:
             file.write(self._path(model))
         except OSError as error:

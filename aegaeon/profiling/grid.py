@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from aegaeon.profiling.point import DecodePoint, HandOverPoint, Point, PrefillPoint, SwitchPoint
+from aegaeon.profiling.point import Copied, CopyPoint, DecodePoint, HandOverPoint, Point, PrefillPoint, SwitchPoint
 
 DECODE_STEPS = 8
 """New tokens of a decode measurement."""
@@ -35,6 +35,7 @@ def make_grid(limits: GridLimits, *, quick: bool) -> tuple[Point, ...]:
         HandOverPoint(),
         SwitchPoint(cold=False),
         SwitchPoint(cold=True),
+        *map(CopyPoint, Copied),
     )
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aegaeon.core.kv_shape import KvShape
-from aegaeon.device.local_cpu import LocalDevice
 from aegaeon.latency.profile_file import (
     Coefficients,
+    Copying,
     FitError,
     KvGeometry,
     ProfileFile,
@@ -18,9 +18,10 @@ from aegaeon.latency.profile_file import (
     Switching,
     Validity,
 )
+from aegaeon.profiling.copies import copied_bytes
 from aegaeon.profiling.grid import DECODE_STEPS
 from aegaeon.profiling.journal import Journal
-from aegaeon.profiling.point import DecodePoint, HandOverPoint, Point, PrefillPoint, SwitchPoint
+from aegaeon.profiling.point import Copied, CopyPoint, DecodePoint, HandOverPoint, Point, PrefillPoint, SwitchPoint
 from aegaeon.profiling.step_fit import DecodeSample, PrefillSample, StepFit, fit_steps
 from aegaeon.runtime.prepare import PreparedModel
 
@@ -44,20 +45,20 @@ def fit_journal(points: Sequence[Point], journal: Journal, chunk_tokens: int, ma
 
 def measured_file(
     model: PreparedModel,
-    device: LocalDevice,
+    device: str,
     fit: StepFit,
     journal: Journal,
     points: Sequence[Point],
     chunk_tokens: int,
     provenance: Provenance,
 ) -> ProfileFile:
-    """The profile of one model on this machine."""
+    """The profile of one model on a device of that name."""
     spec = model.spec
     longest = max(point.context for point in points if isinstance(point, DecodePoint))
     geometry, notes = _geometry(spec.kv_shape)
     return ProfileFile(
         model=spec.name,
-        device=device.name,
+        device=device,
         coefficients=Coefficients.of(fit.profile),
         validity=Validity(
             prefill_tokens=(fit.prefill.low, fit.prefill.high),
@@ -76,11 +77,25 @@ def measured_file(
             from_host_s=journal.seconds(SwitchPoint(cold=False)) or 0.0,
             from_disk_s=journal.seconds(SwitchPoint(cold=True)) or 0.0,
         ),
+        copying=_copying(journal, spec.kv_shape),
         weight_bytes=spec.weight_bytes,
         kv=geometry,
         max_context_tokens=spec.max_context_tokens,
         provenance=provenance,
         notes=notes,
+    )
+
+
+def _copying(journal: Journal, shape: KvShape) -> Copying | None:
+    """None where copies were not measured (by an older version)."""
+    seconds = {what: journal.seconds(CopyPoint(what)) for what in Copied}
+    if not all(seconds.values()):
+        return None
+    rates = {what: copied_bytes(shape.block_bytes) / each for what, each in seconds.items() if each}
+    return Copying(
+        weights_in_bytes_per_s=rates[Copied.WEIGHTS_IN],
+        kv_in_bytes_per_s=rates[Copied.KV_IN],
+        kv_out_bytes_per_s=rates[Copied.KV_OUT],
     )
 
 

@@ -6,6 +6,7 @@ Does not know: how a point is measured.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +52,23 @@ class SwitchPoint:
         return "switch from disk" if self.cold else "switch from host cache"
 
 
-Point = PrefillPoint | DecodePoint | HandOverPoint | SwitchPoint
+class Copied(StrEnum):
+    """What is copied, and which way."""
+
+    WEIGHTS_IN = "weights in"
+    KV_IN = "KV in"
+    KV_OUT = "KV out"
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPoint:
+    """A copy between host and device: in one piece as weights, or in the model's KV blocks."""
+
+    what: Copied
+
+    @property
+    def name(self) -> str:
+        return f"copy {self.what}"
+
+
+Point = PrefillPoint | DecodePoint | HandOverPoint | SwitchPoint | CopyPoint

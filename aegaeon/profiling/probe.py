@@ -22,12 +22,15 @@ import quick_model_loader as qml
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.timeline import Span
+from aegaeon.profiling.copies import CopyBench
 from aegaeon.profiling.errors import ProfilingError
+from aegaeon.profiling.point import Copied
+from aegaeon.profiling.target import Target
 from aegaeon.profiling.turn_times import TurnTimes
 from aegaeon.runtime import messages as m
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.fd_exchange import FdServer
-from aegaeon.runtime.host_weights import chunk_bytes
+from aegaeon.runtime.host_weights import chunk_bytes, wait_until_prepared
 from aegaeon.runtime.link import create_link
 from aegaeon.runtime.node_kv import NodeKv
 from aegaeon.runtime.prepare import PreparedModel
@@ -38,13 +41,16 @@ _KEY = "probe:0"
 _FRONTEND = "probe-frontend"
 _START_S = 120.0
 _STEP_S = 600.0  # no single step of any model takes longer
+_IDLE_MOMENTS = 6  # a turn uses two sizes of steps at most, each of which is one thing to do
+RESIDENT_MODELS = 2
+"""On a device that models are copied to: one that runs, and the one before."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeOptions:
     """How the instance runs: as ``PoolConfig`` has it. ``kv_tokens``: the most that a turn's members hold together."""
 
-    threads: int
+    target: Target
     chunk_tokens: int
     kv_tokens: int
     max_batch_requests: int
@@ -66,14 +72,18 @@ class Probe:
     def __init__(self, models: Sequence[PreparedModel], options: ProbeOptions) -> None:
         self._models = {model.spec.name: model for model in models}
         self._options = options
+        self._resident_models = RESIDENT_MODELS if options.target.copying else len(models)
         self._clock = MonotonicClock()
         self._random = random.Random(0)
         shapes = [model.spec.kv_shape for model in models]
         self._slab_bytes = max(options.slab_bytes, *(-(-shape.block_bytes // 4096) * 4096 for shape in shapes))
+        self._copies: CopyBench | None = None
         self._kv = NodeKv(self._kv_bytes(), self._slab_bytes, shapes)
         weight_bytes = sum(model.spec.weight_bytes for model in models)
         chunk = chunk_bytes(weight_bytes)
         self._store = qml.Store(weight_bytes + chunk * len(models), chunk_bytes=chunk)
+        if options.target.kind == "cuda":
+            wait_until_prepared(self._store)  # the instance pins it, which would give it small pages
         self._link, self._link_fds = create_link()
         self._tokens_fds = create_ring()
         self._tokens = RingReader(duplicate_fds(self._tokens_fds))
@@ -82,7 +92,8 @@ class Probe:
             target=run_worker, args=(self._worker_options(),), name="aegaeon-probe", daemon=True
         )
         self._leases: dict[int, qml.Entry] = {}
-        self._lent: dict[str, int] = {}
+        self._lent: dict[str, int] = {}  # those used longest ago come first
+        self._forgotten = 0
         self._ids = count()
         self._started = False
         self._turn: int | None = None
@@ -96,7 +107,7 @@ class Probe:
             self._process.start()
             self._await(lambda: self._started, _START_S, "start")
             self._link.send(m.AttachFrontend(_FRONTEND, self._server.address))
-            for model in self._models:
+            for model in tuple(self._models)[: self._resident_models]:
                 self.lend(model)
         except BaseException:  # Ctrl-C too: nothing may stay behind
             self._close()
@@ -112,6 +123,8 @@ class Probe:
         self._close()
 
     def _close(self) -> None:
+        if self._copies is not None:
+            self._copies.__exit__(None, None, None)
         if self._process.is_alive():
             self._process.kill()
         if self._process.pid is not None:
@@ -131,10 +144,10 @@ class Probe:
         return (-(-largest // self._slab_bytes) + 2) * self._slab_bytes
 
     def _worker_options(self) -> WorkerOptions:
-        models = tuple(_worker_model(model) for model in self._models.values())
-        weight_bytes = 4 * sum(model.spec.weight_bytes for model in self._models.values())  # all packed, as when hot
+        models, target = tuple(_worker_model(model) for model in self._models.values()), self._options.target
+        resident = self._resident_models
         spec = InstanceSpec(
-            "probe", Role.MIXED, self._kv.total_bytes, weight_bytes, len(models), self._options.max_batch_requests
+            "probe", Role.MIXED, self._kv.total_bytes, self._weight_bytes(), resident, self._options.max_batch_requests
         )
         return WorkerOptions(
             spec,
@@ -143,12 +156,17 @@ class Probe:
             models,
             self._slab_bytes,
             self._kv.total_bytes,
-            self._options.threads,
+            target.threads,
             self._options.chunk_tokens,
-            device="cpu",
-            copy_to_device=False,
-            page_bytes=2 << 20,
+            device=target.kind,
+            copy_to_device=target.copying,
+            page_bytes=target.page_bytes,
         )
+
+    def _weight_bytes(self) -> int:
+        """Of the largest that may be resident together; in place all of them, packed, as when hot."""
+        sizes = sorted((model.spec.weight_bytes for model in self._models.values()), reverse=True)
+        return sum(sizes[: self._resident_models]) * (1 if self._options.target.copying else 4)
 
     def _provide(self, name: str) -> list[int]:
         """On the descriptor server's thread; each is asked for once."""
@@ -158,8 +176,19 @@ class Probe:
 
     # --- weights ----------------------------------------------------------------------------------------------------
 
+    def hold(self, *models: str) -> None:
+        """Have the instance hold these (at most two), at the cost of what was used longest ago."""
+        for model in models:
+            if model in self._lent:
+                self._lent[model] = self._lent.pop(model)
+        for model in models:
+            if model not in self._lent:
+                self.lend(model)
+
     def lend(self, model: str) -> None:
         """Have the instance hold the model's weights; read from disk where they are not in the host cache."""
+        if len(self._lent) >= self._resident_models:
+            self.take_back(next(iter(self._lent)))
         entry = self._entry(model)
         lease_id = next(self._ids)
         self._leases[lease_id] = entry
@@ -192,6 +221,7 @@ class Probe:
 
     def run_turn(self, model: str, members: Sequence[Script]) -> TurnTimes:
         """Run a turn until its members have all their tokens."""
+        self.hold(model)
         turn_id = next(self._ids)
         prefill = [self._member(model, member) for member in members if not member.decoding]
         decode = [self._member(model, member) for member in members if member.decoding]
@@ -202,6 +232,27 @@ class Probe:
         for member in (*prefill, *decode):
             self._kv.free(member.request_id)
         return TurnTimes(issued_s, tuple(self._token_times_s), tuple(self._spans))
+
+    def settle(self) -> None:
+        """Give the instance the time to capture what the last turns have made worth it."""
+        for _ in range(_IDLE_MOMENTS):
+            asked = self._forgotten
+            self._link.send(m.Forget(()))  # answered between two things that are done ahead of time
+            self._await(lambda asked=asked: self._forgotten > asked, _STEP_S, "get ready")  # type: ignore[misc]
+
+    # --- copies -----------------------------------------------------------------------------------------------------
+
+    def copy_s(self, model: str, what: Copied) -> float:
+        """Seconds of a copy of ``copied_bytes`` of the model's block; the instance is idle."""
+        if self._copies is None:
+            largest = max(model.spec.kv_shape.block_bytes for model in self._models.values())
+            self._copies = CopyBench(self._options.target.kind, self._options.target.page_bytes, largest)
+        return self._copies.seconds(what, self._models[model].spec.kv_shape.block_bytes)
+
+    @property
+    def captures(self) -> bool:
+        """Whether decode steps get faster once the instance has had time to capture them."""
+        return self._options.target.copying
 
     def _member(self, model: str, script: Script) -> m.Member:
         request_id = f"r{next(self._ids)}"
@@ -253,6 +304,8 @@ class Probe:
             case m.NeedBlocks():
                 blocks = self._kv.extend(message.request_id, message.tokens)
                 self._link.send(m.GrantBlocks(message.request_id, blocks))
+            case m.Forgotten():
+                self._forgotten += 1
             case m.WeightsReturned():
                 self._leases.pop(message.lease_id).close()
             case m.WeightsRefused() | m.SequenceFailed():

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from aegaeon.device.local_cpu import LocalDevice
 from aegaeon.profiling.grid import GridLimits, make_grid
 from aegaeon.profiling.journal import Journal
 from aegaeon.profiling.measure import measure, warm_up
-from aegaeon.profiling.point import DecodePoint, Point, PrefillPoint
+from aegaeon.profiling.point import DecodePoint, Point, PrefillPoint, SwitchPoint
 from aegaeon.profiling.probe import Probe, ProbeOptions
 from aegaeon.runtime.prepare import PreparedModel
 
@@ -37,20 +36,24 @@ class Effort:
         """``quick``: under a minute for a tiny model."""
         return cls(True, QUICK_ROUNDS, _QUICK_POINT_S) if quick else cls(False, ROUNDS, _POINT_S)
 
+    def rounds_of(self, point: Point) -> int:
+        """How often a point is measured: in a hurry, nothing is read from disk twice."""
+        return 1 if self.quick and point == SwitchPoint(cold=True) else self.rounds
+
 
 Progress = Callable[[int, int, str], None]
 """(measurements done, of how many, what is being measured)."""
 
 
-def subject_of(model: PreparedModel, device: LocalDevice, options: ProbeOptions) -> dict[str, Any]:
+def subject_of(model: PreparedModel, options: ProbeOptions) -> dict[str, Any]:
     """What measurements are of: they are gone on with only while all of this is the same."""
     return {
         "model": model.spec.name,
         "folder": str(model.config.path.resolve()),
         "weight_bytes": model.spec.weight_bytes,
         "dtype": model.facts.dtype,
-        "device": device.description,
-        "threads": options.threads,
+        "device": options.target.description,
+        "threads": options.target.threads,
         "chunk_tokens": options.chunk_tokens,
         "torch": torch.__version__,
     }
@@ -76,17 +79,20 @@ class ModelProfiler:
     @property
     def done(self) -> int:
         """Measurements in the journal."""
-        return sum((point, turn) in self.journal for point in self.points for turn in range(self._effort.rounds))
+        return sum((point, turn) in self.journal for point, turn in self._measurements())
 
     @property
     def total(self) -> int:
         """Measurements there are to be."""
-        return len(self.points) * self._effort.rounds
+        return len(self._measurements())
+
+    def _measurements(self) -> list[tuple[Point, int]]:
+        return [(point, turn) for point in self.points for turn in range(self._effort.rounds_of(point))]
 
     def run_round(self, probe: Probe, turn: int, tell: Callable[[str], None]) -> None:
         """Measure each point that is not in the journal for this round; ``tell`` hears of each before."""
         for point in _order(self._grid, turn):
-            if (point, turn) in self.journal or point not in self.points:
+            if (point, turn) in self.journal or (point, turn) not in self._measurements():
                 continue
             if not self._warm:
                 warm_up(probe, self.model)

@@ -23,3 +23,17 @@ def switching_table(files: Sequence[ProfileFile]) -> Table:
             times_s = (file.switching.hand_over_s, file.switching.from_host_s, file.switching.from_disk_s)
             table.add_row(file.model, *(f"{seconds * 1e3:.2f}" for seconds in times_s))
     return table
+
+
+def copying_table(files: Sequence[ProfileFile]) -> Table:
+    """A row per model: what copies between host and device reach."""
+    table = Table(title="Copies (GB/s)")
+    table.add_column("model")
+    for name in ("weights in", "KV in", "KV out"):
+        table.add_column(name, justify="right")
+    for file in files:
+        if file.copying is not None:
+            rates = file.copying
+            each = (rates.weights_in_bytes_per_s, rates.kv_in_bytes_per_s, rates.kv_out_bytes_per_s)
+            table.add_row(file.model, *(f"{rate / 1e9:.2f}" for rate in each))
+    return table

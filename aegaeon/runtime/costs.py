@@ -54,11 +54,23 @@ def make_costs(
         for name, model in models.items()
         if name not in measured
     }
-    hand_overs_s = [entry.hand_over_s for entry in measured.values() if entry.hand_over_s is not None]
     return ProfiledCosts(
         {spec.name: spec for spec in specs},
         {**estimates, **{name: entry.profile for name, entry in measured.items()}},
-        weight_bytes_per_s=_IN_PLACE_BYTES_PER_S,
-        kv_bytes_per_s=_IN_PLACE_BYTES_PER_S,
-        switch_overhead_s=median(hand_overs_s) if hand_overs_s else _HAND_OVER_S,
+        weight_bytes_per_s=_copy_rate(rates, [entry.weight_bytes_per_s for entry in measured.values()]),
+        kv_bytes_per_s=_copy_rate(rates, [entry.kv_bytes_per_s for entry in measured.values()]),
+        switch_overhead_s=_median([entry.hand_over_s for entry in measured.values()]) or _HAND_OVER_S,
     )
+
+
+def _copy_rate(rates: DeviceRates, measured: Sequence[float | None]) -> float:
+    """Bytes per second between host and device: as measured, else what the link gives."""
+    if rates.host_link_bytes_per_s is None:
+        return _IN_PLACE_BYTES_PER_S
+    return _median(measured) or rates.host_link_bytes_per_s
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """Of those that there are."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None

@@ -14,12 +14,16 @@ from aegaeon.latency.device_spec import DeviceSpec
 
 @dataclass(frozen=True, slots=True)
 class DeviceRates:
-    """What a device can do (a multiply-add is two operations), and the fixed costs of a step and of a layer."""
+    """What a device can do (a multiply-add is two operations), and the fixed costs of a step and of a layer.
+
+    ``host_link_bytes_per_s``: of copies between host and device; None where nothing is copied.
+    """
 
     memory_bytes_per_s: float
     flops_per_s: float
     step_overhead_s: float
     layer_overhead_s: float
+    host_link_bytes_per_s: float | None = None
 
     @classmethod
     def cpu(cls, threads: int) -> DeviceRates:
@@ -28,8 +32,10 @@ class DeviceRates:
 
     @classmethod
     def gpu(cls, spec: DeviceSpec) -> DeviceRates:
-        """Seven tenths of a data sheet's bandwidth, half of its arithmetic; 10 us of dispatch per layer, as graphs."""
-        return cls(0.7 * spec.memory_bytes_per_s, 0.5 * spec.flops_per_s, 0.5e-3, 10e-6)
+        """Seven tenths of a data sheet's bandwidth, half of its arithmetic; 10 us of dispatch per layer, as graphs;
+        eight tenths of the host link."""
+        link = 0.8 * spec.host_link_bytes_per_s
+        return cls(0.7 * spec.memory_bytes_per_s, 0.5 * spec.flops_per_s, 0.5e-3, 10e-6, link)
 
 
 def estimate_profile(model: ModelSpec, parameters: int, rates: DeviceRates) -> LatencyProfile:

@@ -30,6 +30,18 @@ def chunk_bytes(capacity_bytes: int) -> int:
     return _SMALL_CHUNK_BYTES if capacity_bytes <= _SMALL_ARENA_BYTES else qml.CHUNK_BYTES
 
 
+def wait_until_prepared(store: qml.Store) -> None:
+    """Block until all of a store's memory has its pages, or they stop coming."""
+    before, still = -1, 0
+    while still < _PREPARE_POLLS:
+        stats = store.stats()
+        if stats.prepared_bytes >= stats.capacity_bytes:
+            return
+        still = still + 1 if stats.prepared_bytes == before else 0
+        before = stats.prepared_bytes
+        time.sleep(_PREPARE_POLL_S)
+
+
 class HostWeightCache:
     """All methods belong to the driver's thread; ``post`` has something done on it.
 
@@ -84,14 +96,7 @@ class HostWeightCache:
 
     def wait_until_prepared(self) -> None:
         """Block until all of the memory has its pages, or they stop coming."""
-        before, still = -1, 0
-        while still < _PREPARE_POLLS:
-            stats = self._store.stats()
-            if stats.prepared_bytes >= stats.capacity_bytes:
-                return
-            still = still + 1 if stats.prepared_bytes == before else 0
-            before = stats.prepared_bytes
-            time.sleep(_PREPARE_POLL_S)
+        wait_until_prepared(self._store)
 
     def close(self) -> None:
         """Stop reading and let go of everything; what is mapped by others stays theirs."""

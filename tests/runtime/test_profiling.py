@@ -166,7 +166,7 @@ class TestCommandLine:
             (["{tmp}/absent"], "does not exist"),
             (["{tmp}"], "config.json"),
             (["a={model}", "a={model}"], "two models are called 'a'"),
-            (["{model}", "--device", "tpu"], "this version measures cpu"),
+            (["{model}", "--device", "tpu"], "choose from auto, cpu, cuda"),
             (["{model}", "--threads", "0"], "--threads must be between 1 and"),
             (["{model}", "--max-error", "7"], "--max-error is a share"),
             (["{model}", "--out", "{model}/config.json"], "is a file"),
