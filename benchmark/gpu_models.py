@@ -1,6 +1,7 @@
 """Models of real shapes with random weights, written to a folder: no network, and little time.
 
-Weights are one block of random numbers again and again: what is measured does not depend on their values.
+Weights are one block of random numbers again and again: what is measured does not depend on their values. The tokenizer
+is one that the server accepts; nobody reads what it says.
 
 Does not know: what is measured.
 """
@@ -9,19 +10,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from aegaeon.engine.model import Model
+from aegaeon.make_tokenizer import MIN_VOCAB_SIZE, make_tokenizer
 
 _BLOCK_ELEMENTS = 1 << 24
 _SPREAD = 0.02
+_TOKENIZER_VOCABULARY = 2 * MIN_VOCAB_SIZE  # tokens that it does not know are no text; training one takes no time
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,12 @@ class ShapedModel:
     def config(self) -> Any:
         """Its configuration."""
         return self.family(max_position_embeddings=16384, bos_token_id=1, eos_token_id=2, **self.values)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights in bfloat16."""
+        with torch.device("meta"):
+            return sum(parameter.nbytes for parameter in AutoModelForCausalLM.from_config(self.config()).parameters())
 
 
 def _shape(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int) -> dict[str, int]:
@@ -58,13 +68,24 @@ SHAPES: Mapping[str, ShapedModel] = MappingProxyType(
 )
 
 
+def write_models(names: Sequence[str], folder: Path) -> Iterator[dict[str, Any]]:
+    """Write models that are not there yet; a record of each."""
+    for name in names:
+        start_s = time.monotonic()
+        size_bytes = (write_model(name, folder) / "model.safetensors").stat().st_size
+        yield {"model": name, "what": "written", "bytes": size_bytes, "seconds": time.monotonic() - start_s}
+
+
 def write_model(name: str, folder: Path) -> Path:
-    """Write the model of that name in bfloat16, if it is not there; returns its folder."""
+    """Write the model of that name in bfloat16, if it is not there; returns its folder. Raises ``ValueError``."""
+    if name not in SHAPES:
+        raise ValueError(f"there is no shape {name!r}: use --models with some of {', '.join(SHAPES)}")
     path = folder / name
     weights = path / "model.safetensors"
     if weights.exists():
         return path
     SHAPES[name].config().save_pretrained(path)
+    make_tokenizer(min(_TOKENIZER_VOCABULARY, SHAPES[name].values["vocab_size"])).save_pretrained(path)
     partial = weights.with_suffix(".partial")
     _write_weights(path, partial)
     partial.rename(weights)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,17 +31,22 @@ from aegaeon.engine.device_runner import DeviceRunner
 from aegaeon.engine.kv_arena import KvArena
 from aegaeon.memory.page_pool import PagePool
 from aegaeon.runtime.device_kv import padding_bytes
+from aegaeon.runtime.host_weights import wait_until_prepared
 from aegaeon.runtime.messages import HostWeights
 from aegaeon.runtime.weight_store import CopiedWeights, ModelSource
 from aegaeon.runtime.weight_upload import LoaderUploader, PlainUploader, Uploader
 
 CONTEXT_TOKENS = 16384
 _SLAB_BYTES = 64 << 20
-_PREPARED_S = 120.0
+_MOST_HOST_BYTES = 4 << 30
+_RESIDENT_MODELS = 2
 
 
 class Rig:
-    """A context manager. ``models`` are folders by name; ``kv_bytes`` of device memory for blocks."""
+    """A context manager. ``models`` are folders by name; ``kv_bytes`` of device memory for blocks.
+
+    The device has room for the two largest models. Weights are cached in host memory once one is asked for.
+    """
 
     def __init__(self, kind: str, models: dict[str, Path], page_bytes: int, kv_bytes: int) -> None:
         self.kind = kind
@@ -51,23 +57,25 @@ class Rig:
             self.shapes[name] = facts.kv_shape
             sources[name] = ModelSource(path, facts.kv_shape, "bfloat16", CONTEXT_TOKENS)
         self.weight_bytes = {name: qml.inspect(path).buffer_bytes for name, path in models.items()}
-        weight_pages = sum(-(-size // page_bytes) for size in self.weight_bytes.values())
+        pages_of = sorted((-(-size // page_bytes) for size in self.weight_bytes.values()), reverse=True)
+        weight_pages = sum(pages_of[:_RESIDENT_MODELS])
         slabs_bytes = kv_bytes // _SLAB_BYTES * _SLAB_BYTES
         memory_bytes = slabs_bytes + padding_bytes(self.shapes.values())
         kv_pages = -(-memory_bytes // page_bytes)
-        self.device: Device = make_device(kind, pages=weight_pages + kv_pages, page_bytes=page_bytes)
+        self.device: Device = make_device(
+            kind, pages=weight_pages + kv_pages, page_bytes=page_bytes, memory_flag="--kv-gib"
+        )
         self.pool = PagePool(weight_pages + kv_pages, page_bytes)
         place = self.device.reserve(kv_pages * page_bytes)
         self.device.map(place, 0, self.pool.allocate("kv", kv_pages))
         self.memory = self.device.view(place, 0, (memory_bytes,), torch.uint8)
         self.memory.zero_()
         self.arena = KvArena(self.memory, _SLAB_BYTES, slabs_bytes)
-        self.host = _host_memory(slabs_bytes)
+        self.host = _host_memory(min(slabs_bytes, _MOST_HOST_BYTES))
         self.device.pin(self.host)
         capture = cuda_torch.TorchGraphs(0) if kind == "cuda" else None
         self.engine = DeviceEngine(self.device.torch_device, capture)
         self._paths = models
-        self._store = self._make_store()
         self.weights = CopiedWeights(
             sources,
             self.device,
@@ -87,7 +95,8 @@ class Rig:
         self.weights.close()
         self._settle()
         self.device.close()
-        self._store.close()
+        if "_store" in self.__dict__:
+            self._store.close()
 
     def synchronize(self) -> None:
         """Wait for all work of the device."""
@@ -161,11 +170,10 @@ class Rig:
             return LoaderUploader(self.device, qml.CudaDevice(0))
         return PlainUploader(self.device)
 
-    def _make_store(self) -> qml.Store:
+    @cached_property
+    def _store(self) -> qml.Store:
         store = qml.Store(sum(self.weight_bytes.values()) + len(self.weight_bytes) * qml.CHUNK_BYTES)
-        deadline_s = time.monotonic() + _PREPARED_S
-        while store.stats().prepared_bytes < store.stats().capacity_bytes and time.monotonic() < deadline_s:
-            time.sleep(0.05)
+        wait_until_prepared(store)
         return store
 
 

@@ -29,8 +29,9 @@ REPEATS = 5
 DECODE_ROWS = (1, 8, 32, 128)
 DECODE_CONTEXT = 1024
 PREFILL_TOKENS = (512, 2048, 8192)
-SWITCHES = 100
+SWITCHES = 100  # of the first model; a tenth of the others, whose weights are large
 _COPY_BYTES = 1 << 30
+_KV_CONTEXTS, _KV_CONTEXT_TOKENS = 8, 2048
 
 
 def limits(rig: Rig) -> Iterator[Record]:
@@ -55,47 +56,57 @@ def limits(rig: Rig) -> Iterator[Record]:
 
 
 def switch(rig: Rig) -> Iterator[Record]:
-    """Bringing a model in: from disk, from the host cache, prefetched, resident; and taking it out."""
+    """Bringing a model in: from disk, from the host cache, prefetched, resident; and taking it out.
+
+    ``of_limit``: the bandwidth reached, as a share of that of a pinned copy measured in the same run.
+    """
+    limit_gb_per_s = _pinned_gb_per_s(rig, Stream.COPY_IN)
+    yield {"what": "limit: pinned copy", "gb_per_s": limit_gb_per_s}
     for model, size in rig.weight_bytes.items():
+        for what, seconds in _switch_phases(rig, model).items():
+            record = {"model": model, "what": what, "bytes": size, "seconds": seconds}
+            if what.startswith("from"):
+                gb_per_s = size / seconds / 1e9
+                record |= {"gb_per_s": gb_per_s, "of_limit": gb_per_s / limit_gb_per_s}
+            yield record
+        rig.evict(model)
+
+
+def _switch_phases(rig: Rig, model: str) -> dict[str, float]:
+    """Medians in seconds. The model's skeleton is built before; the model stays on the device."""
+    _bring_in(rig, model)
+    rig.evict(model)
+    rig.forget(model)
+    phases: dict[str, list[float]] = {"from disk": [rig.timed_s(lambda: _bring_in(rig, model))]}
+    for _ in range(REPEATS):
+        phases.setdefault("evict", []).append(rig.timed_s(lambda: rig.evict(model)))
+        phases.setdefault("from host cache", []).append(rig.timed_s(lambda: _bring_in(rig, model)))
+        phases.setdefault("resident", []).append(rig.timed_s(lambda: rig.bind(model)))
+        rig.evict(model)
         rig.take(model)
-        rig.bind(model)
-        rig.evict(model)
-        rig.forget(model)
-        cold_s = rig.timed_s(lambda model=model: _bring_in(rig, model))  # type: ignore[misc]
-        cached, evict, resident = [], [], []
-        for _ in range(REPEATS):
-            evict.append(rig.timed_s(lambda model=model: rig.evict(model)))  # type: ignore[misc]
-            cached.append(rig.timed_s(lambda model=model: _bring_in(rig, model)))  # type: ignore[misc]
-            resident.append(rig.timed_s(lambda model=model: rig.bind(model)))  # type: ignore[misc]
-        phases = {"from disk": cold_s, "from host cache": median(cached), "resident": median(resident)}
-        phases["evict"] = median(evict)
-        for what, seconds in phases.items():
-            yield {"model": model, "what": what, "bytes": size, "seconds": seconds, "gb_per_s": size / seconds / 1e9}
-        rig.evict(model)
+        rig.device.synchronize(rig.device.record(Stream.COPY_IN))
+        phases.setdefault("prefetched", []).append(rig.timed_s(lambda: rig.bind(model)))
+    return {what: median(seconds) for what, seconds in phases.items()}
 
 
 def decode(rig: Rig) -> Iterator[Record]:
-    """Decode steps, eager and as graphs, before and after switches; the copy within the device is the yardstick."""
-    for model, size in rig.weight_bytes.items():
+    """Decode steps, eager and as graphs, before and after switches.
+
+    ``of_limit``: how many times as long as reading the weights once, at the rate at which a copy within the device
+    reads and writes.
+    """
+    bytes_per_s = _memory_bytes_per_s(rig)
+    yield {"what": "limit: memory, from a copy within the device", "gb_per_s": bytes_per_s / 1e9}
+    for index, (model, size) in enumerate(rig.weight_bytes.items()):
         rig.take(model)
         runner = rig.bind(model)
         for rows in DECODE_ROWS:
-            tables = rig.blocks(model, rows, DECODE_CONTEXT + 64)
-            yield from _decode_records(rig, runner, model, size, rows, tables)
-        for _ in range(SWITCHES):
+            yield from _decode_records(rig, runner, model, size / bytes_per_s, rows)
+        switches = SWITCHES if index == 0 else SWITCHES // 10
+        for _ in range(switches):
             rig.evict(model)
-            rig.take(model)
-            rig.bind(model)
-        tables = rig.blocks(model, DECODE_ROWS[1], DECODE_CONTEXT + 64)
-        replays = runner.replays
-        seconds = _median_s(rig, lambda r=runner, t=tables: rig.decode(r, t, DECODE_CONTEXT))  # type: ignore[misc]
-        yield {
-            "model": model,
-            "rows": DECODE_ROWS[1],
-            "what": f"after {SWITCHES} switches",
-            "seconds": seconds,
-            "graph": runner.replays > replays,
-        }
+            _bring_in(rig, model)
+        yield _decode_record(rig, runner, model, size / bytes_per_s, DECODE_ROWS[1], f"after {switches} switches")
         rig.evict(model)
 
 
@@ -115,10 +126,12 @@ def prefill(rig: Rig) -> Iterator[Record]:
 
 
 def kv(rig: Rig) -> Iterator[Record]:
-    """Blocks out to the slab cache and in again, as many as 8 contexts of 2048 tokens have."""
+    """Blocks out to the slab cache and in again: of 8 contexts of 2048 tokens, or what the host's memory holds."""
+    limits = {"out": _pinned_gb_per_s(rig, Stream.COPY_OUT), "in": _pinned_gb_per_s(rig, Stream.COPY_IN)}
     for model, shape in rig.shapes.items():
-        blocks = [block for table in rig.blocks(model, 8, 2048) for block in table]
         size = shape.block_bytes
+        tables = rig.blocks(model, _KV_CONTEXTS, _KV_CONTEXT_TOKENS)
+        blocks = [block for table in tables for block in table][: rig.host.numel() // size]
         inside = [rig.memory[block : block + size] for block in blocks]
         outside = [rig.host[index * size : (index + 1) * size] for index in range(len(blocks))]
         ways = {
@@ -140,15 +153,13 @@ def kv(rig: Rig) -> Iterator[Record]:
                 "block_bytes": size,
                 "seconds": seconds,
                 "gb_per_s": moved / seconds / 1e9,
+                "of_limit": moved / seconds / 1e9 / limits[what],
             }
 
 
 def overlap(rig: Rig) -> Iterator[Record]:
     """How much slower a model decodes while another one is copied in."""
-    running, coming = next(iter(rig.weight_bytes)), list(rig.weight_bytes)[-1]
-    if running == coming:
-        yield {"what": f"not measured: {running} is the only model, and it takes two"}
-        return
+    running, *_, coming = rig.weight_bytes
     rig.take(running)
     runner, tables = rig.bind(running), rig.blocks(running, 8, DECODE_CONTEXT + 64)
     _warm_up(rig, runner, tables)
@@ -177,13 +188,19 @@ def tokens(rig: Rig, folders: dict[str, Path]) -> Iterator[Record]:
     again = _greedy(rig, runner, model, prompt, switch_every=4)
     yield {"model": model, "what": "equal across switches", "equal": first == again}
     rig.evict(model)
-    expected = _greedy_on_host(rig, model, folders[model], prompt, len(first))
+    expected, margins = _greedy_on_host(rig, model, folders[model], prompt, len(first))
     same = next((index for index, pair in enumerate(zip(first, expected, strict=True)) if pair[0] != pair[1]), None)
     yield {"model": model, "what": "equal with the CPU", "equal": same is None, "first_difference": same}
+    if same is not None:
+        yield {"model": model, "what": "the CPU's two best logits there", "margin": margins[same]}
 
 
-def _greedy_on_host(rig: Rig, model: str, folder: Path, prompt: list[int], count: int) -> list[int]:
-    """The same continuation by the CPU's engine, from the same bytes."""
+def _greedy_on_host(rig: Rig, model: str, folder: Path, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+    """The same continuation by the CPU's engine, from the same bytes; and how far ahead each best logit was.
+
+    Random weights give logits near each other: a difference where the margin is within bfloat16's rounding is no fault.
+    """
+    margins = []
     runner = Runner(Model(folder, dtype="bfloat16"), rig.shapes[model])
     shape, ids = rig.shapes[model], list(prompt)
     blocks = shape.blocks_for(len(prompt) + count)
@@ -193,9 +210,12 @@ def _greedy_on_host(rig: Rig, model: str, folder: Path, prompt: list[int], count
         runner.model.bind(host_tensors(entry))
         for index in range(count):
             piece = SequenceSlice(ids if index == 0 else ids[-1:], 0 if index == 0 else len(ids) - 1, table)
-            ids.append(int(runner.step([piece], arena)[0].argmax()))
+            logits = runner.step([piece], arena)[0]
+            best, second = logits.float().topk(2).values.tolist()
+            margins.append(best - second)
+            ids.append(int(logits.argmax()))
         runner.model.unbind()
-    return ids[len(prompt) :]
+    return ids[len(prompt) :], margins
 
 
 def _greedy(
@@ -221,25 +241,43 @@ def _bring_in(rig: Rig, model: str) -> None:
     rig.bind(model)
 
 
-def _decode_records(
-    rig: Rig, runner: DeviceRunner, model: str, size: int, rows: int, tables: list[list[int]]
-) -> Iterator[Record]:
-    """Eager first, then with whatever graph is kept. ``limit_gb_per_s`` is what reading the weights once comes to."""
-    eager_s = _median_s(rig, lambda: rig.decode(runner, tables, DECODE_CONTEXT))
+def _decode_records(rig: Rig, runner: DeviceRunner, model: str, limit_s: float, rows: int) -> Iterator[Record]:
+    """Eager first, then with whatever graph is kept."""
+    try:
+        rig.blocks(model, rows, DECODE_CONTEXT + 64)
+    except ValueError as error:
+        yield {"model": model, "rows": rows, "what": f"not measured: {error}"}
+        return
+    yield _decode_record(rig, runner, model, limit_s, rows, "eager")
     before_bytes = rig.engine.shelf.used_bytes
     while runner.prepare_one():
         pass
-    replays = runner.replays
-    graph_s = _median_s(rig, lambda: rig.decode(runner, tables, DECODE_CONTEXT))
-    record = {"model": model, "rows": rows, "context": DECODE_CONTEXT}
-    yield record | {"what": "eager", "seconds": eager_s, "weights_gb_per_s": size / eager_s / 1e9}
-    yield record | {
-        "what": "as served",
-        "seconds": graph_s,
-        "weights_gb_per_s": size / graph_s / 1e9,
-        "graph": runner.replays > replays,
-        "graph_bytes": rig.engine.shelf.used_bytes - before_bytes,
-    }
+    graph_bytes = rig.engine.shelf.used_bytes - before_bytes
+    yield _decode_record(rig, runner, model, limit_s, rows, "as served") | {"graph_bytes": graph_bytes}
+
+
+def _decode_record(rig: Rig, runner: DeviceRunner, model: str, limit_s: float, rows: int, what: str) -> Record:
+    tables, replays = rig.blocks(model, rows, DECODE_CONTEXT + 64), runner.replays
+    seconds = _median_s(rig, lambda: rig.decode(runner, tables, DECODE_CONTEXT))
+    record = {"model": model, "rows": rows, "context": DECODE_CONTEXT, "what": what, "seconds": seconds}
+    return record | {"of_limit": seconds / limit_s, "graph": runner.replays > replays}
+
+
+def _pinned_gb_per_s(rig: Rig, stream: Stream) -> float:
+    """One large copy between pinned host memory and the device."""
+    size = min(_COPY_BYTES, rig.host.numel(), rig.memory.numel())
+    pair = (rig.memory[:size], rig.host[:size])
+    destination, source = pair if stream is Stream.COPY_IN else pair[::-1]
+    seconds = _median_s(rig, lambda: rig.device.synchronize(rig.device.copy(destination, source, stream)))
+    return size / seconds / 1e9
+
+
+def _memory_bytes_per_s(rig: Rig) -> float:
+    """What a copy within the device reads and writes."""
+    size = min(_COPY_BYTES, rig.memory.numel() // 2)
+    other, one = rig.memory[:size], rig.memory[size : 2 * size]
+    seconds = _median_s(rig, lambda: rig.device.synchronize(rig.device.copy(other, one, Stream.COPY_IN)))
+    return 2 * size / seconds
 
 
 def _warm_up(rig: Rig, runner: DeviceRunner, tables: list[list[int]]) -> None:

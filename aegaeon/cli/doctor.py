@@ -127,12 +127,14 @@ def _open_files() -> Finding:
 
 
 def _gpu() -> Finding:
+    from aegaeon.device.cuda_inventory import unseen_devices
+
     found, problem = gpus()
     if not found:
         return Finding("GPU", f"none ({problem}); models run on the CPU")
     names = [f"{gpu.name}, {format_bytes(gpu.free_bytes)} of {format_bytes(gpu.total_bytes)} free" for gpu in found]
     value = f"{'; '.join(names)}; driver for CUDA {found[0].driver_version}"
-    return Finding("GPU", value, _cuda_advice())
+    return Finding("GPU", value, _cuda_advice() or unseen_devices(len(found)))
 
 
 def _cuda_advice() -> str:

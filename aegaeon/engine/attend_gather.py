@@ -29,6 +29,9 @@ class GatherAttention:
     def refuses(self, needs: LayerNeeds) -> str | None:
         return None
 
+    def prepare(self, lanes: Lanes) -> None:
+        return  # it reads everything from the lanes' tensors
+
     def attend(self, call: AttentionCall, query: Tensor, keys: HeadRows, values: HeadRows, lanes: Lanes) -> Tensor:
         output = query.new_empty(*query.shape[:2], values.size)
         if lanes.decodes:

@@ -45,6 +45,9 @@ class TritonAttention:
             return f"no Triton ({error})"
         return None
 
+    def prepare(self, lanes: Lanes) -> None:
+        return  # it reads everything from the lanes' tensors
+
     def attend(self, call: AttentionCall, query: Tensor, keys: HeadRows, values: HeadRows, lanes: Lanes) -> Tensor:
         query = query.contiguous()
         output = query.new_empty(*query.shape[:2], values.size)

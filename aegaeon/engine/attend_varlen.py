@@ -10,22 +10,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aegaeon.core.kv_shape import KvShape, LayerKv
-from aegaeon.engine.attend_gather import GatherAttention
+from aegaeon.engine.attend_trial import trial_problem
 from aegaeon.engine.attention import AttentionCall
 from aegaeon.engine.device_attention import LayerNeeds
-from aegaeon.engine.kv_arena import HeadRows, KvArena
-from aegaeon.engine.lanes import Chunk, Lanes
-
-_TOLERANCE = 2e-2  # of half-precision outputs of about 1
-_TRIAL_DECODES = 3
-_TRIAL_CHUNK = 40
+from aegaeon.engine.kv_arena import HeadRows
+from aegaeon.engine.lanes import Lanes
 
 
 class VarlenAttention:
@@ -40,8 +34,11 @@ class VarlenAttention:
 
     def refuses(self, needs: LayerNeeds) -> str | None:
         if needs not in self._trials:
-            self._trials[needs] = _unfit(needs) or self._try(needs)
+            self._trials[needs] = _unfit(needs) or trial_problem(self, needs, self._device)
         return self._trials[needs]
+
+    def prepare(self, lanes: Lanes) -> None:
+        return  # it reads everything from the lanes' tensors
 
     def attend(self, call: AttentionCall, query: Tensor, keys: HeadRows, values: HeadRows, lanes: Lanes) -> Tensor:
         output = query.new_empty(*query.shape[:2], values.size)
@@ -58,52 +55,6 @@ class VarlenAttention:
             tables = lanes.tables[chunk.lane : chunk.lane + 1].int()
             output[rows] = _varlen(call, query[rows], keys, values, tables, starts, lengths, chunk.tokens, lanes)
         return output
-
-    def _try(self, needs: LayerNeeds) -> str | None:
-        trial = _Trial.of(needs, self._device)
-        try:
-            ours = self.attend(trial.call, trial.query, trial.keys, trial.values, trial.lanes)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            return (str(error).strip() or type(error).__name__).splitlines()[0]
-        right = GatherAttention().attend(trial.call, trial.query, trial.keys, trial.values, trial.lanes)
-        apart = (ours.float() - right.float()).abs().max().item()
-        return None if apart <= _TOLERANCE else f"its results are off by {apart:.2g}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """A small step with all that a layer needs: some decodes and a chunk, on random keys and values."""
-
-    call: AttentionCall
-    query: Tensor
-    keys: HeadRows
-    values: HeadRows
-    lanes: Lanes
-
-    @classmethod
-    def of(cls, needs: LayerNeeds, device: torch.device) -> _Trial:
-        shape = KvShape(
-            (LayerKv(needs.kv_heads, needs.key_size, needs.value_size),) * 2, needs.dtype.itemsize, needs.block_tokens
-        )
-        generator = torch.Generator(device).manual_seed(0)
-        width = -(-_TRIAL_CHUNK // needs.block_tokens) + 1
-        blocks = (_TRIAL_DECODES + 1) * width
-        content = torch.randn(
-            blocks * shape.block_bytes // needs.dtype.itemsize, generator=generator, device=device, dtype=needs.dtype
-        )
-        view = KvArena(content.view(torch.uint8), shape.block_bytes).view(shape, needs.dtype)
-        step = shape.block_bytes // view.unit_bytes
-        tables = torch.randperm(blocks, generator=generator, device=device).view(-1, width) * step
-        positions = torch.tensor([0, needs.block_tokens, 2 * needs.block_tokens - 1], device=device)
-        chunk = Chunk(_TRIAL_DECODES, _TRIAL_DECODES, 1, 1 + _TRIAL_CHUNK)
-        lanes = Lanes(tables, _TRIAL_DECODES, positions, (chunk,), width * needs.block_tokens)
-        rows = _TRIAL_DECODES + _TRIAL_CHUNK
-        query = torch.randn(
-            rows, needs.query_heads, needs.key_size, generator=generator, device=device, dtype=needs.dtype
-        )
-        packed = query.transpose(0, 1)[None]
-        call = AttentionCall(0, packed, packed, packed, needs.key_size**-0.5, needs.reach, None, None, {})
-        return cls(call, query, view.keys[0], view.values[0], lanes)
 
 
 def _unfit(needs: LayerNeeds) -> str | None:

@@ -85,6 +85,10 @@ class AttentionBackend(Protocol):
         """Why it cannot; None if it can."""
         ...
 
+    def prepare(self, lanes: Lanes) -> None:
+        """Look at the values of lanes that it has attended before, outside of any graph."""
+        ...
+
     def attend(self, call: AttentionCall, query: Tensor, keys: HeadRows, values: HeadRows, lanes: Lanes) -> Tensor:
         """``query`` ``[T, heads, key_size]`` to ``[T, heads, value_size]``; the step's keys and values are written."""
         ...
@@ -116,6 +120,11 @@ class DeviceAttention:
         """Whether any backend in use (or, before the first step, any at all) does."""
         backends = self._chosen.values() or self._backends
         return any(backend.reads_padding for backend in backends)
+
+    def prepare(self, lanes: Lanes) -> None:
+        """Comes before every step on lanes whose tensors are filled anew, whether it is a graph's or not."""
+        for backend in dict.fromkeys(self._chosen.values()):
+            backend.prepare(lanes)
 
     def attend(self, call: AttentionCall, keys: HeadRows, values: HeadRows, lanes: Lanes) -> Tensor:
         """Output ``[T, heads, value_size]``. Raises ``NoAttentionError``."""

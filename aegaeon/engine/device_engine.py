@@ -11,6 +11,7 @@ import torch
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.graphs import GraphCapture
+from aegaeon.engine.attend_flashinfer import FlashInferAttention
 from aegaeon.engine.attend_gather import GatherAttention
 from aegaeon.engine.attend_triton import TritonAttention
 from aegaeon.engine.attend_varlen import VarlenAttention
@@ -43,4 +44,4 @@ def device_backends(device: torch.device) -> list[AttentionBackend]:
     """In the order in which they are tried; gathering takes everything."""
     if device.type != "cuda":
         return [GatherAttention()]
-    return [VarlenAttention(device), TritonAttention(), GatherAttention()]
+    return [VarlenAttention(device), FlashInferAttention(device), TritonAttention(), GatherAttention()]

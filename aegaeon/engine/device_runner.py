@@ -116,6 +116,7 @@ class DeviceRunner:
         if self._attention.reads_padding:
             clear_fresh(view, _fresh_blocks(slices, self.kv_shape.block_tokens))
         size.buffers.fill(slices)
+        self._attention.prepare(size.buffers.batch.lanes)
         graph = self._shelf.get((self, *key))
         if graph is None:
             return self._run(size.buffers.batch, view)[: len(slices)]
@@ -158,6 +159,7 @@ class DeviceRunner:
             return self._run(buffers.batch, view)
 
         buffers.fill(())
+        self._attention.prepare(buffers.batch.lanes)
         work()
         eager_s = capture.measure_s(work)
         graph = capture.capture(work)

@@ -57,7 +57,7 @@ class Lanes:
     """``tables`` ``[lanes, width]``: block tables in units, padded with anything that may be read.
 
     ``decodes``: how many lanes decode; ``decode_positions`` ``[decodes]`` are theirs. ``longest_tokens``: no lane's
-    context is longer.
+    context is longer. ``kept``: what a backend has made for these lanes, under a key of its own.
     """
 
     tables: Tensor
@@ -65,6 +65,7 @@ class Lanes:
     decode_positions: Tensor
     chunks: tuple[Chunk, ...]
     longest_tokens: int
+    kept: dict[object, object] = field(default_factory=dict)
     _tiles: dict[int, Tiles] = field(default_factory=dict)  # they live as long as this: a captured graph reads them
 
     def decode_tiles(self) -> Tiles:

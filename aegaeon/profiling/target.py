@@ -44,8 +44,8 @@ def cpu_target(threads: int) -> Target:
 
 def copying_target(threads: int, memory_bytes: int) -> Target:
     """This machine's processor, worked with as if it were a GPU."""
-    device = local_cpu(threads)
-    return Target(f"{device.name}copying", f"{device.description}, copying", "cpu", threads, memory_bytes)
+    device = local_cpu(threads, copying=True)
+    return Target(device.name, device.description, "cpu", threads, memory_bytes)
 
 
 def gpu_target(gpus: Sequence[Gpu], threads: int, memory_bytes: int) -> Target:

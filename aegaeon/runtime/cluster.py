@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from aegaeon.runtime.gateway import Endpoint
 from aegaeon.runtime.node import NodeOptions
 from aegaeon.runtime.prepare import PreparedModel, RefusedModel
 
+# Older versions of Ray hide all GPUs from actors that ask for none of Ray's count; its processes inherit this.
+_KEEP_VISIBLE_DEVICES = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 # Ray insists on an object store; no tensor of ours passes through it.
 _OBJECT_STORE_BYTES = 80 << 20
 
@@ -54,6 +57,7 @@ class Cluster:
 
     def _start_local(self) -> None:
         self._temp_dir = Path(tempfile.mkdtemp(prefix="aegaeon-"))
+        os.environ.setdefault(_KEEP_VISIBLE_DEVICES, "1")
         ray.init(
             address="local",
             num_cpus=1,

@@ -1,15 +1,18 @@
-"""KV attended in device memory: blocks come in from the slab cache before a request's first step, and what a turn
-wrote goes back out at its end (as on a GPU; the CPU does it in its copying mode).
+"""KV attended in device memory: blocks come in from the slab cache before a request's first step, and go out as they
+are filled, beside the steps that follow; a turn's end leaves only the blocks that are not full (as on a GPU; the CPU
+does it in its copying mode).
 
 The device's KV memory is a slab cache of its own, so a device block and its host block have the same shape and a move
 is one copy per block. The order of copies and uses (reference: Aegaeon, SOSP'25): a step waits for its blocks to have
-arrived; a block is used again only when no copy out of it is under way; a copy out waits for the step that wrote it.
+arrived; a block is used again only when no copy out of it is under way; a copy out waits for the step that wrote it; a
+request is told to be safe elsewhere, or its blocks to be free, only when no copy of it is under way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
 import torch
 
@@ -19,6 +22,14 @@ from aegaeon.engine.kv_arena import KvArena
 from aegaeon.memory.block_table import BlockTables
 from aegaeon.memory.slab_cache import SlabCache
 from aegaeon.runtime.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """Copies out that have begun: of a request's first ``tokens``, all of which are there after ``event``."""
+
+    tokens: int
+    event: Event
 
 
 class DeviceKv:
@@ -48,6 +59,7 @@ class DeviceKv:
             slabs.register(shape)
         self._tables = BlockTables(slabs)
         self._arriving: dict[str, Event] = {}
+        self._leaving: dict[str, _Leaving] = {}
 
     def arena(self, model: str) -> KvArena:
         return self._arena
@@ -66,22 +78,29 @@ class DeviceKv:
     def blocks(self, sequence: Sequence) -> Seq[int]:
         return self._tables.blocks(sequence.request_id)
 
+    def write_back(self, sequences: Iterable[Sequence]) -> None:
+        self._send({sequence: self._full_tokens(sequence) for sequence in self._here(sequences)})
+
     def save(self, sequences: Iterable[Sequence]) -> None:
-        written = self._device.record(Stream.COMPUTE)
-        self._device.wait(Stream.COPY_OUT, written)
-        saved = [sequence for sequence in sequences if sequence.request_id in self._tables]
-        pairs = [pair for sequence in saved for pair in self._unsaved(sequence)]
-        if pairs:
-            self._device.synchronize(self._device.copy_many(pairs, Stream.COPY_OUT))
-        for sequence in saved:
-            sequence.saved_tokens = sequence.kv_tokens
+        self._send({sequence: sequence.kv_tokens for sequence in self._here(sequences)})
+
+    def saved(self, sequence: Sequence) -> bool:
+        if sequence.request_id not in self._tables:
+            return True  # nothing of it is here
+        leaving = self._leaving.get(sequence.request_id)
+        if leaving is not None and self._device.query(leaving.event):
+            sequence.saved_tokens = leaving.tokens
+            del self._leaving[sequence.request_id]
+        return sequence.saved_tokens == sequence.kv_tokens
 
     def evict(self, request_id: str) -> None:
         if request_id not in self._tables:
             return
-        event = self._arriving.pop(request_id, None)
+        event, leaving = self._arriving.pop(request_id, None), self._leaving.pop(request_id, None)
         if event is not None:
             self._device.synchronize(event)
+        if leaving is not None:
+            self._device.synchronize(leaving.event)
         self._tables.release(request_id)
 
     def close(self) -> None:
@@ -101,10 +120,32 @@ class DeviceKv:
         if pairs:
             self._arriving[sequence.request_id] = self._device.copy_many(pairs, Stream.COPY_IN)
 
-    def _unsaved(self, sequence: Sequence) -> list[CopyPair]:
-        """Blocks that changed since they were last saved, with their places in the slab cache."""
+    def _here(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+        return [sequence for sequence in sequences if sequence.request_id in self._tables]
+
+    def _full_tokens(self, sequence: Sequence) -> int:
+        """Tokens in blocks that no step will write to any more."""
+        block_tokens = self._tables.shape(sequence.request_id).block_tokens
+        return sequence.kv_tokens // block_tokens * block_tokens
+
+    def _sent_tokens(self, sequence: Sequence) -> int:
+        leaving = self._leaving.get(sequence.request_id)
+        return sequence.saved_tokens if leaving is None else leaving.tokens
+
+    def _send(self, tokens: Mapping[Sequence, int]) -> None:
+        """Begin to copy out what is not on its way, up to so many tokens of each sequence."""
+        new = {sequence: upto for sequence, upto in tokens.items() if upto > self._sent_tokens(sequence)}
+        if not new:
+            return
+        self._device.wait(Stream.COPY_OUT, self._device.record(Stream.COMPUTE))
+        pairs = [pair for sequence, upto in new.items() for pair in self._unsent(sequence, upto)]
+        event = self._device.copy_many(pairs, Stream.COPY_OUT)
+        self._leaving |= {sequence.request_id: _Leaving(upto, event) for sequence, upto in new.items()}
+
+    def _unsent(self, sequence: Sequence, upto: int) -> list[CopyPair]:
+        """Blocks that changed since they were last sent, with their places in the slab cache."""
         shape = self._tables.shape(sequence.request_id)
-        first, last = sequence.saved_tokens // shape.block_tokens, shape.blocks_for(sequence.kv_tokens)
+        first, last = self._sent_tokens(sequence) // shape.block_tokens, shape.blocks_for(upto)
         here, size = self.blocks(sequence), shape.block_bytes
         return [
             (self._host[there : there + size], self._memory[source : source + size])

@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 
 from aegaeon.core.config import PoolConfig
-from aegaeon.device.cuda_inventory import find_gpus
+from aegaeon.core.service import ServiceError
+from aegaeon.device.cuda_driver import CudaError, NoCudaError
+from aegaeon.device.cuda_inventory import Gpu, find_gpus
 from aegaeon.device.local_cpu import local_cpu
 from aegaeon.latency.device_spec import DEVICES
 from aegaeon.runtime.estimate import DeviceRates
@@ -19,20 +21,33 @@ _UNKNOWN_GPU = "a100"  # what an unknown one is taken for until it has been meas
 
 @dataclass(frozen=True, slots=True)
 class NodeDevice:
-    """``name``: of the folder of its profiles. ``count``: how many there are for instances to share."""
+    """``name``: of the folder of its profiles. ``gpus`` that there are for instances to share; none on the CPU."""
 
     name: str
     rates: DeviceRates
-    count: int = 1
+    gpus: tuple[Gpu, ...] = ()
 
 
 def node_device(config: PoolConfig, threads: int) -> NodeDevice:
-    """The devices that this node's instances run on; they are taken to be alike."""
+    """The devices that this node's instances run on; they are taken to be alike. Raises ``ServiceError``."""
+    _require_settled(config)
     if config.device != "cuda":
-        return NodeDevice(local_cpu(threads).name, DeviceRates.cpu(threads))
-    gpus = find_gpus()
+        device = local_cpu(threads, copying=config.copy_to_device)
+        return NodeDevice(device.name, DeviceRates.cpu(threads, copying=config.copy_to_device))
+    try:
+        gpus = find_gpus()
+    except (NoCudaError, CudaError) as error:
+        raise ServiceError(f"--device cuda: {error}; use --device cpu") from error
     name = gpu_name(gpus[0].name)
-    return NodeDevice(name, DeviceRates.gpu(DEVICES.get(name, DEVICES[_UNKNOWN_GPU])), len(gpus))
+    return NodeDevice(name, DeviceRates.gpu(DEVICES.get(name, DEVICES[_UNKNOWN_GPU])), gpus)
+
+
+def _require_settled(config: PoolConfig) -> None:
+    """An instance that has to guess dies, again and again."""
+    if config.device == "auto":
+        raise ServiceError("device 'auto' was not settled: fit the configuration to the machine, or say cpu or cuda")
+    if config.device == "cuda" and (not config.copy_to_device or config.device_bytes is None):
+        raise ServiceError("on GPUs weights and KV are copied into --device-memory: fit the configuration first")
 
 
 def gpu_name(marketing_name: str) -> str:

@@ -26,9 +26,10 @@ class DeviceRates:
     host_link_bytes_per_s: float | None = None
 
     @classmethod
-    def cpu(cls, threads: int) -> DeviceRates:
-        """One to a few cores of a current server: 10 GB/s and 60 GFLOP/s each, 0.5 ms of dispatch per layer."""
-        return cls(10e9 * threads, 60e9 * threads, 1.5e-3, 0.5e-3)
+    def cpu(cls, threads: int, *, copying: bool = False) -> DeviceRates:
+        """One to a few cores of a current server: 10 GB/s and 60 GFLOP/s each, 0.5 ms of dispatch per layer; where
+        memory is copied, half of a core's."""
+        return cls(10e9 * threads, 60e9 * threads, 1.5e-3, 0.5e-3, 5e9 if copying else None)
 
     @classmethod
     def gpu(cls, spec: DeviceSpec) -> DeviceRates:

@@ -214,14 +214,33 @@ class Instance:
             self._end(self._turn, TurnEndReason.DRAINED)
 
     def _end(self, turn: Turn, reason: TurnEndReason) -> None:
+        """Take no more steps; the driver hears of it when all that the members have is safe: maybe now."""
+        if turn.ending is None:
+            turn.ending = reason
+            self._kv.save(turn.members)
+        self._report_end(turn, turn.ending)
+
+    def _report_end(self, turn: Turn, reason: TurnEndReason) -> None:
+        self._part(turn)
         members = turn.members
-        self._kv.save(members)
+        unsaved = [sequence for sequence in members if not self._kv.saved(sequence)]
+        if unsaved or self._turn is not turn:
+            return
         for sequence in members:
             self._send_spans(sequence)
         self._turn = None
         progress = tuple(sequence.progress() for sequence in members)
         timing = self._turn_clock.timing
         self._driver.send(m.TurnOver(turn.turn_id, reason, progress, turn.unfinished, turn.switched, timing))
+
+    def _part(self, turn: Turn) -> None:
+        """Let go of prefilled members whose KV is safe: the driver may have another instance go on."""
+        for sequence in turn.departing:
+            if self._kv.saved(sequence):
+                turn.leave(sequence.request_id)
+                self._kv.evict(sequence.request_id)
+                self._send_spans(sequence)
+                self._driver.send(m.Prefilled(turn.turn_id, sequence.progress()))
 
     # --- weights ----------------------------------------------------------------------------------------------------
 
@@ -247,10 +266,16 @@ class Instance:
         """Do what the turn can do now; False when it must wait for a message."""
         turn = self._turn
         assert turn is not None
+        if turn.departing:
+            self._part(turn)
+            self._end_if_drained()
+        if turn.ending is not None:
+            self._report_end(turn, turn.ending)
+            return True
         now_s = self._clock.now_s()
         if turn.stopping or turn.out_of_quota(now_s):
             self._end(turn, TurnEndReason.PREEMPTED if turn.stopping else TurnEndReason.QUOTA)
-            return False
+            return self._turn is turn
         if not self._weights.ready(turn.model):
             return False
         if self._bound != turn.model and not self._switch(turn):
@@ -259,10 +284,10 @@ class Instance:
             feeds = self._feeds(turn)
         except OutOfSlabsError:  # of the device: the next round packs its batches by what this turn reports
             self._end(turn, TurnEndReason.PREEMPTED)
-            return False
+            return self._turn is turn
         if not feeds:
             self._ask_for_blocks(turn)
-            return False
+            return bool(turn.departing)
         try:
             self._step(turn, feeds)
         except RuntimeError as error:  # torch's own: out of memory, a kernel that refuses its input
@@ -297,7 +322,7 @@ class Instance:
             sequence.request_id: room_tokens(shape, self._kv.blocks(sequence))
             if self._kv.fetch(turn.model, sequence)
             else 0
-            for sequence in turn.members
+            for sequence in turn.active
         }
         feeds = turn.feeds(self._chunk_tokens, room)
         self._account_stalls(turn, feeds)
@@ -327,6 +352,7 @@ class Instance:
         sampled = [feed for feed in feeds if feed.last]
         for feed in feeds:
             feed.sequence.kv_tokens += feed.tokens
+        self._kv.write_back(feed.sequence for feed in feeds)
         token_ids = self._sampler.sample(logits, [feed.sequence.sampling for feed in sampled]) if sampled else []
         now_s = self._clock.now_s()
         self._turn_clock.add(feeds, now_s - start_s)
@@ -358,19 +384,19 @@ class Instance:
             self._sinks.send(sequence.frontend_id, m.Finished(sequence.request_id, reason, len(generated)))
             self._driver.send(m.SequenceFinished(turn.turn_id, sequence.request_id))
         elif feed.prefill:
-            self._kv.save([sequence])
             if turn.keep_prefilled:
                 turn.keep(sequence.request_id)
+                self._kv.saved(sequence)
+                self._driver.send(m.Prefilled(turn.turn_id, sequence.progress()))
             else:
-                turn.leave(sequence.request_id)
-                self._kv.evict(sequence.request_id)
-                self._send_spans(sequence)
-            self._driver.send(m.Prefilled(turn.turn_id, sequence.progress()))
+                turn.depart(sequence.request_id)
+                self._kv.save([sequence])
+                self._part(turn)
 
     def _ask_for_blocks(self, turn: Turn) -> None:
         """Ask in time: when half a block is left. One question at a time for each member."""
         shape = self._models[turn.model].kv_shape
-        for sequence in turn.members:
+        for sequence in turn.active:
             needed = len(sequence.token_ids) + shape.block_tokens // 2
             if needed > room_tokens(shape, sequence.blocks) and sequence.request_id not in self._asked_blocks:
                 self._asked_blocks[sequence.request_id] = needed

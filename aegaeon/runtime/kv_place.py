@@ -1,7 +1,7 @@
 """Where an instance attends KV: in place in the node's slab cache, or in device pages.
 
 A ``KvPlace`` answers three questions about a sequence: may its blocks be read now, where are they, and is what a turn
-wrote safe in the slab cache.
+wrote safe in the slab cache. Nothing that it does waits for a copy but ``evict``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,23 @@ class KvPlace(Protocol):
         """Its block table in ``arena``; covers as many tokens as may be written now."""
         ...
 
+    def write_back(self, sequences: Iterable[Sequence]) -> None:
+        """Begin to bring blocks that have been filled to the slab cache; steps may go on."""
+        ...
+
     def save(self, sequences: Iterable[Sequence]) -> None:
-        """Make everything written so far safe in the slab cache, and wait for it."""
+        """Begin to bring everything written so far there; no step of these until they are ``saved``."""
+        ...
+
+    def saved(self, sequence: Sequence) -> bool:
+        """Whether everything written so far is safe in the slab cache; keeps ``saved_tokens`` up to date."""
         ...
 
     def evict(self, request_id: str) -> None:
-        """Drop the device copy; what was not saved is lost. Unknown requests are ignored."""
+        """Drop the device copy; what was not saved is lost. Unknown requests are ignored.
+
+        No copy of it is under way afterwards, so its blocks, here and in the slab cache, may be another's.
+        """
         ...
 
     def close(self) -> None: ...
@@ -56,9 +67,15 @@ class InPlaceKv:
     def blocks(self, sequence: Sequence) -> Seq[int]:
         return sequence.blocks
 
+    def write_back(self, sequences: Iterable[Sequence]) -> None:
+        self.save(sequences)
+
     def save(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
             sequence.saved_tokens = sequence.kv_tokens
+
+    def saved(self, sequence: Sequence) -> bool:
+        return sequence.saved_tokens == sequence.kv_tokens
 
     def evict(self, request_id: str) -> None:
         return

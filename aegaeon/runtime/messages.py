@@ -254,7 +254,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """The first token is out and the prompt's KV is in the slab cache."""
+    """The first token is out. The prompt's KV is in the slab cache where the request leaves the turn; else it is on its
+    way, and ``progress`` says how much is there."""
 
     turn_id: int
     progress: Progress

@@ -177,12 +177,16 @@ class Node:
             self._options.config.device,
             self._options.config.copy_to_device,
             self._options.config.page_bytes,
-            self._ordinal(spec),
+            *self._gpu(spec),
         )
 
-    def _ordinal(self, spec: InstanceSpec) -> int:
-        """Instances go round the GPUs, in their order."""
-        return self._instance_specs.index(spec) % self._device.count
+    def _gpu(self, spec: InstanceSpec) -> tuple[int, str]:
+        """Its number and what its process is to see. Instances go round the GPUs, in their order."""
+        gpus = self._device.gpus
+        if not gpus:
+            return 0, ""
+        gpu = gpus[self._instance_specs.index(spec) % len(gpus)]
+        return gpu.ordinal, gpu.visible
 
     def _provide(self, name: str) -> list[int]:
         """On the descriptor server's thread."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from aegaeon.core.event import TurnEndReason
 from aegaeon.runtime.sequence import Sequence
 
 
@@ -35,10 +36,12 @@ class Turn:
         self.received_s = issued_s
         self.switched = False
         self.stopping = False
+        self.ending: TurnEndReason | None = None  # it is over as soon as what it wrote is safe
         self._quota_s = quota_s
         self._quota_from_s: float | None = None
         self._prefill: dict[str, Sequence] = {}
         self._decode: dict[str, Sequence] = {}
+        self._departing: dict[str, Sequence] = {}
 
     def join(self, prefill: Iterable[Sequence], decode: Iterable[Sequence]) -> None:
         """Members come in, in order."""
@@ -47,15 +50,30 @@ class Turn:
 
     def leave(self, request_id: str) -> bool:
         """A member goes; False when it was not there."""
-        return (self._prefill.pop(request_id, None) or self._decode.pop(request_id, None)) is not None
+        places = (self._prefill, self._decode, self._departing)
+        return any(place.pop(request_id, None) is not None for place in places)
 
     def keep(self, request_id: str) -> None:
         """A prefilled member goes on decoding."""
         self._decode[request_id] = self._prefill.pop(request_id)
 
+    def depart(self, request_id: str) -> None:
+        """A prefilled member takes part in no more steps; it leaves once its KV is safe."""
+        self._departing[request_id] = self._prefill.pop(request_id)
+
+    @property
+    def active(self) -> tuple[Sequence, ...]:
+        """Members with steps to come."""
+        return (*self._prefill.values(), *self._decode.values())
+
     @property
     def members(self) -> tuple[Sequence, ...]:
-        return (*self._prefill.values(), *self._decode.values())
+        return (*self.active, *self._departing.values())
+
+    @property
+    def departing(self) -> tuple[Sequence, ...]:
+        """Members that have been prefilled for another instance."""
+        return tuple(self._departing.values())
 
     @property
     def unfinished(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import quick_model_loader as qml
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.cuda import CudaDevice
+from aegaeon.device.cuda_inventory import VISIBLE_DEVICES
 from aegaeon.device.cuda_torch import TorchGraphs
 from aegaeon.device.factory import make_device
 from aegaeon.device.protocol import Device
@@ -54,7 +55,7 @@ class WorkerModel:
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """Everything an instance process must know; ``key`` is its incarnation, ``address`` its driver's, ``ordinal`` its
-    GPU's number among those that may be seen."""
+    GPU's number among those that it sees: ``visible``, or where that is empty what its parent sees."""
 
     spec: InstanceSpec
     key: str
@@ -68,10 +69,13 @@ class WorkerOptions:
     copy_to_device: bool
     page_bytes: int
     ordinal: int = 0
+    visible: str = ""
 
 
 def run_worker(options: WorkerOptions) -> None:
     """Run an instance until its driver shuts it down."""
+    if options.visible:
+        os.environ[VISIBLE_DEVICES] = options.visible  # before this process asks CUDA anything
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
     driver = open_link(options.address, f"instance:{options.key}")

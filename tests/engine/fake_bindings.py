@@ -20,17 +20,18 @@ _CODES = {"RACE": "CUDA_ERROR_UNKNOWN"}
 class FakeBindings:
     """Anything the module has; functions that the backend calls are the fake's."""
 
-    def __init__(self, driver: FakeCudaDriver) -> None:
+    def __init__(self, driver: FakeCudaDriver, devices: int = 1) -> None:
         self._real = load_bindings()
         self._driver = driver
+        self.used: list[int] = []  # devices whose context was asked for
         self._functions: dict[str, Callable[..., Any]] = {
             "cuInit": lambda flags: None,
-            "cuDeviceGetCount": lambda: 1,
+            "cuDeviceGetCount": lambda: devices,
             "cuDriverGetVersion": lambda: 13000 if driver.has_batches else 12040,
             "cuDeviceGet": self._real.CUdevice,
-            "cuDevicePrimaryCtxRetain": lambda device: self._real.CUcontext(7),
+            "cuDevicePrimaryCtxRetain": self._retain,
             "cuCtxSetCurrent": lambda context: None,
-            "cuDevicePrimaryCtxRelease": lambda device: driver.close(),
+            "cuDevicePrimaryCtxRelease": lambda device: driver.close() if devices == 1 else None,
             "cuDeviceGetName": lambda size, device: driver.name.encode().ljust(size, b"\0"),
             "cuMemGetAllocationGranularity": self._granularity,
             "cuMemGetInfo": lambda: (driver.mem_get_info().free_bytes, driver.mem_get_info().total_bytes),
@@ -73,6 +74,10 @@ class FakeBindings:
             return (ok, *result) if isinstance(result, tuple) else (ok,) if result is None else (ok, result)
 
         return call
+
+    def _retain(self, device: Any) -> Any:
+        self.used.append(int(device))
+        return self._real.CUcontext(7)
 
     def _granularity(self, wanted: Any, flag: Any) -> int:
         self._require_on_device(wanted)
@@ -124,7 +129,7 @@ class FakeBindings:
     def _require_on_device(self, wanted: Any) -> None:
         assert wanted.type == self._real.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
         assert wanted.location.type == self._real.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-        assert wanted.location.id == 0
+        assert wanted.location.id == self.used[-1]
 
 
 def _parameters(function: Any) -> int:

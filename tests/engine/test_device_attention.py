@@ -23,6 +23,7 @@ from aegaeon.engine.batch import SequenceSlice, StepBatch
 from aegaeon.engine.device_attention import AttentionBackend, DeviceAttention, LayerNeeds, NoAttentionError
 from aegaeon.engine.device_step import DeviceBatch, DeviceStep, clear_fresh
 from aegaeon.engine.kv_arena import KvArena
+from aegaeon.engine.lanes import Lanes
 
 CPU = torch.device("cpu")
 FEW = [(0, 1), (17, 1), (70, 1), (9, 30), (60, 70)]
@@ -118,6 +119,9 @@ class Choosy:
 
     def refuses(self, needs: LayerNeeds) -> str | None:
         return f"not {needs.key_size}"
+
+    def prepare(self, lanes: Lanes) -> None:
+        raise AssertionError("it said that it cannot")
 
     def attend(self, *_: object) -> Tensor:
         raise AssertionError("it said that it cannot")

@@ -317,6 +317,35 @@ def test_what_is_found_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.ordinal, found.name, found.total_bytes) == (0, "Fake GPU", 2 * PAGE)
 
 
+def test_every_gpu_that_may_be_seen_is_found_and_pages_lie_on_the_right_one() -> None:
+    fake = FakeBindings(FakeCudaDriver(2 * PAGE, GRANULE), devices=3)
+    found = cuda_inventory.find_gpus(lambda: Bindings(fake), {"CUDA_VISIBLE_DEVICES": "4,5,GPU-8932f937"})
+    assert [(gpu.ordinal, gpu.visible) for gpu in found] == [(0, ""), (1, ""), (2, "")]
+    assert fake.used == [0, 1, 2]
+    driver = BindingsDriver(Bindings(fake), 1)
+    driver.mem_create(PAGE)  # the fake asks whether it is on the device whose context was taken last
+    assert fake.used[-1] == 1
+
+
+def test_of_several_mig_slices_each_process_is_shown_one() -> None:
+    fake = FakeBindings(FakeCudaDriver(2 * PAGE, GRANULE))
+    environment = {"CUDA_VISIBLE_DEVICES": "MIG-11, MIG-22"}
+    found = cuda_inventory.find_gpus(lambda: Bindings(fake), environment)
+    assert [(gpu.ordinal, gpu.visible) for gpu in found] == [(0, "MIG-11"), (0, "MIG-22")]
+    assert cuda_inventory.unseen_devices(len(found), environment) == ""
+    alone = cuda_inventory.find_gpus(
+        lambda: Bindings(FakeBindings(FakeCudaDriver(2 * PAGE, GRANULE))), {"CUDA_VISIBLE_DEVICES": "MIG-11"}
+    )
+    assert [gpu.visible for gpu in alone] == [""]
+
+
+def test_a_list_that_names_more_than_there_is_is_told() -> None:
+    assert "lists 3 devices, of which 2 can be used" in cuda_inventory.unseen_devices(
+        2, {"CUDA_VISIBLE_DEVICES": "0,1,9"}
+    )
+    assert cuda_inventory.unseen_devices(2, {}) == ""
+
+
 class CudaDeviceMachine(DeviceMachine):
     def make(self) -> CudaDevice:
         self.driver = FakeCudaDriver((self.PAGES + 1) * 4096, 4096, all_pinned=True)

@@ -45,13 +45,20 @@ def generate_alone(path: Path, prompt: tuple[int, ...], new_tokens: int) -> tupl
 
 
 @pytest.mark.parametrize("policy", ["aegaeon", "slack"])
-@pytest.mark.parametrize("mode", ["one mixed instance", "split roles", "copying"])
+@pytest.mark.parametrize("mode", ["one mixed instance", "split roles", "copying", "copies that land late"])
 async def test_many_models_answer_as_each_would_alone(pool, model_paths, mode, policy):
     names = [f"m{i}" for i in range(6)]
     options = {
         "one mixed instance": {},
         "split roles": {"instances": SPLIT},
         "copying": {"copy_to_device": True, "device_bytes": 24 << 20, "resident_models": 2, "instances": SPLIT},
+        "copies that land late": {
+            "device": "lazy",
+            "copy_to_device": True,
+            "device_bytes": 24 << 20,
+            "resident_models": 2,
+            "instances": SPLIT,
+        },
     }[mode]
     async with pool(6, policy=policy, **options) as running:
         outputs = await asyncio.gather(*(running.generate(f"r{i}", names[i % 6], prompt_for(i), 24) for i in range(12)))
