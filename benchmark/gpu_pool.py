@@ -31,7 +31,7 @@ from aegaeon.machine import read_machine
 from aegaeon.profiling.target import Target
 from aegaeon.scheduler.log import LogEntry
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
-from benchmark.gpu_profile import profile_target
+from benchmark.gpu_profile import CONTEXT_TOKENS, profile_target
 from benchmark.job import Job, LengthLimits
 from benchmark.pool_commands import PoolCommands
 from benchmark.results import failures
@@ -40,7 +40,6 @@ Record = dict[str, Any]
 LEAST_RATE_PER_S, MOST_RATE_PER_S = 0.1, 0.5
 _NEEDS = ("ray", "fastapi", "uvicorn")
 _SLO, _PATIENT = Slo(), Slo(300.0, 10.0)
-_CONTEXT_TOKENS = 4096
 _LIMITS = {"cuda": LengthLimits(2048, 256), "cpu": LengthLimits(256, 48)}
 _KV_CACHE_BYTES = {"cuda": 8 << 30, "cpu": 128 << 20}
 _LEAST_DEVICE_BYTES = 128 << 20
@@ -87,7 +86,7 @@ class SuitePool:
             *("--threads-per-instance", str(self.target.threads), "--resident-models", str(self.resident_models)),
             *("--weight-cache", str(self.weight_cache_bytes), "--kv-cache", str(self.kv_cache_bytes)),
             *("--device-memory", str(self.device_bytes), "--page-size", str(self.target.page_bytes)),
-            *("--max-context-tokens", str(_CONTEXT_TOKENS), "--event-log", str(log)),
+            *("--max-context-tokens", str(CONTEXT_TOKENS[self.target.kind]), "--event-log", str(log)),
             *(("--profile-dir", str(profiles)) if profiles.is_dir() else ()),
         ]
 
@@ -100,7 +99,7 @@ def pool(kind: str, folders: Mapping[str, Path], work: Path, load: PoolLoad) -> 
         return
     target, profiles = profile_target(kind), work / "profiles"
     planned = plan_pool(target, {name: qml.inspect(path).buffer_bytes for name, path in folders.items()}, load.models)
-    jobs = make_jobs(list(planned.shapes), load.seconds, _LIMITS[kind])
+    jobs = make_jobs(list(planned.shapes), load.seconds, _LIMITS[kind], CONTEXT_TOKENS[kind])
     yield _mix(planned, jobs)
     with tempfile.TemporaryDirectory(prefix="aegaeon-gpu-pool-") as scratch:
         log = Path(scratch) / "events.jsonl"
@@ -121,14 +120,17 @@ def pool(kind: str, folders: Mapping[str, Path], work: Path, load: PoolLoad) -> 
 def plan_pool(target: Target, shape_bytes: Mapping[str, int], count: int, room_bytes: int | None = None) -> SuitePool:
     """``count`` models of the shapes in turn, of which half may be on the device at once.
 
-    Where they would take more than two fifths of the host's memory, the smallest stands in for the largest ones.
+    Where they would take more than two fifths of the host's memory, the smallest stands in for the largest ones, first
+    for those that are there twice.
     """
     room_bytes = (read_machine().room_bytes if room_bytes is None else room_bytes) * 2 // 5
     names = list(shape_bytes)
     chosen = [names[index % len(names)] for index in range(count)]
     smallest = min(names, key=lambda name: shape_bytes[name])
     while sum(map(shape_bytes.__getitem__, chosen)) > room_bytes and set(chosen) != {smallest}:
-        largest = max(chosen, key=lambda name: shape_bytes[name])
+        larger = [name for name in chosen if name != smallest]
+        twice = [name for name in larger if chosen.count(name) > 1]
+        largest = max(twice or larger, key=lambda name: shape_bytes[name])
         chosen[len(chosen) - 1 - chosen[::-1].index(largest)] = smallest
     in_cache = sorted((-(-shape_bytes[name] // qml.CHUNK_BYTES) * qml.CHUNK_BYTES for name in chosen), reverse=True)
     resident = max(2, count // 2)
@@ -142,13 +144,13 @@ def plan_pool(target: Target, shape_bytes: Mapping[str, int], count: int, room_b
     )
 
 
-def make_jobs(names: Sequence[str], seconds: float, limits: LengthLimits) -> list[Job]:
+def make_jobs(names: Sequence[str], seconds: float, limits: LengthLimits, context_tokens: int) -> list[Job]:
     """Poisson arrivals at rates from the least to the most, evenly apart; ShareGPT's lengths, capped."""
-    lengths, jobs = QuantileTable.shipped(), []
+    lengths, jobs = QuantileTable.shipped(), list[Job]()
     for index, name in enumerate(names):
         rate_per_s = LEAST_RATE_PER_S + (MOST_RATE_PER_S - LEAST_RATE_PER_S) * index / max(1, len(names) - 1)
         for arrival in synthesize(SyntheticSpec(1, rate_per_s, seconds, seed=index), lengths):
-            inputs, outputs = limits.apply(arrival, _CONTEXT_TOKENS)
+            inputs, outputs = limits.apply(arrival, context_tokens)
             jobs.append(Job(f"{name}-{len(jobs):05d}", name, arrival.time_s, inputs, outputs))
     return sorted(jobs, key=lambda job: job.time_s)
 

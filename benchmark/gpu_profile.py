@@ -22,7 +22,9 @@ from aegaeon.profiling.target import Target, copying_target, gpu_target
 
 _CPU_MEMORY_BYTES = 512 << 20
 _KV_SHARE, _MOST_KV_BYTES = 4, 8 << 30  # of the device's memory
-_MAX_ERROR = 0.25  # a quick look
+_MAX_ERROR = {"cuda": 0.25, "cpu": 0.99}  # a quick look; on a processor the suite is only tried out
+CONTEXT_TOKENS = {"cuda": 4096, "cpu": 640}
+"""The longest that is measured and served, by the kind of device."""
 _SERVED = PoolConfig(models=())
 
 
@@ -34,7 +36,7 @@ def profile_target(kind: str) -> Target:
     return gpu_target(gpus, max(1, len(os.sched_getaffinity(0)) // len(gpus)), gpu_room_bytes(gpus[0].free_bytes))
 
 
-def profile(kind: str, folders: Mapping[str, Path], out: Path, context_tokens: int = 4096) -> Iterator[dict[str, Any]]:
+def profile(kind: str, folders: Mapping[str, Path], out: Path) -> Iterator[dict[str, Any]]:
     """Profile the models, going on with what is in ``out``. Raises ``ProfilingError`` where a fit is bad."""
     target = profile_target(kind)
     assert target.memory_bytes is not None, "the suite's devices are copied to"
@@ -45,8 +47,8 @@ def profile(kind: str, folders: Mapping[str, Path], out: Path, context_tokens: i
         min(_MOST_KV_BYTES, min(target.memory_bytes, read_machine().room_bytes) // _KV_SHARE),
         _SERVED.prefill_chunk_tokens,
         _SERVED.max_batch_requests,
-        context_tokens,
-        _MAX_ERROR,
+        CONTEXT_TOKENS[kind],
+        _MAX_ERROR[kind],
         quick=True,
         fresh=False,
         date=datetime.now(UTC).date().isoformat(),
@@ -62,7 +64,7 @@ def profile(kind: str, folders: Mapping[str, Path], out: Path, context_tokens: i
 def _record(file: ProfileFile) -> dict[str, Any]:
     times = file.coefficients.profile
     record: dict[str, Any] = {"model": file.model, "prefill_512_s": times.prefill_s([512])}
-    record |= {"decode_8x1024_s": times.decode_step_s(8 * 1024, 8)}
+    record |= {"decode_8x512_s": times.decode_step_s(8 * 512, 8)}
     if file.fit is not None:
         record |= {"error_%": max(file.fit.prefill_percent, file.fit.decode_percent)}
     if file.switching is not None:

@@ -60,6 +60,8 @@ class Rig:
         pages_of = sorted((-(-size // page_bytes) for size in self.weight_bytes.values()), reverse=True)
         weight_pages = sum(pages_of[:_RESIDENT_MODELS])
         slabs_bytes = kv_bytes // _SLAB_BYTES * _SLAB_BYTES
+        if not slabs_bytes:
+            raise ValueError(f"{kv_bytes} bytes for KV hold no slab of {_SLAB_BYTES}: raise --kv-gib")
         memory_bytes = slabs_bytes + padding_bytes(self.shapes.values())
         kv_pages = -(-memory_bytes // page_bytes)
         self.device: Device = make_device(
