@@ -386,7 +386,7 @@ class Instance:
         elif feed.prefill:
             if turn.keep_prefilled:
                 turn.keep(sequence.request_id)
-                self._kv.saved(sequence)
+                self._kv.saved(sequence)  # counts what has landed by now
                 self._driver.send(m.Prefilled(turn.turn_id, sequence.progress()))
             else:
                 turn.depart(sequence.request_id)
