@@ -59,7 +59,7 @@ def make_costs(
         {**estimates, **{name: entry.profile for name, entry in measured.items()}},
         weight_bytes_per_s=_copy_rate(rates, [entry.weight_bytes_per_s for entry in measured.values()]),
         kv_bytes_per_s=_copy_rate(rates, [entry.kv_bytes_per_s for entry in measured.values()]),
-        switch_overhead_s=_median([entry.hand_over_s for entry in measured.values()]) or _HAND_OVER_S,
+        switch_overhead_s=_median([entry.hand_over_s for entry in measured.values()], _HAND_OVER_S),
     )
 
 
@@ -67,10 +67,10 @@ def _copy_rate(rates: DeviceRates, measured: Sequence[float | None]) -> float:
     """Bytes per second between host and device: as measured, else what the link gives."""
     if rates.host_link_bytes_per_s is None:
         return _IN_PLACE_BYTES_PER_S
-    return _median(measured) or rates.host_link_bytes_per_s
+    return _median(measured, rates.host_link_bytes_per_s)
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def _median(values: Sequence[float | None], otherwise: float) -> float:
     """Of those that there are."""
     known = [value for value in values if value is not None]
-    return median(known) if known else None
+    return median(known) if known else otherwise
