@@ -21,6 +21,7 @@ from aegaeon.engine.device_runner import DeviceRunner
 from aegaeon.engine.kv_arena import KvArena
 from aegaeon.engine.model import Model
 from aegaeon.engine.runner import Runner
+from aegaeon.runtime.device_kv import copy_in_batches
 from aegaeon.runtime.weight_store import host_tensors
 from benchmark.gpu_rig import Rig
 
@@ -141,7 +142,7 @@ def kv(rig: Rig) -> Iterator[Record]:
         for what, (pairs, stream) in ways.items():
 
             def move(pairs: list[tuple[torch.Tensor, torch.Tensor]] = pairs, at: Stream = stream) -> None:
-                rig.device.synchronize(rig.device.copy_many(pairs, at))
+                rig.device.synchronize(copy_in_batches(rig.device, pairs, at))
 
             move()
             seconds = _median_s(rig, move)

@@ -20,6 +20,7 @@ from aegaeon.device.factory import make_device
 from aegaeon.device.protocol import CopyPair, Device, Stream
 from aegaeon.device.shared_memory import create_memfd, map_fd
 from aegaeon.profiling.point import Copied
+from aegaeon.runtime.device_kv import copy_in_batches
 
 _BYTES = 128 << 20
 _FLAG = "--kv-cache"
@@ -69,7 +70,7 @@ class CopyBench:
 
     def _copy_s(self, pairs: Sequence[CopyPair], stream: Stream) -> float:
         start_s = time.perf_counter()
-        self._device.synchronize(self._device.copy_many(pairs, stream))
+        self._device.synchronize(copy_in_batches(self._device, pairs, stream))
         return time.perf_counter() - start_s
 
 

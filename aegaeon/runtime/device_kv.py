@@ -10,9 +10,10 @@ request is told to be safe elsewhere, or its blocks to be free, only when no cop
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -22,6 +23,9 @@ from aegaeon.engine.kv_arena import KvArena
 from aegaeon.memory.block_table import BlockTables
 from aegaeon.memory.slab_cache import SlabCache
 from aegaeon.runtime.sequence import Sequence
+
+_BATCH_BLOCKS = 32
+"""Given to the device at once. Making a copy ready takes the host 5 to 10 us, half of what moving a block takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +117,13 @@ class DeviceKv:
         # What is not in the slab cache is not there at all: it was lost with its device and is computed again.
         sequence.kv_tokens = sequence.saved_tokens
         filled, size = shape.blocks_for(sequence.kv_tokens), shape.block_bytes
-        pairs: list[CopyPair] = [
+        if not filled:
+            return
+        pairs = (
             (self._memory[there : there + size], self._host[here : here + size])
             for there, here in zip(self.blocks(sequence)[:filled], sequence.blocks[:filled], strict=True)
-        ]
-        if pairs:
-            self._arriving[sequence.request_id] = self._device.copy_many(pairs, Stream.COPY_IN)
+        )
+        self._arriving[sequence.request_id] = copy_in_batches(self._device, pairs, Stream.COPY_IN)
 
     def _here(self, sequences: Iterable[Sequence]) -> list[Sequence]:
         return [sequence for sequence in sequences if sequence.request_id in self._tables]
@@ -138,19 +143,26 @@ class DeviceKv:
         if not new:
             return
         self._device.wait(Stream.COPY_OUT, self._device.record(Stream.COMPUTE))
-        pairs = [pair for sequence, upto in new.items() for pair in self._unsent(sequence, upto)]
-        event = self._device.copy_many(pairs, Stream.COPY_OUT)
+        pairs = (pair for sequence, upto in new.items() for pair in self._unsent(sequence, upto))
+        event = copy_in_batches(self._device, pairs, Stream.COPY_OUT)
         self._leaving |= {sequence.request_id: _Leaving(upto, event) for sequence, upto in new.items()}
 
-    def _unsent(self, sequence: Sequence, upto: int) -> list[CopyPair]:
+    def _unsent(self, sequence: Sequence, upto: int) -> Iterator[CopyPair]:
         """Blocks that changed since they were last sent, with their places in the slab cache."""
         shape = self._tables.shape(sequence.request_id)
         first, last = self._sent_tokens(sequence) // shape.block_tokens, shape.blocks_for(upto)
         here, size = self.blocks(sequence), shape.block_bytes
-        return [
-            (self._host[there : there + size], self._memory[source : source + size])
-            for source, there in zip(here[first:last], sequence.blocks[first:last], strict=True)
-        ]
+        for source, there in zip(here[first:last], sequence.blocks[first:last], strict=True):
+            yield self._host[there : there + size], self._memory[source : source + size]
+
+
+def copy_in_batches(device: Device, pairs: Iterable[CopyPair], stream: Stream) -> Event:
+    """Begin copies that do not touch each other's bytes, some at a time, so that those that are given move while others
+    are made ready. All have landed when the event has happened: a stream is in order."""
+    rest, event = iter(pairs), None
+    while batch := list(islice(rest, _BATCH_BLOCKS)):
+        event = device.copy_many(batch, stream)
+    return device.record(stream) if event is None else event
 
 
 def padding_bytes(shapes: Iterable[KvShape]) -> int:

@@ -12,8 +12,8 @@ import torch
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.device.factory import make_device
-from aegaeon.device.protocol import Device
-from aegaeon.runtime.device_kv import DeviceKv
+from aegaeon.device.protocol import Device, Stream
+from aegaeon.runtime.device_kv import DeviceKv, copy_in_batches
 from aegaeon.runtime.messages import Member, SequenceState
 from aegaeon.runtime.sequence import Sequence
 
@@ -173,3 +173,19 @@ def test_what_was_saved_comes_back_and_what_was_not_is_computed_again(place: Pla
     assert sequence.kv_tokens == 10
     starts = place.kv.blocks(sequence)[:3]
     assert [int(place.memory[start]) for start in starts] == [1, 2, 3]
+
+
+def test_a_large_move_begins_before_all_of_it_is_made_ready(cuda: Place, driver: FakeCudaDriver) -> None:
+    """Making ready takes the host half the time of moving: neither should wait for the other."""
+    pairs = [(cuda.memory[index : index + 1], cuda.host[index : index + 1]) for index in range(70)]
+    cuda.host[:70] = torch.arange(70)
+    seen: list[int] = []
+
+    def watched() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for pair in pairs:
+            seen.append(driver.calls.count("cuMemcpyBatchAsync"))
+            yield pair
+
+    cuda.device.synchronize(copy_in_batches(cuda.device, watched(), Stream.COPY_IN))
+    assert cuda.memory[:70].tolist() == list(range(70))
+    assert (seen[0], seen[40], seen[69]) == (0, 1, 2)
