@@ -169,7 +169,7 @@ def _run(
         start_s = time.monotonic()
         records = replay(running.url, jobs, _SLO).records
         end_s = time.monotonic()
-    return records, real.read_log(event_log, 0.0, end_s), start_s
+    return records, real.read_log(event_log, [(0.0, end_s)])[0], start_s
 
 
 def _entries(profiles: Path, device: str, shapes: Mapping[str, str]) -> dict[str, ProfileEntry]:
