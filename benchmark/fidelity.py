@@ -1,20 +1,20 @@
 """Compares the simulator with the real pool on this machine: the same requests, several loads, one of them too much.
 
-    python3 benchmark/fidelity.py [--rates 0.125 0.25 0.5 0.75 1 2] [--seconds 30] [--rounds 3]
+    python3 benchmark/fidelity.py [--rates 0.125 0.25 0.375 0.5 1.25 2] [--seconds 30] [--rounds 3]
 
 Four small models are profiled here (``aegaeon profile``), then served by one instance of a thread, so that on two cores
 it has one for itself, as a device has. The simulator gets the profiles, and constants of the machine that are measured
-here on short loads of their own (other requests), one before and one after each load that is compared: the way of a
+here on short loads of their own (other requests), one before every third of the loads that are compared: the way of a
 request to the pool and back, what a turn takes beside its steps, how much slower steps are in a pool than in the
-profile, and what a step that does both saves. All these short loads together give the constants; the two around a load
-say how fast the machine was then, for a shared machine is up to half again as slow for a minute now and then. Nothing
-is fitted to the loads that are compared.
+profile, and what a step that does both saves. All of these together give the constants: the machine is shared, and its
+speed changes by a tenth and more within half a minute, so that one measurement tells little of the next. Nothing is
+fitted to the loads that are compared.
 
 A pool near saturation is chaotic: a few milliseconds decide who is next, and single requests come out very differently
 from one run to the next. Therefore each load has several rounds, with other requests each time, which are taken
-together; and targets and lengths are such that what is compared is a property of the load: in the simulator, steps that
-take 5 % longer change median TTFT and TPOT of these loads by 3 to 11 %. (With replies that fit into one turn, TPOT is
-either that of one turn or includes a round of all models, and the median jumps between the two: up to 30 %.)
+together; and lengths are such that a reply takes many turns. (With replies that fit into one, TPOT is either that of
+one turn or includes a round of all models, and in the simulator the median jumped by up to 30 % where steps took 5 %
+longer; with these it is 2 to 14 %.)
 
 Does not know: how either side works.
 """
@@ -28,11 +28,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import chain, pairwise, product
+from itertools import chain, product
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -53,7 +53,7 @@ from benchmark.awake import awake_cores
 from benchmark.e2e_options import amount, count
 from benchmark.fidelity_measured import Measured, RealRun
 from benchmark.fidelity_sim import Machine, simulate
-from benchmark.fidelity_turns import TurnCosts, slow_down, way_s
+from benchmark.fidelity_turns import TurnCosts, way_s
 from benchmark.interrupt import run_to_end
 from benchmark.job import Job, LengthLimits, ServedModel, plan_jobs
 from benchmark.pool import PoolError
@@ -61,11 +61,11 @@ from benchmark.results import failures
 from benchmark.small_models import CACHE_DIR
 from benchmark.usage import UsageError
 
-RATES = (0.125, 0.25, 0.5, 0.75, 1.0, 2.0)  # requests per second of each model
-OWN_RATE, OWN_SECONDS, OWN_SEEDS = 6.0, 2.0, 1000  # of the loads that turns are measured on
+RATES = (0.125, 0.25, 0.375, 0.5, 1.25, 2.0)  # requests per second of each model
+OWN_RATE, OWN_SECONDS, OWN_SEEDS = 4.0, 2.0, 1000  # of the loads that turns are measured on
+OWN_EVERY = 3  # loads
 SLO = Slo(2.0, 0.15)
 LIMITS = LengthLimits(320, 320)
-OWN_LIMITS = LengthLimits(320, 96)  # short: the loads come soon after one another
 ATTAINMENT_TARGET, LATENCY_TARGET = 0.02, 0.10
 MEASURED = "measured.json"
 QUIET_CORES = 0.1  # what others may use without disturbing
@@ -93,7 +93,7 @@ class Comparison:
     """One load on both sides, all rounds together. ``failed`` requests are the real pool's.
 
     ``rounds``: measured and simulated of each. ``own_cores`` were busy with the pool and its clients, ``other_cores``
-    with what has nothing to do with it (the most in a round). ``slow_downs``: of the machine, in each round.
+    with what has nothing to do with it (the most in a round).
     """
 
     rate_per_s: float
@@ -104,7 +104,6 @@ class Comparison:
     measured: Outcome
     simulated: Outcome
     rounds: tuple[tuple[Outcome, Outcome], ...]
-    slow_downs: tuple[float, ...]
 
     @property
     def attainment_points(self) -> float:
@@ -130,13 +129,11 @@ def _p90(values: Sequence[float]) -> float:
     return values[min(len(values) - 1, int(0.9 * len(values)))]
 
 
-def make_jobs(
-    names: Sequence[str], rate_per_s: float, seconds: float, seed: int, limits: LengthLimits = LIMITS
-) -> list[Job]:
+def make_jobs(names: Sequence[str], rate_per_s: float, seconds: float, seed: int) -> list[Job]:
     """A load: Poisson arrivals of every model, ShareGPT-like lengths with prompts scaled to small models."""
     spec = SyntheticSpec(len(names), rate_per_s, seconds, input_scale=0.2, seed=seed)
     served = [ServedModel(name, real.CONTEXT_TOKENS) for name in names]
-    return plan_jobs(synthesize(spec, QuantileTable.shipped()), served, limits)
+    return plan_jobs(synthesize(spec, QuantileTable.shipped()), served, LIMITS)
 
 
 def comparison_table(rows: Sequence[Comparison]) -> Table:
@@ -232,21 +229,19 @@ def _measure(
         arguments = real.serve_arguments(models, options.work / "profiles", cache_bytes, log)
         with real.pool(arguments, Path(scratch) / "pool.log") as pool:
             asyncio.run(real.warm_up(pool.url, list(models)))
-            own = [_run_own(pool.url, models, options.seed, awake)]
-            runs: list[tuple[float, RealRun]] = []
-            for index, (rate, rounds) in product(range(options.rounds), loads.items()):
-                runs.append((rate, real.run_sync(pool.url, rounds[index], SLO, awake)))
-                console.print(_progress(index, *runs[-1]))
-                own.append(_run_own(pool.url, models, options.seed + len(own), awake))
+            runs: dict[float, list[RealRun]] = {rate: [] for rate in loads}
+            own: list[_OwnLoad] = []
+            for done, (index, (rate, rounds)) in enumerate(product(range(options.rounds), loads.items())):
+                if done % OWN_EVERY == 0:
+                    own.append(_run_own(pool.url, models, options.seed + len(own), awake))
+                runs[rate].append(real.run_sync(pool.url, rounds[index], SLO, awake))
+                console.print(_progress(index, rate, runs[rate][-1]))
+            own.append(_run_own(pool.url, models, options.seed + len(own), awake))
         logs = real.read_log(log, [(load.start_s, load.end_s) for load in own])
         told = {name: entry.profile for name, entry in profiles.items()}
         turns = TurnCosts.of(chain.from_iterable(logs), told)
         ways_s = [way_s(entries, load.records) for entries, load in zip(logs, own, strict=True)]
-        slow = [slow_down(entries, told, turns) for entries in logs]
-        kept: dict[float, list[RealRun]] = {rate: [] for rate in loads}
-        for (rate, run), around in zip(runs, pairwise(slow), strict=True):
-            kept[rate].append(replace(run, slow_down=mean(around)))
-        Measured(median(ways_s), turns, kept).write(options.work / MEASURED)
+        Measured(median(ways_s), turns, runs).write(options.work / MEASURED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +255,7 @@ class _OwnLoad:
 
 def _run_own(url: str, models: Mapping[str, Path], seed: int, awake: frozenset[int]) -> _OwnLoad:
     start_s = time.monotonic()
-    jobs = make_jobs(list(models), OWN_RATE, OWN_SECONDS, OWN_SEEDS + seed, OWN_LIMITS)
+    jobs = make_jobs(list(models), OWN_RATE, OWN_SECONDS, OWN_SEEDS + seed)
     records = real.run_sync(url, jobs, SLO, awake).records
     return _OwnLoad(start_s, time.monotonic(), records)
 
@@ -291,12 +286,10 @@ def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -
         f"{turns.mixed_overlap:.0%} of the smaller fixed cost; a request and its reply are {measured.way_s * 1e3:.1f} "
         f"ms on their way"
     )
-    rows = []
-    for rate, rounds in loads.items():
-        runs = measured.runs[rate]
-        pairs = zip(rounds, runs, strict=True)
-        simulated = [simulate(jobs, SLO, profiles, machine.slower(run.slow_down)) for jobs, run in pairs]
-        rows.append(_compare(rate, runs, simulated))
+    rows = [
+        _compare(rate, measured.runs[rate], [simulate(jobs, SLO, profiles, machine) for jobs in rounds])
+        for rate, rounds in loads.items()
+    ]
     console.print(comparison_table(rows))
     _write(rows, machine, options)
     console.print(f"written to {options.out / 'fidelity.json'} and {options.out / 'fidelity.png'}")
@@ -322,7 +315,6 @@ def _compare(rate_per_s: float, runs: Sequence[RealRun], simulated: Sequence[lis
         Outcome.of(records),
         Outcome.of([record for each in simulated for record in each]),
         tuple((Outcome.of(run.records), Outcome.of(each)) for run, each in rounds),
-        tuple(run.slow_down for run in runs),
     )
 
 

@@ -18,17 +18,12 @@ from benchmark.fidelity_turns import TurnCosts
 
 @dataclass(frozen=True, slots=True)
 class RealRun:
-    """What the clients of one load saw.
-
-    ``own_cores``: compute of the pool and its clients; the rest is others'. ``slow_down``: how many times as long as
-    ``Measured.turns`` say steps took just before and just after.
-    """
+    """What the clients of one load saw. ``own_cores``: compute of the pool and its clients; the rest is others'."""
 
     records: list[RequestRecord]
     duration_s: float
     own_cores: float
     other_cores: float
-    slow_down: float = 1.0
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Self:

@@ -27,7 +27,7 @@ SIZES = ModelSizes(hidden_size=512, layers=8, heads=8, kv_heads=4, vocab_size=40
 ARCHITECTURES = ("llama", "qwen3", "llama", "qwen3")
 THREADS = 1  # the other core is for the server, the driver and the clients
 CONTEXT_TOKENS = 640
-BATCH = 16
+BATCH = 8
 CHUNK_TOKENS = 512
 BLOCK_TOKENS = 16
 KV_CACHE_BYTES = 256 << 20

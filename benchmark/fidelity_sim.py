@@ -42,10 +42,6 @@ class Machine:
     told_hand_over_s: float
     way_s: float
 
-    def slower(self, times: float) -> Machine:
-        """The same where turns take so many times as long."""
-        return replace(self, turns=self.turns.slower(times))
-
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -60,18 +60,6 @@ class TurnCosts:
         overlap = _overlap([turn.mixed_s(bare[turn.start.model], rates) for turn in mixed])
         return replace(rates, mixed_overlap=overlap)
 
-    def slower(self, times: float) -> TurnCosts:
-        """On a machine where everything takes so many times as long."""
-        return TurnCosts(
-            self.prefill_ratio * times,
-            self.prompt_s * times,
-            self.decode_ratio * times,
-            self.member_s * times,
-            self.gap_s * times,
-            self.hand_over_s * times,
-            self.mixed_overlap,
-        )
-
     def in_pool(self, profile: LatencyProfile) -> LatencyProfile:
         """The profile, as slow as in the pool."""
         prefill, decode = self.prefill_ratio, self.decode_ratio
@@ -83,21 +71,6 @@ class TurnCosts:
             profile.d1_s * decode,
             profile.d2_s * decode + self.member_s,
         )
-
-
-def slow_down(log: Iterable[LogEntry], profiles: Mapping[str, LatencyProfile], costs: TurnCosts) -> float:
-    """How many times as long as ``costs`` say the steps of a log took, the gaps between them left out."""
-    steps = replace(costs, gap_s=0.0)
-    told = {name: steps.in_pool(profile) for name, profile in profiles.items()}
-    took_s = expected_s = 0.0
-    for turn in _turns(log):
-        profile, timing = told[turn.start.model], turn.timing
-        took_s += sum(sums.seconds for sums in (timing.prefill, timing.decode) if sums is not None)
-        expected_s += _prefill_s(profile, timing.prefill) if timing.prefill is not None else 0.0
-        expected_s += _decode_s(profile, timing.decode) if timing.decode is not None else 0.0
-    if not expected_s:
-        raise ValueError("the log has no timed turn")
-    return took_s / expected_s
 
 
 def way_s(log: Iterable[LogEntry], records: Sequence[RequestRecord]) -> float:

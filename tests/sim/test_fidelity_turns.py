@@ -12,7 +12,7 @@ from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
 from aegaeon.core.turn_timing import StepSums, TurnTiming
 from aegaeon.scheduler.log import LogEntry
-from benchmark.fidelity_turns import TurnCosts, slow_down, way_s
+from benchmark.fidelity_turns import TurnCosts, way_s
 
 PROFILE = LatencyProfile(0.010, 0.0003, 0.0, 0.009, 0.000_002, 0.000_25)
 COSTS = TurnCosts(1.1, 0.001, 1.05, 0.0004, gap_s=0.0002, hand_over_s=0.002, mixed_overlap=0.25)
@@ -88,17 +88,6 @@ def test_a_profile_in_the_pool_has_the_ratios_and_what_is_added() -> None:
     in_pool = COSTS.in_pool(PROFILE)
     assert in_pool.prefill_s([100]) == pytest.approx(IN_POOL.prefill_s([100]) + GAP_S)
     assert in_pool.decode_step_s(500, 4) == pytest.approx(IN_POOL.decode_step_s(500, 4) + GAP_S)
-
-
-@pytest.mark.parametrize("times", [1.0, 1.25])
-def test_a_slower_machine_is_told_by_its_steps(times: float) -> None:
-    log = make_log().entries
-    assert slow_down(log, {"m": PROFILE}, COSTS.slower(1 / times)) == pytest.approx(times)
-
-
-def test_a_log_without_steps_tells_no_speed() -> None:
-    with pytest.raises(ValueError, match="no timed turn"):
-        slow_down([], {"m": PROFILE}, COSTS)
 
 
 @pytest.mark.parametrize("kind", ["prompts", "steps", "nothing"])
