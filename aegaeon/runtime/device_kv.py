@@ -22,6 +22,7 @@ from aegaeon.device.protocol import CopyPair, Device, Event, Stream
 from aegaeon.engine.kv_arena import KvArena
 from aegaeon.memory.block_table import BlockTables
 from aegaeon.memory.slab_cache import SlabCache
+from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime.sequence import Sequence
 
 _BATCH_BLOCKS = 32
@@ -113,7 +114,11 @@ class DeviceKv:
 
     def _bring_in(self, shape: KvShape, sequence: Sequence) -> None:
         self._tables.add(sequence.request_id, shape)
-        self._tables.grow(sequence.request_id, len(sequence.blocks) * shape.block_tokens)
+        try:
+            self._tables.grow(sequence.request_id, len(sequence.blocks) * shape.block_tokens)
+        except OutOfSlabsError:
+            self._tables.release(sequence.request_id)  # or the next look would take its KV for here
+            raise
         # What is not in the slab cache is not there at all: it was lost with its device and is computed again.
         sequence.kv_tokens = sequence.saved_tokens
         filled, size = shape.blocks_for(sequence.kv_tokens), shape.block_bytes

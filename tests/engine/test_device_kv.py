@@ -13,6 +13,7 @@ from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.device.factory import make_device
 from aegaeon.device.protocol import Device, Stream
+from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime.device_kv import DeviceKv, copy_in_batches
 from aegaeon.runtime.messages import Member, SequenceState
 from aegaeon.runtime.sequence import Sequence
@@ -189,3 +190,16 @@ def test_a_large_move_begins_before_all_of_it_is_made_ready(cuda: Place, driver:
     cuda.device.synchronize(copy_in_batches(cuda.device, watched(), Stream.COPY_IN))
     assert cuda.memory[:70].tolist() == list(range(70))
     assert (seen[0], seen[40], seen[69]) == (0, 1, 2)
+
+
+def test_who_found_no_room_is_brought_in_when_there_is_some(place: Place) -> None:
+    """Not taken for here because its table is: it would be attended, and saved, as whatever lay there."""
+    large = place.fetched(place.sequence("large", 8 * SLABS - 4, 0))
+    place.host[20 * SHAPE.block_bytes : 22 * SHAPE.block_bytes] = 7
+    waiting = place.sequence("waiting", 10, 20, kv_tokens=8)
+    with pytest.raises(OutOfSlabsError):
+        place.kv.fetch("m", waiting)
+    place.kv.evict(large.request_id)
+    place.fetched(waiting)
+    starts = place.kv.blocks(waiting)[:2]
+    assert [int(place.memory[start]) for start in starts] == [7, 7]
