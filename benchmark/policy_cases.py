@@ -31,6 +31,7 @@ from aegaeon.workload import (
     read_trace,
     synthesize,
 )
+from benchmark.servegen import ServeGen
 from sim.bound import least_demand
 from sim.hardware import Hardware, HardwareOptions, make_hardware
 from sim.pooled_layout import disaggregated_layout
@@ -58,6 +59,7 @@ class Load:
     duration_s: float
     seed: int
     slo_scale: float = 1.0
+    devices: int = DEVICES
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Score:
     attainment: float
     worst_model: float
     switches: int = 0
+    devices: int = 0
 
 
 def contenders() -> dict[str, Contender]:
@@ -96,8 +99,7 @@ def ablations() -> dict[str, Contender]:
         "worth of a turn": {"horizon_s": 0.0, "recover_s": 0.0},
         "late yield": {"patience_s": 0.0},
         "fairness": {"fairness": 0.0},
-        "short turns": {"min_turn_s": 1.0, "max_turn_s": 1.0},
-        "loads in advance": {"load_ahead_s": 0.0},
+        "short turns": {"turn_s": 1.0},
     }
     cases = {"all": Tuning()}
     cases |= {f"without {idea}": replace(Tuning(), **change) for idea, change in off.items()}  # type: ignore[arg-type]
@@ -182,6 +184,8 @@ def scenario_of(load: Load) -> Scenario:
 
 def _arrivals(load: Load) -> list[Arrival]:
     """Poisson per model. The even market is the artifact's: at most ``duration * rate`` requests a model."""
+    if load.kind == "servegen":
+        return _servegen().arrivals(load.models, load.duration_s, load.seed)
     lengths = _lengths(load.kind)
     if load.kind == "even":
         return synthesize(SyntheticSpec(load.models, load.rate_per_s, load.duration_s, seed=load.seed), lengths)
@@ -232,13 +236,18 @@ def _lengths(kind: str) -> LengthSource:
 
 
 @lru_cache(maxsize=1)
+def _servegen() -> ServeGen:
+    return ServeGen.open(TRACES)
+
+
+@lru_cache(maxsize=1)
 def _book() -> ProfileBook:
     return ProfileBook.open(ROOT / "profiles")
 
 
 @lru_cache(maxsize=2)
-def _hardware(paper_constants: bool) -> Hardware:
-    return make_hardware(HardwareOptions((DEVICE,) * DEVICES, NODES, artifact=paper_constants), 1)
+def _hardware(paper_constants: bool, devices: int = DEVICES) -> Hardware:
+    return make_hardware(HardwareOptions((DEVICE,) * devices, min(NODES, devices), artifact=paper_constants), 1)
 
 
 # --- runs
@@ -246,14 +255,26 @@ def _hardware(paper_constants: bool) -> Hardware:
 
 def run(contender: Contender, load: Load) -> Score:
     """Simulate to the end."""
-    hardware = _hardware(contender.paper_constants)
+    hardware = _hardware(contender.paper_constants, load.devices)
     try:
         done = simulate(contender.system, scenario_of(load), hardware, Tally(keep_text=False)).summary
     except NoPlacementError:
         return Score(0.0, 0.0)
-    return Score(done["slo_attainment"], done["worst_model"], done["switches"])
+    return Score(done["slo_attainment"], done["worst_model"], done["switches"], done["devices"])
 
 
 def bound_load(load: Load) -> float:
     """``max D(T) / (G * T)``: above 1 nobody can keep every deadline."""
-    return least_demand(scenario_of(load)).least_load(DEVICES)
+    return least_demand(scenario_of(load)).least_load(load.devices)
+
+
+def devices_needed(contender: Contender, load: Load, level: float = 0.99, most: int = 128) -> int:
+    """The fewest devices on which the load is served at that attainment, by bisection; ``most`` must be enough."""
+    few, enough = 0, most
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        if run(contender, replace(load, devices=middle)).attainment >= level:
+            enough = middle
+        else:
+            few = middle
+    return enough

@@ -77,9 +77,11 @@ class SimInstance:
 
     # --- commands
 
-    def load(self, model: str, now_s: float) -> None:
-        """Bring a model in ahead of its turn."""
+    def load(self, model: str, requests: Iterable[RequestState], now_s: float) -> None:
+        """Bring a model in ahead of its turn, and the KV of some of its requests."""
         self.weights.want(model, now_s, urgent=False)
+        for request in requests:
+            self._bring_in(request, now_s)
         self._require_memory()
 
     def start(self, command: StartTurn, now_s: float) -> None:
@@ -317,7 +319,7 @@ class SimInstance:
 
     def _bring_in(self, request: RequestState, now_s: float) -> None:
         if request.home == self.instance_id:
-            request.arrive_s = now_s
+            request.arrive_s = max(request.arrive_s, now_s)
             return
         if request.home is not None:
             raise SimulationError(f"the KV of request {request.request_id} is on {request.home}")

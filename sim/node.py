@@ -159,7 +159,7 @@ class SimNode:
             case EndTurn():
                 self.instances[command.instance_id].stop(command.turn_id, now_s)
             case LoadWeights():
-                self.instances[command.instance_id].load(command.model, now_s)
+                self._load(command, now_s)
             case EvictWeights():
                 self.instances[command.instance_id].weights.evict(command.model, now_s)
             case EvictKv():
@@ -168,6 +168,10 @@ class SimNode:
                 self._carry_out_for_request(command, now_s)
             case _:
                 assert_never(command)
+
+    def _load(self, command: LoadWeights, now_s: float) -> None:
+        found = [self.requests.get(request_id) for request_id in command.kv]
+        self.instances[command.instance_id].load(command.model, [one for one in found if one is not None], now_s)
 
     def _evict_kv(self, command: EvictKv) -> None:
         instance = self.instances[command.instance_id]

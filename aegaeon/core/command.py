@@ -56,10 +56,14 @@ class EndTurn:
 
 @dataclass(frozen=True, slots=True)
 class LoadWeights:
-    """Bring a model's weights to the device in the background (prefetch)."""
+    """Bring a model's weights to the device in the background (prefetch), and the KV of those that will need it there.
+
+    ``kv``: requests of the model that are in no turn.
+    """
 
     instance_id: str
     model: str
+    kv: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -439,6 +439,7 @@ class Driver:
                 handle.link.send(m.StopTurn(command.turn_id))
             case c.LoadWeights():
                 self._load_weights(handle, command.model)
+                self._fetch_kv(handle, command)
             case c.EvictWeights():
                 self._evict_weights(handle, command.model)
             case c.EvictKv():
@@ -496,6 +497,13 @@ class Driver:
             handle.link.send(weights)
 
         self.weights.lease(model, handle.key, deliver)
+
+    def _fetch_kv(self, handle: InstanceHandle, command: c.LoadWeights) -> None:
+        found = (self._requests.get(request_id) for request_id in command.kv)
+        free = [request for request in found if request is not None and request.running_on is None]
+        if free:
+            members = [r.member_for(handle.instance_id, self._kv.blocks(r.table_key)) for r in free]
+            handle.link.send(m.FetchKv(command.model, tuple(members)))
 
     def _evict_weights(self, handle: InstanceHandle, model: str) -> None:
         handle.models.pop(model, None)

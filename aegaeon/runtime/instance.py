@@ -125,6 +125,8 @@ class Instance:
                 self._take_weights(message)
             case m.EvictModel():
                 self._evict(message.model)
+            case m.FetchKv():
+                self._fetch_ahead(message)
             case m.EvictDeviceKv():
                 for request_id in message.request_ids:
                     self._kv.evict(request_id)
@@ -181,6 +183,14 @@ class Instance:
         if sequence is not None:
             sequence.blocks += message.blocks
             self._asked_blocks.pop(message.request_id, None)
+
+    def _fetch_ahead(self, message: m.FetchKv) -> None:
+        """Where there is no room for somebody's KV now, its turn will bring it in."""
+        for sequence in [self._sequence(message.model, member) for member in message.members]:
+            try:
+                self._kv.fetch(message.model, sequence)
+            except OutOfSlabsError:
+                self._kv.evict(sequence.request_id)
 
     def _forget(self, request_ids: tuple[str, ...]) -> None:
         progress = []

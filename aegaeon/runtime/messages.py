@@ -206,6 +206,14 @@ class EvictDeviceKv:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchKv:
+    """Bring in the KV of requests that are in no turn, ahead of one."""
+
+    model: str
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """Leave these requests alone from the next step on; answered by ``Forgotten``."""
 

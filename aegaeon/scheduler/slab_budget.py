@@ -17,7 +17,7 @@ _Order = tuple[float, int]
 class SlabBudget:
     """Reservations by request. Slabs serve one KV shape at a time, so slabs are counted by shape, rounded up.
 
-    ``refusals`` counts how often ``admits`` said no.
+    ``refusals`` counts how often ``admits`` said no; ``first_refused`` is who is waited for.
     """
 
     def __init__(self, limits: PoolLimits) -> None:
@@ -31,7 +31,7 @@ class SlabBudget:
         self._shape_blocks: dict[int, int] = {}
         self._used_slabs = 0
         self._used_bytes = 0
-        self._first_refused: _Order | None = None
+        self.first_refused: Job | None = None
         self._exhausted = False
 
     def __contains__(self, request_id: str) -> bool:
@@ -58,11 +58,11 @@ class SlabBudget:
         """
         if job.request_id in self._blocks:
             return True
-        if self._first_refused is not None and self._first_refused < job.order:
+        if self.first_refused is not None and self.first_refused.order < job.order:
             self.refusals += 1
             return False
         if self._exhausted or not self._fits(job):
-            self._first_refused = job.order
+            self.first_refused = job
             self.refusals += 1
             return False
         return True
@@ -95,8 +95,8 @@ class SlabBudget:
 
     def pass_over(self, job: Job) -> None:
         """``job`` cannot be prefilled anywhere now: nobody waits for it."""
-        if self._first_refused == job.order:
-            self._first_refused = None
+        if self.first_refused is not None and self.first_refused.order == job.order:
+            self.first_refused = None
 
     def exhausted(self) -> None:
         """The cache turned out to be full: admit nobody until a holder has left."""

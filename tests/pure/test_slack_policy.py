@@ -48,7 +48,7 @@ def test_an_arrival_on_an_idle_instance_runs_at_once_and_goes_on_decoding_in_its
     assert isinstance(start, StartTurn)
     assert (start.prefill, start.decode, start.keep_prefilled) == (("m0.a",), (), True)
     assert start.quota_s is not None
-    assert start.quota_s >= Tuning().min_turn_s
+    assert start.quota_s >= Tuning().turn_s
 
 
 def test_whoever_arrives_rides_along_in_the_turn_of_its_model() -> None:
@@ -61,7 +61,7 @@ def test_a_model_that_waits_is_loaded_while_another_runs() -> None:
     toy = world()
     arrive(toy, "m0.a")
     assert arrive(toy, "m1.a") == [], "the copy engine is busy with m0"
-    toy.now_s += 0.3
+    toy.now_s += 1.0
     assert arrive(toy, "m2.a") == [LoadWeights("i0", "m1")]
 
 
@@ -97,6 +97,33 @@ def test_the_resident_model_without_work_is_evicted_first() -> None:
     said = arrive(toy, "m2.a")
     assert [command for command in said if isinstance(command, EvictWeights)] == [EvictWeights("i0", "m0")]
     assert LoadWeights("i0", "m2") in said
+
+
+def test_kv_comes_back_with_the_weights_of_its_model() -> None:
+    toy = world(residents=2)
+    arrive(toy, "m0.a", "m1.a", "m2.a", max_new=2000)
+    said: list[Command] = []
+    while not (loads := [command for command in said if isinstance(command, LoadWeights) and command.kv]):
+        toy.now_s += 0.5
+        said = end_turn(toy)
+    (load,) = loads
+    assert load.kv == (f"{load.model}.a",)
+    assert load.kv[0] in toy.instances["i0"].on_device
+
+
+def test_nobody_waits_at_a_full_slab_cache_for_one_that_is_late() -> None:
+    models = make_models(3)
+    toy = ToyWorld(models, make_limits(slabs=8), make_costs(models), policy="slack")
+    toy.join(make_instance("i0", Role.MIXED, max_resident_models=3))
+    toy.deliver_all()
+    arrive(toy, "m0.holder", prompt=500, max_new=400)
+    arrive(toy, "m1.large", prompt=900, max_new=20)
+    end_turn(toy)
+    toy.now_s += 60.0  # the large one could have been served only if it had been alone
+    arrive(toy, "m2.small", prompt=16, max_new=20)
+    while not toy.requests["m2.small"].prefilled:
+        end_turn(toy)
+    assert "m0.holder" in toy.unfinished(), "the small one did not wait until the cache was empty"
 
 
 def test_weights_and_kv_share_the_memory_of_a_device() -> None:
@@ -152,7 +179,7 @@ def test_a_full_queue_is_answered_with_a_time_to_come_again() -> None:
     assert rejected.retry_after_s >= make_limits().min_retry_after_s
 
 
-@pytest.mark.parametrize("change", [{"min_turn_s": 0.0}, {"max_turn_s": 0.01}, {"horizon_s": -1.0}])
+@pytest.mark.parametrize("change", [{"turn_s": 0.0}, {"typical_tokens": 0}, {"horizon_s": -1.0}])
 def test_tuning_that_makes_no_sense_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):
         Tuning(**change)  # type: ignore[arg-type]

@@ -316,10 +316,22 @@ class ToyWorld:
             assert command.model not in instance.resident
             instance.resident.add(command.model)
             self._check_residency(instance)
+            self._load_kv(instance, command)
         else:
             running = instance.turn.command.model if instance.turn else None
             assert command.model != running
             instance.resident.discard(command.model)
+
+    def _load_kv(self, instance: ToyInstance, command: LoadWeights) -> None:
+        for name in command.kv:
+            toy = self.requests[name]
+            assert toy.request.model == command.model
+            assert not any(one.turn and name in one.turn.members for one in self.instances.values()), "it is in a turn"
+            assert not any(name in one.on_device for one in self.instances.values()), "it is on a device"
+            if not toy.ends:
+                assert toy.prefilled
+                instance.on_device.add(name)
+        self._check_device_kv(instance)
 
     def _check_residency(self, instance: ToyInstance) -> None:
         assert len(instance.resident) <= instance.spec.max_resident_models

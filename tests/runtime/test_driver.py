@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 import quick_model_loader as qml
+from aegaeon.core.command import Command, LoadWeights
 from aegaeon.core.cost import ProfiledCosts
-from aegaeon.core.event import TurnEndReason
+from aegaeon.core.event import Event, TurnEnded, TurnEndReason
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
@@ -31,6 +32,7 @@ from aegaeon.runtime.node_kv import NodeKv
 from aegaeon.runtime.ring import RingReader, RingWriter, duplicate_fds
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.registry import make_scheduler
+from aegaeon.scheduler.scheduler import Scheduler
 
 SHAPE = KvShape((LayerKv(2, 8, 8),) * 2, element_bytes=4)
 SLAB_BYTES = 16 * SHAPE.block_bytes
@@ -61,7 +63,9 @@ class Peer:
 class World:
     """A driver on its own thread, with two models, one mixed instance per incarnation, and a frontend."""
 
-    def __init__(self, folder: Path, slabs: int = 8) -> None:
+    def __init__(
+        self, folder: Path, slabs: int = 8, wrap: Callable[[Scheduler], Scheduler] = lambda inner: inner
+    ) -> None:
         paths, specs = {}, {}
         for name in ("one", "two"):
             paths[name] = folder / f"{name}.safetensors"
@@ -76,7 +80,7 @@ class World:
         self.restart_seen = threading.Event()
         self.driver = Driver(
             specs,
-            make_scheduler("aegaeon", tuple(specs.values()), costs, limits),
+            wrap(make_scheduler("aegaeon", tuple(specs.values()), costs, limits)),
             self.kv,
             lambda post, fail: HostWeightCache(8 << 20, paths, post, fail),
             MonotonicClock(),
@@ -151,6 +155,33 @@ def test_a_request_runs_from_submission_to_its_end_and_frees_its_blocks(world: W
     instance.expect(m.RunTurn)
     world.close()
     assert world.kv.used_bytes == SHAPE.blocks_for(len(PROMPT) + SHAPE.block_tokens) * SHAPE.block_bytes  # b's alone
+
+
+class BringsKvIn:
+    """A policy that answers the end of a turn by quota with bringing in what request "a" needs, ahead of its turn."""
+
+    def __init__(self, inner: Scheduler) -> None:
+        self._inner = inner
+
+    def handle(self, event: Event, now_s: float) -> list[Command]:
+        if isinstance(event, TurnEnded) and event.reason is TurnEndReason.QUOTA:
+            return [LoadWeights("i0", "one", ("a", "gone"))]
+        return self._inner.handle(event, now_s)
+
+
+def test_kv_is_brought_in_ahead_of_a_turn_as_a_load_asks(tmp_path: Path):
+    world = World(tmp_path, wrap=BringsKvIn)
+    instance = world.join()
+    world.submit("a")
+    prefill(instance)
+    decode = instance.expect(m.RunTurn)
+    progress = m.Progress("a", (101,), len(PROMPT) + 1)
+    instance.link.send(m.TurnOver(decode.turn_id, TurnEndReason.QUOTA, (progress,), (), switched=False))
+    fetch = instance.expect(m.FetchKv)
+    assert fetch.model == "one"
+    assert [(member.request_id, member.state) for member in fetch.members] == [("a", None)]
+    assert len(fetch.members[0].blocks) * SHAPE.block_tokens > len(PROMPT)
+    world.close()
 
 
 def test_blocks_are_granted_while_a_turn_runs(world: World):

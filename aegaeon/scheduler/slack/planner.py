@@ -1,8 +1,8 @@
 """Which model each instance runs next, with whom and for how long, and which one it brings in meanwhile.
 
 An idle instance begins the most urgent model that is on its device: the one whose turn must begin first so that nobody
-becomes late. All of its members ride along. The turn ends when another model on the device becomes urgent, within
-bounds. Meanwhile the copy engine brings in the most urgent model of the node that no device serves.
+becomes late. All of its members ride along. Meanwhile the copy engine brings in the most urgent model of the node that
+no device serves, and the KV of its members.
 
 Does not know: events, what a request is beyond its next token.
 """
@@ -92,7 +92,7 @@ class Planner:
     def _stop_waiting(self, instance: Instance, now_s: float, out: list[Command]) -> None:
         """A turn whose weights are still on their way ends when another model could run meanwhile."""
         turn = instance.turn
-        if turn is None or turn.ending or turn.ready_s < now_s + self._tuning.min_turn_s:
+        if turn is None or turn.ending or turn.ready_s < now_s + self._tuning.turn_s:
             return
         if self._ready(instance, now_s, besides=turn.model):
             turn.ending = True
@@ -166,7 +166,7 @@ class Planner:
         if model.name not in instance.memory and not self._room.admit(instance, model, only_after_s, now_s, said):
             return False
         resident = instance.memory.residents[model.name]
-        seconds = self._turn_s(instance, model, now_s)
+        seconds = self._tuning.turn_s
         keep = instance.spec.role.prefills and instance.spec.role.decodes
         tokens = 2 + math.ceil(1.5 * seconds / model.step_s)
         turn = Turn(next(self._turn_ids), instance.name, model.name, keep, tokens, resident.ready_s)
@@ -189,21 +189,12 @@ class Planner:
         if not role.prefills:
             return False
         prompts = (member for member in model.waiting.urgent_first(now_s) if instance.can_hold(member))
-        return any(self._may_prefill(member) for member in prompts)
+        return any(self._may_prefill(member, now_s) for member in prompts)
 
     def _may_host(self, instance: Instance, model: ModelState) -> bool:
         role = instance.spec.role
         queues = [queue for queue, may in ((model.waiting, role.prefills), (model.decoding, role.decodes)) if may]
         return any(instance.can_hold(member) for queue in queues for member in queue)
-
-    def _turn_s(self, instance: Instance, model: ModelState, now_s: float) -> float:
-        """Until another model on the device must begin, within bounds."""
-        tuning = self._tuning
-        others = self._ready(instance, now_s, besides=model.name)
-        if not others:
-            return tuning.max_turn_s
-        first_s = min(self._urgency.latest_start_s(other, now_s, instance.spec.role) for _, other in others)
-        return min(tuning.max_turn_s, max(tuning.min_turn_s, first_s - now_s))
 
     # -- who takes part
 
@@ -252,7 +243,7 @@ class Planner:
             prefill_s = self._costs.prefill_s(model.name, (member.context_tokens,))
             if len(turn.members) >= most or (turn.members and turn.prompt_s + prefill_s > limit_s):
                 break
-            if not self._may_prefill(member):
+            if not self._may_prefill(member, now_s):
                 continue
             if not self._fit_kv(instance, member, turn, now_s, out):
                 break
@@ -283,7 +274,11 @@ class Planner:
         step_s = self._costs.decode_step_s(model.name, context_tokens, batch)
         return batch == 1 or step_s <= self._tuning.full_step_share * member.request.slo.tpot_s
 
-    def _may_prefill(self, member: Member) -> bool:
+    def _may_prefill(self, member: Member, now_s: float) -> bool:
+        """Nobody waits for the KV of one that is late: its model may not have a turn for long."""
+        first = self._slabs.first_refused
+        if first is not None and first.request.slo.due_s(first.request.arrival_s, 0) < now_s:
+            self._slabs.pass_over(first)
         return self._slabs.admits(member) or self._quiet()
 
     def _quiet(self) -> bool:
@@ -320,8 +315,12 @@ class Planner:
         return True
 
     def _charge_kv(self, instance: Instance, member: Member, now_s: float) -> None:
+        """KV goes first: weights on their way come that much later."""
         move_s = self._costs.kv_move_s(member.model, member.context_tokens)
         instance.link_free_s = max(now_s, instance.link_free_s) + move_s
+        for resident in instance.memory.residents.values():
+            if resident.ready_s > now_s:
+                resident.ready_s += move_s
 
     def _enter(self, turn: Turn, member: Member) -> None:
         member.turn_id = turn.turn_id
@@ -330,10 +329,10 @@ class Planner:
     # -- loading ahead
 
     def _load_ahead(self, instance: Instance, now_s: float, out: list[Command]) -> None:
-        """Queue loads while the copy engine is about to be free."""
+        """Queue a load when the copy engine is free: the later it is chosen, the more is known."""
         if not self._agenda.has_work(instance.spec.role):
             return
-        while now_s >= max(instance.no_load_until_s, instance.link_free_s - self._tuning.load_ahead_s):
+        while now_s >= max(instance.no_load_until_s, instance.link_free_s):
             if not self._load_next(instance, now_s, out):
                 instance.no_load_until_s = now_s + _NO_LOAD_S
 
@@ -341,9 +340,28 @@ class Planner:
         for model in islice(self._wanted(instance), _TRIES):
             assert model.key_s is not None
             if self._room.admit(instance, model, model.key_s + self._tuning.keep_margin_s, now_s, out):
-                out.append(LoadWeights(instance.name, model.name))
+                kv = self._load_kv(instance, model, now_s, out)
+                out.append(LoadWeights(instance.name, model.name, kv))
                 return True
         return False
+
+    def _load_kv(self, instance: Instance, model: ModelState, now_s: float, out: list[Command]) -> tuple[str, ...]:
+        """The KV of those who wait comes with their model, as far as there is room beside what is there."""
+        if not instance.spec.role.decodes:
+            return ()
+        coming: list[str] = []
+        for member in model.decoding.urgent_first(now_s):
+            if not instance.can_hold(member):
+                continue
+            if not instance.memory.fits(kv_bytes=member.kv_bytes):
+                break
+            if member.device is not None:
+                self._room.evict_kv(self._instances[member.device], [member], out)
+            self._charge_kv(instance, member, now_s)
+            member.device = instance.name
+            instance.memory.count_kv(member, member.kv_bytes)
+            coming.append(member.request_id)
+        return tuple(coming)
 
     def _wanted(self, instance: Instance) -> Iterator[ModelState]:
         """Models with work that no device will take as it is and that this one may, the most urgent first."""

@@ -41,18 +41,10 @@ class Urgency:
         self._tuning = tuning
         self._typical_step_s = typical_step_s
 
-    def latest_start_s(self, model: ModelState, now_s: float, role: Role = Role.MIXED) -> float:
-        """When the next turn must begin so that nobody who is on time becomes late.
-
-        Where everybody is late: when the model has waited for ``patience_s``. Infinite where nothing can be done.
-        """
-        starts_s = [member.start_s for member in self._first_due(model, now_s, role)]
-        return min(starts_s) if starts_s else self._when_patience_ends_s(model, role)
-
     def key_s(self, model: ModelState, now_s: float, role: Role = Role.MIXED) -> float:
         """Priority at ``now_s`` (see the module docstring)."""
         if not self._tuning.horizon_s:
-            return self.latest_start_s(model, now_s, role)
+            return self._latest_start_s(model, now_s, role)
         index = sum(self._worth(member, now_s) for member in self._counting(model, now_s, role))
         if index <= 0.0:
             return self._when_patience_ends_s(model, role)
@@ -65,6 +57,14 @@ class Urgency:
         member.weight = typical / (typical + produced)
         unit_s = step_s if member.decodes else self._costs.prefill_s(member.model, (member.context_tokens,))
         member.start_s = member.due_s - unit_s
+
+    def _latest_start_s(self, model: ModelState, now_s: float, role: Role = Role.MIXED) -> float:
+        """When the next turn must begin so that nobody who is on time becomes late.
+
+        Where everybody is late: when the model has waited for ``patience_s``. Infinite where nothing can be done.
+        """
+        starts_s = [member.start_s for member in self._first_due(model, now_s, role)]
+        return min(starts_s) if starts_s else self._when_patience_ends_s(model, role)
 
     def _worth(self, member: Member, now_s: float) -> float:
         slack_s = member.start_s - now_s
