@@ -35,6 +35,10 @@ _COPY_BYTES = 1 << 30
 _KV_CONTEXTS, _KV_CONTEXT_TOKENS = 8, 2048
 
 
+class TokensDifferError(Exception):
+    """A switch has changed what a model says."""
+
+
 def limits(rig: Rig) -> Iterator[Record]:
     """What the machine can copy at best: the limits that the rest is compared with."""
     size = min(_COPY_BYTES, rig.host.numel(), rig.memory.numel() // 2)
@@ -180,7 +184,10 @@ def overlap(rig: Rig) -> Iterator[Record]:
 
 
 def tokens(rig: Rig, folders: dict[str, Path]) -> Iterator[Record]:
-    """Greedy tokens of the smallest model: on this device, across switches, and on the CPU in float32."""
+    """Greedy tokens of the smallest model: on this device, across switches, and on the CPU.
+
+    Raises ``TokensDifferError`` where switches change them. That the CPU rounds in another order is no fault.
+    """
     model = min(rig.weight_bytes, key=lambda name: rig.weight_bytes[name])
     rig.take(model)
     runner = rig.bind(model)
@@ -194,6 +201,10 @@ def tokens(rig: Rig, folders: dict[str, Path]) -> Iterator[Record]:
     yield {"model": model, "what": "equal with the CPU", "equal": same is None, "first_difference": same}
     if same is not None:
         yield {"model": model, "what": "the CPU's two best logits there", "margin": margins[same]}
+    if first != again:
+        raise TokensDifferError(
+            f"{model} says something else when it leaves the device and comes back: {first}, {again}"
+        )
 
 
 def _greedy_on_host(rig: Rig, model: str, folder: Path, prompt: list[int], count: int) -> tuple[list[int], list[float]]:

@@ -46,6 +46,7 @@ LIMITS_S = {
 
 DEFAULT_MODELS = ("qwen2.5-0.5b", "qwen2.5-7b", "yi-1.5-9b", "llama-2-13b")
 NO_GPU = 2
+_RESULTS = Path(__file__).parent / "results" / "gpu.json"
 _PAGE_BYTES = {"cuda": 64 << 20, "cpu": 2 << 20}
 _MARK = "RECORD "
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception): ")
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tuple(given.models),
         given.device,
         given.work,
-        given.out,
+        given.out or (_RESULTS if given.device == "cuda" else given.work / _RESULTS.name),
         given.kv_gib,
         given.pool_models,
         given.pool_seconds,
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", default=list(DEFAULT_MODELS), help="shapes, see gpu_models.py")
     parser.add_argument("--device", default="cuda", choices=tuple(_PAGE_BYTES))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "aegaeon-gpu-models")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
+    parser.add_argument("--out", type=Path, help="file  [benchmark/results/gpu.json; a try-out's: WORK/gpu.json]")
     parser.add_argument("--kv-gib", type=float, default=24.0, help="device memory for KV")
     parser.add_argument("--pool-models", type=int, default=10, help="models that the pool serves")
     parser.add_argument("--pool-seconds", type=float, default=60.0, help="of traffic for the pool")
