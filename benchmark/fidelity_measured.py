@@ -32,30 +32,36 @@ class RealRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """``way_s`` (of a request to the pool and back) and ``turns`` are of loads of their own.
+class MeasuredLoad:
+    """``runs``, one a round; ``way_s`` (of a request to the pool and back) and ``turns`` of the loads beside them.
 
-    ``runs`` by rate, one a round.
+    ``slowness``: what steps took in each run, over what ``turns`` says.
     """
 
     way_s: float
     turns: TurnCosts
-    runs: Mapping[float, list[RealRun]]
+    slowness: list[float]
+    runs: list[RealRun]
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Self:
+        """Read back."""
+        runs = [RealRun.of(run) for run in plain["runs"]]
+        return cls(plain["way_s"], TurnCosts(**plain["turns"]), plain["slowness"], runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The loads by rate."""
+
+    loads: Mapping[float, MeasuredLoad]
 
     def write(self, path: Path) -> None:
-        plain = asdict(self) | {"runs": [[rate, [asdict(run) for run in runs]] for rate, runs in self.runs.items()]}
-        path.write_text(json.dumps(plain), "utf-8")
+        path.write_text(json.dumps([[rate, asdict(load)] for rate, load in self.loads.items()]), "utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        plain = json.loads(path.read_bytes())
-        return cls(
-            **{
-                **plain,
-                "turns": TurnCosts(**plain["turns"]),
-                "runs": {rate: [RealRun.of(run) for run in runs] for rate, runs in plain["runs"]},
-            }
-        )
+        return cls({rate: MeasuredLoad.of(load) for rate, load in json.loads(path.read_bytes())})
 
 
 def _record(plain: Mapping[str, Any]) -> RequestRecord:

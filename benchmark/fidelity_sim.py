@@ -6,8 +6,7 @@ Does not know: the real pool, what is compared.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.instance import InstanceSpec, Role
@@ -42,8 +41,9 @@ class Machine:
     told_hand_over_s: float
     way_s: float
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def slower(self, factor: float) -> Machine:
+        """One that takes ``factor`` times as long for everything that its instance does."""
+        return replace(self, turns=self.turns.slower(factor))
 
 
 def simulate(

@@ -72,6 +72,35 @@ class TurnCosts:
             profile.d2_s * decode + self.member_s,
         )
 
+    def slower(self, factor: float) -> TurnCosts:
+        """Of a machine on which everything takes ``factor`` times as long."""
+        return replace(
+            self,
+            prefill_ratio=self.prefill_ratio * factor,
+            prompt_s=self.prompt_s * factor,
+            decode_ratio=self.decode_ratio * factor,
+            member_s=self.member_s * factor,
+            gap_s=self.gap_s * factor,
+            hand_over_s=self.hand_over_s * factor,
+        )
+
+    def slowness(self, log: Iterable[LogEntry], profiles: Mapping[str, LatencyProfile]) -> float:
+        """What all timed steps of the log took, over what these costs say.
+
+        Raises ``ValueError`` where the log has none.
+        """
+        steps = replace(self, gap_s=0.0)
+        took_s = said_s = 0.0
+        for turn in _turns(log):
+            profile, timing = steps.in_pool(profiles[turn.start.model]), turn.timing
+            if timing.prefill is not None:
+                took_s, said_s = took_s + timing.prefill.seconds, said_s + _prefill_s(profile, timing.prefill)
+            if timing.decode is not None:
+                took_s, said_s = took_s + timing.decode.seconds, said_s + _decode_s(profile, timing.decode)
+        if not said_s:
+            raise ValueError("the log has no timed turn")
+        return took_s / said_s
+
 
 def way_s(log: Iterable[LogEntry], records: Sequence[RequestRecord]) -> float:
     """What a client waits for its first token beyond what the driver sees: HTTP, the frontend, and back; median.

@@ -90,6 +90,21 @@ def test_a_profile_in_the_pool_has_the_ratios_and_what_is_added() -> None:
     assert in_pool.decode_step_s(500, 4) == pytest.approx(IN_POOL.decode_step_s(500, 4) + GAP_S)
 
 
+def test_slowness_is_of_the_timed_steps_and_makes_everything_slower() -> None:
+    costs = TurnCosts.of(make_log().entries, {"m": PROFILE})
+    assert costs.slowness(make_log().entries, {"m": PROFILE}) == pytest.approx(1.0)
+    slower = costs.slower(1.25)
+    assert slower.slowness(make_log().entries, {"m": PROFILE}) == pytest.approx(1 / 1.25)
+    assert slower.hand_over_s == pytest.approx(1.25 * costs.hand_over_s)
+    assert slower.mixed_overlap == costs.mixed_overlap
+    assert slower.in_pool(PROFILE).prefill_s([100]) == pytest.approx(1.25 * costs.in_pool(PROFILE).prefill_s([100]))
+
+
+def test_a_log_without_timed_turns_has_no_slowness() -> None:
+    with pytest.raises(ValueError, match="no timed turn"):
+        COSTS.slowness([], {"m": PROFILE})
+
+
 @pytest.mark.parametrize("kind", ["prompts", "steps", "nothing"])
 def test_a_log_without_a_kind_of_turn_is_refused(kind: str) -> None:
     log = Log()
