@@ -17,10 +17,15 @@ from sim.policies.job import PlacedJob
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A turn under way. ``ending``: ``EndTurn`` was given, nobody may join any more."""
+    """A turn under way. ``ending``: ``EndTurn`` was given, nobody may join any more.
+
+    ``switches``: it begins with the weights of its model being brought in.
+    """
 
     turn_id: int
     model: str
+    started_s: float
+    switches: bool = False
     members: dict[str, PlacedJob] = field(default_factory=dict)
     ending: bool = False
 

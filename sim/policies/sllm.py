@@ -1,7 +1,8 @@
 """ServerlessLLM, as the Aegaeon artifact (SOSP'25) simulates it: request-level scaling, first come first served.
 
-A GPU runs one model until all of its requests are done. Four slots per GPU and model, no preemption by other models; a
-request without a first token 15 s after its arrival is dropped.
+A GPU runs one model until all of its requests are done, those included that came after another model's (continuous
+batching). Four slots per GPU and model, no preemption by other models; a request without a first token 15 s after its
+arrival is dropped.
 
 Does not know: output lengths, SLOs.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 
 from aegaeon.core.cost import CostModel
 from sim.policies.gpu import Gpu
@@ -35,15 +35,14 @@ class SllmStrategy:
         return place_by_slot(job, gpus.values(), self.slots, self.costs, now_s, self.idle_first)
 
     def next_run(self, gpu: Gpu, now_s: float) -> Iterable[PlacedJob]:
-        return _leading(gpu, next(iter(gpu.queue.values())).model)
+        return _of_model(gpu, next(iter(gpu.queue.values())).model)
 
     def joiners(self, gpu: Gpu, now_s: float) -> Iterable[PlacedJob]:
-        return _leading(gpu, gpu.run.model) if gpu.run is not None else ()
+        return _of_model(gpu, gpu.run.model) if gpu.run is not None else ()
 
     def takes_out(self, gpu: Gpu, now_s: float) -> bool:
         return False
 
 
-def _leading(gpu: Gpu, model: str) -> Iterable[PlacedJob]:
-    """The first jobs of the queue, as long as they are of ``model``."""
-    return takewhile(lambda job: job.model == model, gpu.queue.values())
+def _of_model(gpu: Gpu, model: str) -> Iterable[PlacedJob]:
+    return [job for job in gpu.queue.values() if job.model == model]

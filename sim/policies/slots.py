@@ -2,9 +2,10 @@
 
 A GPU is of the model whose requests are last in its queue (or that it ran last), and has as many slots as requests of
 that model may be last in a row. Where a model's GPUs have no free slot it takes over one that has never been used, else
-the one whose last step (of a prompt or of decoding) ended longest ago, and waits behind what is queued there: an idle
-one if there is any. The simulator of the Aegaeon artifact (SOSP'25) does not look whether it is (``idle_first`` False):
-a GPU that is just being switched looks idle for longest, so requests that come meanwhile pile up behind the switch.
+the one whose last step (a switch, a prompt, or one of decoding) ended longest ago, and waits behind what is queued
+there: an idle one if there is any. The simulator of the Aegaeon artifact (SOSP'25) does not look whether it is
+(``idle_first`` False): a GPU that is just being switched looks idle for longest, so requests that come meanwhile pile
+up behind the switch.
 
 Does not know: what a GPU runs next.
 """
@@ -42,13 +43,12 @@ def place_by_slot(
 
 def last_step_s(gpu: Gpu, costs: CostModel, now_s: float) -> float:
     """When the last step on a GPU ended; between reports the steps of a decoding batch are estimated."""
-    members = gpu.run.members if gpu.run is not None else {}
-    context_tokens = 0
-    for job in members.values():
-        if job.phase is Phase.WAITING:
-            return gpu.progress_s
-        context_tokens += job.context_tokens
-    if gpu.run is None or not members:
+    run = gpu.run
+    if run is None or not run.members:
         return gpu.progress_s
-    step_s = max(_LEAST_STEP_S, costs.decode_step_s(gpu.run.model, context_tokens, len(members)))
+    if any(job.phase is Phase.WAITING for job in run.members.values()):
+        ready_s = run.started_s + costs.switch_s(run.model) if run.switches else run.started_s
+        return ready_s if gpu.progress_s < ready_s <= now_s else gpu.progress_s
+    context_tokens = sum(job.context_tokens for job in run.members.values())
+    step_s = max(_LEAST_STEP_S, costs.decode_step_s(run.model, context_tokens, len(run.members)))
     return gpu.progress_s + (now_s - gpu.progress_s) // step_s * step_s

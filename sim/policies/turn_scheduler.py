@@ -292,11 +292,12 @@ class TurnScheduler:
     def _start(self, gpu: Gpu) -> None:
         if not gpu.queue:
             return
-        run = Run(next(self._turn_ids), "")
+        run = Run(next(self._turn_ids), "", self._now_s)
         jobs = self._enter(gpu, run, self._strategy.next_run(gpu, self._now_s))
         if not jobs:
             return
         run.model = jobs[0].model
+        run.switches = run.model not in gpu.residency
         gpu.run, gpu.model = run, run.model
         self._evict_kept(gpu)
         evicted = gpu.residency.admit(run.model)

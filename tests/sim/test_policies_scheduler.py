@@ -158,13 +158,28 @@ def test_the_artifact_takes_a_gpu_that_is_being_switched_for_the_idlest() -> Non
     assert starts(arrive(world, "m4.a")) == [("g1", "m4")]
 
 
+def test_a_switch_that_is_over_counts_as_something_done() -> None:
+    world = used_twice("sllm artifact")
+    world.now_s += 0.6  # the switch took 0.5 s; its first prompt is under way
+    assert starts(arrive(world, "m3.a")) == [("g1", "m3")]
+
+
 def test_no_model_is_preempted_by_another_and_queues_are_served_in_order() -> None:
     world = pool("sllm", 1)
     arrive(world, "m0.a", max_new=50)
     step(world, "g0", 3)
-    assert arrive(world, "m1.a", "m2.a", "m1.b") == []
+    assert arrive(world, "m1.a", "m2.a", "m3.a") == []
     order = [model for _, model in starts(world.run())]
-    assert order == ["m1", "m2", "m1"]
+    assert order == ["m1", "m2", "m3"]
+
+
+def test_all_waiting_requests_of_a_model_take_part_in_its_run() -> None:
+    world = pool("sllm", 1)
+    arrive(world, "m0.a", max_new=50)
+    step(world, "g0", 3)
+    arrive(world, "m1.a", "m2.a", "m1.b")
+    order = [model for _, model in starts(world.run())]
+    assert order == ["m1", "m2"]
 
 
 @pytest.mark.parametrize("baseline", ["sllm", "sllm+"])
