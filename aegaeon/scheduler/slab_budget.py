@@ -61,11 +61,15 @@ class SlabBudget:
         if self.first_refused is not None and self.first_refused.order < job.order:
             self.refusals += 1
             return False
-        if self._exhausted or not self._fits(job):
+        if not self.has_room(job):
             self.first_refused = job
             self.refusals += 1
             return False
         return True
+
+    def has_room(self, job: Job) -> bool:
+        """Whether the KV of ``job`` fits beside what others hold, whoever else waits."""
+        return not self._exhausted and self._fits(job)
 
     def reserve(self, job: Job) -> None:
         """Count the KV of ``job``, or correct what is counted for it after its context was reported."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from aegaeon.core.instance import Role
 from aegaeon.scheduler.slack.model_state import ModelState
@@ -19,49 +19,53 @@ _CHECKS = 3  # of keys, each time the agenda is refreshed
 class Agenda:
     """Sorted by ``key_of(model, now_s)``. Updates are O(log n) comparisons.
 
+    An instance that only decodes sees the models with somebody to decode, one that only prefills those with a prompt.
     A key also changes by itself, when somebody becomes late: the oldest keys are computed again by ``refresh``, a few
     at a time, each at most every quarter of a second.
     """
 
     def __init__(self, key_of: Callable[[ModelState, float], float]) -> None:
         self._key_of = key_of
-        self._entries: list[tuple[float, int]] = []
+        self._entries: dict[Role, list[tuple[float, int]]] = {role: [] for role in Role}
         self._models: dict[int, ModelState] = {}
-        self._prompts: set[int] = set()  # only their number is asked for
-        self._decodes: set[int] = set()
         self._checks: deque[tuple[float, int]] = deque()  # keys by age; those that have changed since are passed over
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._models)
 
     def has_work(self, role: Role) -> bool:
         """Whether any model has work for an instance of this role."""
-        return bool((self._prompts and role.prefills) or (self._decodes and role.decodes))
+        return bool(self._entries[role])
 
     def update(self, model: ModelState, now_s: float) -> None:
         """The model's members have changed."""
-        if model.key_s is not None:
-            del self._entries[bisect_left(self._entries, (model.key_s, model.order))]
-            model.key_s = None
-            del self._models[model.order]
-        self._count(self._prompts, model, bool(model.waiting))
-        self._count(self._decodes, model, bool(model.decoding))
+        self._discard(model)
         if model.has_work():
             model.note_late(now_s)
             model.key_s, model.keyed_s = self._key_of(model, now_s), now_s
-            insort(self._entries, (model.key_s, model.order))
+            model.roles = tuple(role for role in Role if model.has_work(role))
+            for role in model.roles:
+                insort(self._entries[role], (model.key_s, model.order))
             self._models[model.order] = model
             self._checks.append((now_s, model.order))
 
-    def _count(self, orders: set[int], model: ModelState, waits: bool) -> None:
-        if waits:
-            orders.add(model.order)
-        else:
-            orders.discard(model.order)
+    def _discard(self, model: ModelState) -> None:
+        if model.key_s is None:
+            return
+        for role in model.roles:
+            entries = self._entries[role]
+            del entries[bisect_left(entries, (model.key_s, model.order))]
+        model.key_s = None
+        del self._models[model.order]
 
-    def by_urgency(self) -> Iterator[ModelState]:
-        """The most urgent first. Nothing may be updated while this is read."""
-        return (self._models[order] for _, order in self._entries)
+    def by_urgency(self, role: Role) -> Iterator[ModelState]:
+        """Models with work for an instance of this role, the most urgent first; nothing may be updated meanwhile."""
+        return (self._models[order] for _, order in self._entries[role])
+
+    def among(self, models: Iterable[ModelState], role: Role) -> list[ModelState]:
+        """Those of some models with work for an instance of this role, the most urgent first."""
+        found = [(model.key_s, model.order, model) for model in models if model.key_s is not None]
+        return [model for _, _, model in sorted(found) if role in model.roles]
 
     def refresh(self, now_s: float) -> None:
         """Compute the oldest keys again."""

@@ -5,6 +5,7 @@ Does not know: who decides what to bring in or to evict, time beyond when a load
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aegaeon.core.instance import InstanceSpec
@@ -45,6 +46,15 @@ class DeviceMemory:
             and kv <= spec.kv_bytes
             and weights + kv <= spec.total_bytes
         )
+
+    def spare_weight_bytes(self, without: Sequence[Resident]) -> int:
+        """The largest model that would fit if some residents were gone; negative where none would."""
+        spec = self._spec
+        if len(self.residents) - len(without) >= spec.max_resident_models:
+            return -1
+        weights = self.weight_bytes - sum(resident.facts.weight_bytes for resident in without)
+        kv = self.kv_bytes - sum(resident.kv_bytes for resident in without)
+        return min(spec.weight_bytes - weights, spec.total_bytes - weights - kv) if kv <= spec.kv_bytes else -1
 
     def bring_in(self, facts: ModelFacts, ready_s: float, now_s: float) -> None:
         """A model's weights take their room from now on."""

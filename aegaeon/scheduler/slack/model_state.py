@@ -21,7 +21,8 @@ class ModelState:
     """``waiting`` and ``decoding``: members in no turn. ``turns``: those that run it, by instance.
 
     ``homes``: instances that have its weights, or are getting them. ``served_s``: when a turn of it last began or
-    ended. ``step_s``: a decode step of a lone request. ``key_s``: its key in the agenda, as of ``keyed_s``.
+    ended. ``step_s``: a decode step of a lone request. ``key_s``: its key in the agenda, as of ``keyed_s``;
+    ``roles``: of the instances that find it there.
     ``missed_share``: running mean, as of ``noted_s``, of the share of its members that wait and are late.
     """
 
@@ -35,6 +36,7 @@ class ModelState:
     served_s: float = 0.0
     key_s: float | None = None
     keyed_s: float = 0.0
+    roles: tuple[Role, ...] = ()
     missed_share: float = 0.0
     noted_s: float = 0.0
 

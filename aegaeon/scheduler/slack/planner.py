@@ -17,11 +17,11 @@ from aegaeon.core.command import Command, EndTurn, ExtendTurn, LoadWeights, Star
 from aegaeon.core.cost import CostModel
 from aegaeon.core.instance import Role
 from aegaeon.scheduler.limits import PoolLimits
-from aegaeon.scheduler.slab_budget import SlabBudget
 from aegaeon.scheduler.slack.agenda import Agenda
 from aegaeon.scheduler.slack.instance import Instance
 from aegaeon.scheduler.slack.member import Member
 from aegaeon.scheduler.slack.model_state import ModelState
+from aegaeon.scheduler.slack.prompt_gate import PromptGate
 from aegaeon.scheduler.slack.room import Room
 from aegaeon.scheduler.slack.tuning import Tuning
 from aegaeon.scheduler.slack.turn import Turn
@@ -42,7 +42,7 @@ class Planner:
         instances: Mapping[str, Instance],
         agenda: Agenda,
         room: Room,
-        slabs: SlabBudget,
+        gate: PromptGate,
         costs: CostModel,
         urgency: Urgency,
         limits: PoolLimits,
@@ -52,13 +52,15 @@ class Planner:
         self._instances = instances
         self._agenda = agenda
         self._room = room
-        self._slabs = slabs
+        self._gate = gate
         self._costs = costs
         self._urgency = urgency
         self._limits = limits
         self._tuning = tuning
         self._turn_ids = count(1)
-        self._unserved: list[ModelState] | None = None  # as far as it has been asked for in the present decision
+        self._unserved: dict[Role, list[ModelState]] = {}  # in the present decision, as far as they were asked for
+        self._promised: set[str] | None = None
+        self._least_bytes = min((model.facts.weight_bytes for model in models.values()), default=0)
 
     # -- joining a turn
 
@@ -77,7 +79,8 @@ class Planner:
     def advance(self, now_s: float, out: list[Command]) -> None:
         """Give every idle instance a turn, and every idle copy engine a load, as far as there is work."""
         self._agenda.refresh(now_s)
-        self._unserved = None
+        self._unserved.clear()
+        self._promised = None
         for instance in self._instances.values():
             self._stop_waiting(instance, now_s, out)
         idle = [instance for instance in self._instances.values() if instance.turn is None]
@@ -138,23 +141,52 @@ class Planner:
 
         If need be it takes the place of one whose work cannot go on now.
         """
-        if not self._agenda.has_work(instance.spec.role):
+        if not self._may_start(instance.spec.role, now_s):
             return
-        promised = self._promised(now_s)
         for only_after_s in (_NEVER, -_NEVER):
-            for model in self._agenda.by_urgency():
-                if model.name not in promised and self._begin(instance, model, only_after_s, now_s, out):
+            room_bytes = self._room.most_weight_bytes(instance, only_after_s, now_s)
+            for model in self._startable(instance, room_bytes, now_s):
+                if self._begin(instance, model, only_after_s, now_s, out):
                     return
 
-    def _promised(self, now_s: float) -> set[str]:
+    def _may_start(self, role: Role, now_s: float) -> bool:
+        if not self._agenda.has_work(role):
+            return False
+        return role.decodes or not self._gate.closed(now_s) or bool(self._gate.preferred())
+
+    def _startable(self, instance: Instance, room_bytes: int, now_s: float) -> Iterator[ModelState]:
+        """Models with work that are on the device or would fit, the most urgent first.
+
+        Where only prompts count those of whom one may begin: all of them, until the gate closes.
+        """
+        role, memory = instance.spec.role, instance.memory
+        for model in self._agenda.by_urgency(role) if room_bytes >= self._least_bytes else self._on(instance):
+            if not role.decodes and self._gate.closed(now_s):
+                break
+            fits = model.facts.weight_bytes <= room_bytes or model.name in memory
+            if fits and model.name not in self._promises(now_s):
+                yield model
+        else:
+            return
+        preferred = {member.model for member in self._gate.preferred()}
+        yield from self._agenda.among((self._models[name] for name in preferred), role)
+
+    def _on(self, instance: Instance) -> list[ModelState]:
+        """Models with work that are on the device."""
+        models = (self._models[name] for name in instance.memory.residents)
+        return self._agenda.among(models, instance.spec.role)
+
+    def _promises(self, now_s: float) -> set[str]:
         """Models for which a turn that waited was ended, where they are ready.
 
         Started elsewhere they would wait for their weights, and that turn would be ended in its turn, for ever.
         """
-        ending = [(instance, turn) for instance in self._instances.values() if (turn := instance.turn) and turn.ending]
-        return {
-            model.name for instance, turn in ending for _, model in self._ready(instance, now_s, besides=turn.model)
-        }
+        if self._promised is None:
+            ending = [(one, turn) for one in self._instances.values() if (turn := one.turn) and turn.ending]
+            self._promised = {
+                model.name for one, turn in ending for _, model in self._ready(one, now_s, besides=turn.model)
+            }
+        return self._promised
 
     def _begin(
         self, instance: Instance, model: ModelState, only_after_s: float, now_s: float, out: list[Command]
@@ -188,8 +220,8 @@ class Planner:
             return True
         if not role.prefills:
             return False
-        prompts = (member for member in model.waiting.urgent_first(now_s) if instance.can_hold(member))
-        return any(self._may_prefill(member, now_s) for member in prompts)
+        prompts = self._gate.candidates(model, now_s)
+        return any(instance.can_hold(member) and self._gate.admits(member) for member in prompts)
 
     def _may_host(self, instance: Instance, model: ModelState) -> bool:
         role = instance.spec.role
@@ -237,17 +269,17 @@ class Planner:
     ) -> list[Member]:
         taken: list[Member] = []
         most = instance.spec.max_batch_requests if turn.keeps_prefilled else self._limits.max_group_requests
-        for member in model.waiting.urgent_first(now_s):
+        for member in self._gate.candidates(model, now_s):
             if not instance.can_hold(member):
                 continue
             prefill_s = self._costs.prefill_s(model.name, (member.context_tokens,))
             if len(turn.members) >= most or (turn.members and turn.prompt_s + prefill_s > limit_s):
                 break
-            if not self._may_prefill(member, now_s):
+            if not self._gate.admits(member):
                 continue
             if not self._fit_kv(instance, member, turn, now_s, out):
                 break
-            self._slabs.reserve(member)
+            self._gate.enter(member)
             self._enter(turn, member)
             turn.prompt_s += prefill_s
             taken.append(member)
@@ -273,18 +305,6 @@ class Planner:
             return False
         step_s = self._costs.decode_step_s(model.name, context_tokens, batch)
         return batch == 1 or step_s <= self._tuning.full_step_share * member.request.slo.tpot_s
-
-    def _may_prefill(self, member: Member, now_s: float) -> bool:
-        """Nobody waits for the KV of one that is late: its model may not have a turn for long."""
-        first = self._slabs.first_refused
-        if first is not None and first.request.slo.due_s(first.request.arrival_s, 0) < now_s:
-            self._slabs.pass_over(first)
-        return self._slabs.admits(member) or self._quiet()
-
-    def _quiet(self) -> bool:
-        """Whether nothing runs or could run that would free KV; waiting for it would be waiting for ever."""
-        busy = any(instance.turn and instance.turn.members for instance in self._instances.values())
-        return not busy and not self._slabs.dropping and not self._agenda.has_work(Role.DECODE)
 
     def _fit_kv(self, instance: Instance, member: Member, turn: Turn, now_s: float, out: list[Command]) -> bool:
         """Have room for the member's KV and what it grows by in the turn; its copy elsewhere goes."""
@@ -365,15 +385,18 @@ class Planner:
 
     def _wanted(self, instance: Instance) -> Iterator[ModelState]:
         """Models with work that no device will take as it is and that this one may, the most urgent first."""
-        if self._unserved is None:
-            first = islice(self._agenda.by_urgency(), _LOOK_AT)
-            self._unserved = [model for model in first if not self._served(model)]
-        for model in self._unserved:
+        role = instance.spec.role
+        if role not in self._unserved:
+            first = islice(self._agenda.by_urgency(role), _LOOK_AT)
+            self._unserved[role] = [model for model in first if not self._served(model)]
+        for model in self._unserved[role]:
             if model.name not in instance.memory and not self._served(model) and self._may_host(instance, model):
                 yield model
 
     def _served(self, model: ModelState) -> bool:
         """Whether a device that has the model, and does not run it, can take its work."""
+        if len(model.homes) <= len(model.turns):  # it runs where its weights are
+            return False
         homes = (home for home in model.homes if home not in model.turns)
         return any(model.has_work(self._instances[home].spec.role) for home in homes)
 

@@ -69,6 +69,10 @@ class Room:
                 return True
         return False
 
+    def most_weight_bytes(self, instance: Instance, only_after_s: float, now_s: float) -> int:
+        """The largest model that ``admit`` finds room for; negative where there is none for any."""
+        return instance.memory.spare_weight_bytes(self._evictable(instance, (), only_after_s, now_s))
+
     def evict(self, instance: Instance, model: str, out: list[Command]) -> None:
         """Drop a model and the KV of its members from a device."""
         self.evict_kv(instance, list(instance.memory.residents[model].members.values()), out)

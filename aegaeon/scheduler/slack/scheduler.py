@@ -46,6 +46,7 @@ from aegaeon.scheduler.slack.instance import Instance
 from aegaeon.scheduler.slack.member import Member
 from aegaeon.scheduler.slack.model_state import ModelState
 from aegaeon.scheduler.slack.planner import Planner
+from aegaeon.scheduler.slack.prompt_gate import PromptGate
 from aegaeon.scheduler.slack.room import Room
 from aegaeon.scheduler.slack.tuning import Tuning
 from aegaeon.scheduler.slack.turn import Turn
@@ -72,10 +73,11 @@ class SlackScheduler:
         self._slabs = SlabBudget(limits)
         steps_s = [model.step_s for model in self._models.values()]
         self._urgency = urgency = Urgency(costs, tuning, sum(steps_s) / max(1, len(steps_s)))
-        self._agenda = Agenda(urgency.key_s)
+        self._agenda = agenda = Agenda(urgency.key_s)
         self._room = Room(self._models, costs)
+        self._gate = PromptGate(self._slabs, self._instances, agenda)
         self._planner = Planner(
-            self._models, self._instances, self._agenda, self._room, self._slabs, costs, urgency, limits, tuning
+            self._models, self._instances, agenda, self._room, self._gate, costs, urgency, limits, tuning
         )
         self._arrivals = count()
         self._joins = count()
@@ -224,12 +226,14 @@ class SlackScheduler:
     def _queue(self, model: ModelState, member: Member) -> None:
         self._urgency.note(member, model.step_s)
         model.queue_of(member).add(member)
+        self._gate.wait(member)
 
     def _unfree(self, member: Member) -> None:
         """Take a member out of its queue, if it is in one; its due time has not changed since."""
         model = self._models[member.model]
         model.waiting.discard(member)
         model.decoding.discard(member)
+        self._gate.leave(member)
         self._agenda.update(model, self._now_s)
 
     def _turn_of(self, member: Member) -> Turn:
@@ -258,10 +262,8 @@ class SlackScheduler:
 
     def _forget(self, member: Member) -> None:
         """The request is over."""
+        self._look = self._gate.release(member) or self._look
         self._withdraw(member)
-        refusals = self._slabs.refusals
-        self._slabs.release(member)
-        self._look = self._look or refusals > 0
         self._unprefilled.discard(member.request_id)
         del self._members[member.request_id]
 
@@ -297,7 +299,7 @@ class SlackScheduler:
 
     def _on_dropped(self, member: Member, event: KvDropped) -> None:
         if member.phase is Phase.DROPPING:
-            self._slabs.release(member)
+            self._gate.release(member)
             member.context_tokens = event.context_tokens
             member.phase = Phase.WAITING
             self._await_prefill(member)
