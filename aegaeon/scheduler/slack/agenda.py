@@ -12,6 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from aegaeon.core.instance import Role
 from aegaeon.scheduler.slack.model_state import ModelState
 
+_ROLES = {  # that find work, where there are prompts, where there is somebody to decode
+    (True, True): (Role.PREFILL, Role.DECODE, Role.MIXED),
+    (True, False): (Role.PREFILL, Role.MIXED),
+    (False, True): (Role.DECODE, Role.MIXED),
+}
 _STALE_S = 0.25
 _CHECKS = 3  # of keys, each time the agenda is refreshed
 
@@ -43,7 +48,7 @@ class Agenda:
         if model.has_work():
             model.note_late(now_s)
             model.key_s, model.keyed_s = self._key_of(model, now_s), now_s
-            model.roles = tuple(role for role in Role if model.has_work(role))
+            model.roles = _ROLES[bool(model.waiting), bool(model.decoding)]
             for role in model.roles:
                 insort(self._entries[role], (model.key_s, model.order))
             self._models[model.order] = model

@@ -52,11 +52,11 @@ class DueQueue:
         """How many were due before now."""
         return bisect_left(self._keys, (now_s,))
 
-    def due_from(self, since_s: float, most: int) -> Iterator[Member]:
-        """Up to ``most`` members that are due at or after a time, by due time. Nobody may come or go meanwhile."""
+    def due_from(self, since_s: float, most: int) -> list[Member]:
+        """Up to ``most`` members that are due at or after a time, by due time."""
         first = bisect_left(self._keys, (since_s,))
-        for key in self._keys[first : first + most]:
-            yield self._members[key]
+        members = self._members
+        return [members[key] for key in self._keys[first : first + most]]
 
     def urgent_first(self, after_s: float) -> Iterator[Member]:
         """Those due at or after a time, by due time; then those that are late, the least late first.

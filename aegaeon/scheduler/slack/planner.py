@@ -291,10 +291,10 @@ class Planner:
         """Prompts may take as long as the member that decodes and is due first can wait."""
         most_s = self._tuning.max_prompt_s
         running = any(member.decodes for member in turn.members.values())
-        first = next(model.decoding.due_from(now_s, 1), None)
-        if running or first is None:
+        first = model.decoding.due_from(now_s, 1)
+        if running or not first:
             return most_s
-        return min(most_s, first.due_s - model.step_s - now_s)
+        return min(most_s, first[0].due_s - model.step_s - now_s)
 
     def _step_fits(
         self, instance: Instance, model: ModelState, turn: Turn, member: Member, context_tokens: int

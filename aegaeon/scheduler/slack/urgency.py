@@ -20,7 +20,6 @@ Does not know: instances, memory, turns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from aegaeon.core.cost import CostModel
 from aegaeon.core.instance import Role
@@ -45,7 +44,7 @@ class Urgency:
         """Priority at ``now_s`` (see the module docstring)."""
         if not self._tuning.horizon_s:
             return self._latest_start_s(model, now_s, role)
-        index = sum(self._worth(member, now_s) for member in self._counting(model, now_s, role))
+        index = sum([self._worth(member, now_s) for member in self._counting(model, now_s, role)])
         if index <= 0.0:
             return self._when_patience_ends_s(model, role)
         fair = 1.0 + self._tuning.fairness * model.missed_share**2
@@ -73,22 +72,18 @@ class Urgency:
         recover_s = self._tuning.recover_s
         return member.weight * max(0.0, 1.0 + slack_s / recover_s) if recover_s else 0.0
 
-    def _counting(self, model: ModelState, now_s: float, role: Role) -> Iterator[Member]:
+    def _counting(self, model: ModelState, now_s: float, role: Role) -> list[Member]:
         since_s = now_s - self._tuning.recover_s
-        for queue in _queues(model, role):
-            yield from queue.due_from(since_s, _MOST_MEMBERS)
+        return [member for queue in _queues(model, role) for member in queue.due_from(since_s, _MOST_MEMBERS)]
 
-    def _first_due(self, model: ModelState, now_s: float, role: Role) -> Iterator[Member]:
-        for queue in _queues(model, role):
-            yield from queue.due_from(now_s, 1)
+    def _first_due(self, model: ModelState, now_s: float, role: Role) -> list[Member]:
+        return [member for queue in _queues(model, role) for member in queue.due_from(now_s, 1)]
 
     def _when_patience_ends_s(self, model: ModelState, role: Role) -> float:
-        late_s = [queue.first.due_s for queue in _queues(model, role) if queue]
+        late_s = [queue.first.due_s for queue in _queues(model, role)]
         return max(model.served_s, min(late_s)) + self._tuning.patience_s if late_s else _NEVER
 
 
-def _queues(model: ModelState, role: Role) -> Iterator[DueQueue]:
-    if role.prefills:
-        yield model.waiting
-    if role.decodes:
-        yield model.decoding
+def _queues(model: ModelState, role: Role) -> list[DueQueue]:
+    prompts = [model.waiting] if role.prefills and model.waiting else []
+    return [*prompts, model.decoding] if role.decodes and model.decoding else prompts
