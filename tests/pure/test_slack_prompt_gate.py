@@ -58,25 +58,29 @@ class Cache:
         self.gate.release(member)
 
 
-def test_the_first_who_does_not_fit_closes_the_gate_and_is_the_first_to_go_in() -> None:
+def test_who_does_not_fit_keeps_nobody_out_but_once_many_do_not_nobody_is_asked_until_kv_has_been_freed() -> None:
     cache = Cache()
     cache.queued("m0.large", prompt=900)
     cache.queued("m1.small", prompt=16)
     assert cache.may_begin("m0") == []
-    assert cache.may_begin("m1") == [], "it would fit, but came second"
-    cache.finish(cache.holder)
+    assert cache.may_begin("m1") == ["m1.small"]
+    for index in range(40):
+        cache.queued(f"m0.large-{index}", prompt=900)
+    assert cache.may_begin("m0") == []
     assert cache.may_begin("m1") == []
-    assert cache.may_begin("m0") == ["m0.large"]
-
-
-def test_nobody_waits_for_one_that_is_late_but_for_kv_to_be_freed() -> None:
-    cache = Cache()
-    cache.queued("m0.large", prompt=900)
-    cache.queued("m1.small", prompt=16)
-    assert cache.may_begin("m0", now_s=20.0) == []
-    assert cache.may_begin("m1", now_s=20.0) == []
     cache.finish(cache.holder)
-    assert cache.may_begin("m1", now_s=20.0) == ["m1.small"]
+    assert len(cache.may_begin("m0")) == 41
+    assert cache.may_begin("m1") == ["m1.small"]
+
+
+def test_once_kv_has_been_freed_nobody_waits_for_one_that_was_refused_before() -> None:
+    cache = Cache()
+    cache.queued("m0.larger", prompt=1200)
+    cache.queued("m1.small", prompt=16)
+    assert cache.may_begin("m0") == []
+    cache.finish(cache.other)
+    assert cache.may_begin("m1") == ["m1.small"]
+    assert cache.may_begin("m0") == []
 
 
 def test_one_that_holds_kv_may_always_go_on() -> None:

@@ -141,7 +141,7 @@ class Planner:
 
         If need be it takes the place of one whose work cannot go on now.
         """
-        if not self._may_start(instance.spec.role, now_s):
+        if not self._may_start(instance.spec.role):
             return
         for only_after_s in (_NEVER, -_NEVER):
             room_bytes = self._room.most_weight_bytes(instance, only_after_s, now_s)
@@ -149,10 +149,10 @@ class Planner:
                 if self._begin(instance, model, only_after_s, now_s, out):
                     return
 
-    def _may_start(self, role: Role, now_s: float) -> bool:
+    def _may_start(self, role: Role) -> bool:
         if not self._agenda.has_work(role):
             return False
-        return role.decodes or not self._gate.closed(now_s) or bool(self._gate.preferred())
+        return role.decodes or not self._gate.closed or bool(self._gate.begun)
 
     def _startable(self, instance: Instance, room_bytes: int, now_s: float) -> Iterator[ModelState]:
         """Models with work that are on the device or would fit, the most urgent first.
@@ -161,15 +161,15 @@ class Planner:
         """
         role, memory = instance.spec.role, instance.memory
         for model in self._agenda.by_urgency(role) if room_bytes >= self._least_bytes else self._on(instance):
-            if not role.decodes and self._gate.closed(now_s):
+            if not role.decodes and self._gate.closed:
                 break
             fits = model.facts.weight_bytes <= room_bytes or model.name in memory
             if fits and model.name not in self._promises(now_s):
                 yield model
         else:
             return
-        preferred = {member.model for member in self._gate.preferred()}
-        yield from self._agenda.among((self._models[name] for name in preferred), role)
+        begun = {member.model for member in self._gate.begun}
+        yield from self._agenda.among((self._models[name] for name in begun), role)
 
     def _on(self, instance: Instance) -> list[ModelState]:
         """Models with work that are on the device."""

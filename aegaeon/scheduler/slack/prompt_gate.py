@@ -1,10 +1,11 @@
 """Whose prompt may begin where the slab cache may be full.
 
-While there is room everybody may. The first who does not fit closes the gate: nobody else is asked until KV has been
-freed, and then it goes in before anybody else. Nobody waits for one that is late, though, for its model may not have a
-turn for long: each time KV has been freed, whoever is asked first may try. One that holds KV already always may.
+While there is room everybody may. Who does not fit is not asked again before KV has been freed, and once some have not,
+nobody is: the gate is closed. Then whoever is most urgent where a device is free may try. There is no queue for KV: the
+model of one that has waited for long may not have a turn for long, and everybody behind it would become late too. One
+that holds KV already may always begin.
 
-So a full cache costs a decision one question, however many wait.
+So a full cache costs a decision few questions, however many wait.
 
 Does not know: which model is urgent, what a device holds.
 """
@@ -20,6 +21,8 @@ from aegaeon.scheduler.slack.instance import Instance
 from aegaeon.scheduler.slack.member import Member
 from aegaeon.scheduler.slack.model_state import ModelState
 
+_MOST_REFUSED = 16  # before nobody else is asked
+
 
 class PromptGate:
     """Books prompts in ``slabs``; ``instances`` and ``agenda`` tell whether anything could free KV."""
@@ -28,40 +31,35 @@ class PromptGate:
         self._slabs = slabs
         self._instances = instances
         self._agenda = agenda
-        self._full = False  # somebody did not fit, and nothing has been freed since
-        self._first: Member | None = None  # who goes in before anybody else
+        self._refused: set[str] = set()  # they did not fit, and nothing has been freed since; only asked for membership
         self._begun: dict[str, Member] = {}  # they hold KV, and wait for another turn to process their prompts
 
-    def closed(self, now_s: float) -> bool:
-        """Whether only those may begin who are ``preferred``."""
-        first = self._first
-        if first is not None and first.request.slo.due_s(first.request.arrival_s, 0) < now_s:
-            self._first = None
-        return (self._full or self._first is not None) and not self._quiet()
+    @property
+    def closed(self) -> bool:
+        """Whether nobody may begin but those who have ``begun``."""
+        return len(self._refused) >= _MOST_REFUSED and not self._quiet()
 
-    def preferred(self) -> list[Member]:
-        """Who may begin though the gate is closed, or is the first to try."""
-        first = [self._first] if self._first is not None and not self._full else []
-        return [*self._begun.values(), *first]
+    @property
+    def begun(self) -> list[Member]:
+        """Those who wait and hold KV."""
+        return list(self._begun.values())
 
     def candidates(self, model: ModelState, now_s: float) -> Iterator[Member]:
         """Those of a model who may ask to begin, the most urgent first; ends where the gate closes meanwhile."""
         for member in model.waiting.urgent_first(now_s):
-            if self.closed(now_s):
+            if self.closed:
                 break
             yield member
         else:
             return
-        yield from (member for member in self.preferred() if member.model == model.name and member.turn_id is None)
+        yield from (member for member in self.begun if member.model == model.name and member.turn_id is None)
 
     def admits(self, member: Member) -> bool:
-        """Whether a candidate's prompt may begin; the gate closes where its KV does not fit."""
-        if member.request_id in self._slabs:
+        """Whether a candidate's prompt may begin."""
+        name = member.request_id
+        if name in self._slabs or (name not in self._refused and self._slabs.has_room(member)):
             return True
-        if self._first is None or self._first is member:
-            if not self._full and self._slabs.has_room(member):
-                return True
-            self._full, self._first = True, member
+        self._refused.add(name)
         return self._quiet()
 
     def enter(self, member: Member) -> None:
@@ -77,13 +75,12 @@ class PromptGate:
     def leave(self, member: Member) -> None:
         """The member waits no more."""
         self._begun.pop(member.request_id, None)
-        if self._first is member:
-            self._first = None
 
     def release(self, member: Member) -> bool:
         """The member's KV is free, if it had any; returns whether somebody may have waited for that."""
-        waited = self._full or self._first is not None
-        self._full = self._full and member.request_id not in self._slabs
+        waited = bool(self._refused)
+        if member.request_id in self._slabs:
+            self._refused.clear()
         self._slabs.release(member)
         return waited
 
