@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 
 from aegaeon.core.instance import Role
 from aegaeon.scheduler.facts import ModelFacts
+from aegaeon.scheduler.slack.account import Account
 from aegaeon.scheduler.slack.due_queue import DueQueue
 from aegaeon.scheduler.slack.member import Member
 from aegaeon.scheduler.slack.turn import Turn
-
-_MEMORY_S = 30.0  # time constant of a running mean
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +22,7 @@ class ModelState:
     ``homes``: instances that have its weights, or are getting them. ``served_s``: when a turn of it last began or
     ended. ``step_s``: a decode step of a lone request. ``key_s``: its key in the agenda, as of ``keyed_s``;
     ``roles``: of the instances that find it there.
-    ``missed_share``: running mean, as of ``noted_s``, of the share of its members that wait and are late.
+    ``account``: how much of what its members were owed has come late.
     """
 
     facts: ModelFacts
@@ -37,8 +36,7 @@ class ModelState:
     key_s: float | None = None
     keyed_s: float = 0.0
     roles: tuple[Role, ...] = ()
-    missed_share: float = 0.0
-    noted_s: float = 0.0
+    account: Account = field(default_factory=Account)
 
     @property
     def name(self) -> str:
@@ -49,11 +47,10 @@ class ModelState:
         return bool((self.waiting and role.prefills) or (self.decoding and role.decodes))
 
     def note_late(self, now_s: float) -> None:
-        """Fold the share of those who wait that is late into its running mean."""
-        waiting = len(self.waiting) + len(self.decoding)
-        share = (self.waiting.late(now_s) + self.decoding.late(now_s)) / waiting if waiting else 0.0
-        self.missed_share += (share - self.missed_share) * min(1.0, (now_s - self.noted_s) / _MEMORY_S)
-        self.noted_s = now_s
+        """Account for those who wait and are late."""
+        waiting, decoding = self.waiting, self.decoding
+        in_turns = sum([len(turn.members) for turn in self.turns.values()])
+        self.account.note(waiting.late(now_s) + decoding.late(now_s), len(waiting) + len(decoding) + in_turns, now_s)
 
     def queue_of(self, member: Member) -> DueQueue:
         """Where a member waits in its phase."""
