@@ -16,9 +16,9 @@ import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +43,7 @@ from benchmark.policy_cases import (
     has_traces,
     misled,
     run,
+    run_bounded,
 )
 from sim.systems import find_system
 
@@ -68,7 +69,11 @@ QUICK_MARKET_MODELS = {"slack": (100, 180), "aegaeon/6": (30, 60)}
 ERRORS = (0.7, 1.3)
 FIRST_SEED = 2  # seeds 0 and 1 were tuned on
 SHARES = (1.0, 0.88)  # of the bound
-OVERLOADS = ((147, 0.75), (210, 0.25), (210, 0.5), (217, 0.75))  # weights that fit in host memory
+OVERLOADS = ((191, 0.15), (210, 0.25), (210, 0.5), (217, 0.75))  # weights fit in host memory
+TOO_MANY = ((286, 0.1), (250, 0.5))  # weights do not fit in 2 TB a node
+HOST_BYTES = (2 * 10**12, 4 * 10**12)
+QUEUES = (32, 128, 512)  # prompts that may wait on a node
+REFUSED_AT = ((160, 0.1), (210, 0.25), (217, 0.75))
 LONG_MODELS = 160  # about 90 % of the bound's load in steady state
 
 Result = TypeVar("Result")
@@ -144,7 +149,10 @@ def measure_ablation(quick: bool, seeds: Sequence[int], workers: int, results: d
 
 def measure_markets(quick: bool, seeds: Sequence[int], workers: int, results: dict[str, Any]) -> dict[str, Any]:
     """``slack`` and ``aegaeon`` on other markets, and with wrong profiles."""
-    return _curves(robustness_jobs(quick, seeds), workers, results)
+    kinds = ["even", *_markets()]
+    bounds = _mapped(market_bound, [(kind, seeds[0]) for kind in kinds], workers)
+    curves = _curves(robustness_jobs(quick, seeds), workers, results)
+    return {"market bounds": dict(zip(kinds, bounds, strict=True)), **curves}
 
 
 def measure_figures(quick: bool, seeds: Sequence[int], workers: int, results: dict[str, Any]) -> dict[str, Any]:
@@ -154,15 +162,40 @@ def measure_figures(quick: bool, seeds: Sequence[int], workers: int, results: di
 
 
 def measure_loads(quick: bool, seeds: Sequence[int], workers: int, results: dict[str, Any]) -> dict[str, Any]:
-    """Overload, and a long run."""
+    """Overload by rate; by models, where host memory has room for their weights and where it has not; refusals."""
     slack = contenders()["slack"]
-    loads = [Load("even", models, rate, 60.0 if rate > 0.2 else 120.0, seeds[0]) for models, rate in OVERLOADS]
-    loads += [] if quick else [Load("even", LONG_MODELS, 0.1, 3600.0, seeds[0])]
+    loads = [_even(*point, seeds[0]) for point in OVERLOADS]
+    loads += [replace(_even(*point, seeds[0]), host_bytes=size) for point in TOO_MANY for size in HOST_BYTES]
     scores = play([Job("loads", slack, load) for load in loads], workers)
-    rows = [
-        {**asdict(load), "bound": bound_load(load), **asdict(score)} for load, score in zip(loads, scores, strict=True)
+    rows = [{**_described(load), **asdict(score)} for load, score in zip(loads, scores, strict=True)]
+    cases = [(slack, _even(*point, seeds[0]), queue) for point in REFUSED_AT for queue in QUEUES]
+    refused = _mapped(run_bounded, cases, workers)
+    refusals = [
+        {**_described(load), "queue": queue, **asdict(one)}
+        for (_, load, queue), one in zip(cases, refused, strict=True)
     ]
-    return {"loads": rows}
+    return {"loads": rows, "refusals": refusals}
+
+
+def measure_hour(quick: bool, seeds: Sequence[int], workers: int, results: dict[str, Any]) -> dict[str, Any]:
+    """A long run at 90 % of the bound's steady load."""
+    load = Load("even", LONG_MODELS, 0.1, 600.0 if quick else 3600.0, seeds[0])
+    (score,) = play([Job("hour", contenders()["slack"], load)], workers)
+    return {"hour": [{**_described(load), "seconds": load.duration_s, **asdict(score)}]}
+
+
+def _even(models: int, rate_per_s: float, seed: int) -> Load:
+    return Load("even", models, rate_per_s, 60.0 if rate_per_s > 0.2 else 120.0, seed)
+
+
+def _described(load: Load) -> dict[str, Any]:
+    """What rows say of a load; ``bound``: above 1 nobody can keep every deadline."""
+    return {
+        "models": load.models,
+        "rate": load.rate_per_s,
+        "host TB": load.host_bytes / 1e12,
+        "bound": bound_load(load),
+    }
 
 
 def measure_devices(quick: bool, seeds: Sequence[int], workers: int, results: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +213,7 @@ PARTS: Mapping[str, Callable[[bool, Sequence[int], int, dict[str, Any]], dict[st
         "figures": measure_figures,
         "markets": measure_markets,
         "loads": measure_loads,
+        "hour": measure_hour,
         "devices": measure_devices,
         "ablation": measure_ablation,
     }
@@ -217,10 +251,9 @@ def robustness_jobs(quick: bool, seeds: Sequence[int]) -> list[Job]:
     """``slack`` and ``aegaeon`` on other markets, and with wrong profiles."""
     every = contenders()
     models_of = QUICK_MARKET_MODELS if quick else MARKET_MODELS
-    markets = [kind for kind in MARKETS if kind == "two-tier" or has_traces()]
     jobs = [
         Job(f"market {kind} {name}", every[name], Load(kind, models, MARKETS[kind], 120.0, seed))
-        for kind in markets
+        for kind in _markets()
         for name, counts in models_of.items()
         for models in counts
         for seed in seeds
@@ -232,6 +265,10 @@ def robustness_jobs(quick: bool, seeds: Sequence[int]) -> list[Job]:
             loads = [Load("even", models, 0.1, 120.0, seed) for models in ranges[group, 0.1] for seed in seeds]
             jobs += [Job(f"market profiles x{error:g} {name}", wrong, load) for load in loads]
     return jobs
+
+
+def _markets() -> list[str]:
+    return [kind for kind in MARKETS if kind == "two-tier" or has_traces()]
 
 
 def play(jobs: Sequence[Job], workers: int) -> list[Score]:
@@ -260,6 +297,11 @@ def bound_models(rate_per_s: float, seed: int) -> int:
         return bound_load(Load("even", models, rate_per_s, DURATIONS_S[rate_per_s], seed))
 
     return _root(lambda models: load(models) - 1.0)
+
+
+def market_bound(kind: str, seed: int) -> int:
+    """The most models of a market for which the bound allows that no token is late."""
+    return _root(lambda models: bound_load(Load(kind, models, MARKETS.get(kind, 0.1), 120.0, seed)) - 1.0, 20, 500)
 
 
 def _root(excess: Callable[[int], float], low: int = 100, high: int = 300) -> int:
@@ -297,26 +339,37 @@ def crossing(curve: Curve, level: float) -> tuple[float, str]:
 # --- what a person sees
 
 
+_ROWS = MappingProxyType(
+    {
+        "at bounds": "slack at shares of each seed's own bound",
+        "loads": "overload",
+        "refusals": "with a bounded queue on each node",
+        "hour": "a long run",
+    }
+)
+
+
 def report(results: dict[str, Any], console: Console) -> None:
     """Tables, of what there is."""
-    curves = results.get("curves", {})
-    if "bound" in results:
-        for rate in DURATIONS_S:
-            console.print(_crossing_table(results, rate))
-    if "at bounds" in results:
-        console.print(_table("slack at shares of each seed's own bound", results["at bounds"]))
-    if any(series.startswith("ablation") for series in curves):
-        console.print(_ablation_table(results))
-    if any(series.startswith("market") for series in curves):
-        console.print(_robustness_table(results))
-    if "figures" in results:
-        console.print(_table("slack over aegaeon at the points of the figures", _margins(results["figures"])))
-    if "loads" in results:
-        console.print(_table("overload, and an hour", results["loads"]))
+    for table in _tables(results):
+        console.print(table)
     if "devices" in results:
         console.print(f"devices for a two-tier market of 100 models at 99 %: {results['devices']}")
     if not has_traces():
         console.print("markets arena, azure and servegen were left out: ../shared/data is not there")
+
+
+def _tables(results: dict[str, Any]) -> Iterator[Table]:
+    series = results.get("curves", {})
+    if "bound" in results and any(name.startswith("sweep") for name in series):
+        yield from (_crossing_table(results, rate) for rate in DURATIONS_S)
+    if any(name.startswith("ablation") for name in series):
+        yield _ablation_table(results)
+    if "market bounds" in results:
+        yield _robustness_table(results)
+    yield from (_table(title, results[key]) for key, title in _ROWS.items() if key in results)
+    if "figures" in results:
+        yield _table("slack over aegaeon at the points of the figures", _margins(results["figures"]))
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -382,15 +435,26 @@ def _ablation_table(results: dict[str, Any]) -> Table:
 
 def _robustness_table(results: dict[str, Any]) -> Table:
     table = Table(title="other markets: models at 90 %", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("market", "slack", "aegaeon", "times"):
+    for heading in ("market", "bound", "slack", "of bound", "aegaeon", "times"):
         table.add_column(heading, justify="left" if heading == "market" else "right")
-    cases = sorted({key.removeprefix("market ").rsplit(" ", 1)[0] for key in results["curves"] if "market " in key})
-    for case in cases:
+    for case in _market_cases(results):
+        bound = _market_bound(results, case)
         ours, our_mark = crossing(results["curves"][f"market {case} slack"], LEVELS[0])
         theirs, their_mark = crossing(results["curves"][f"market {case} aegaeon/6"], LEVELS[0])
         times = f"{our_mark}{ours / theirs:.1f}" if not their_mark else "-"  # no crossing, no ratio
-        table.add_row(case, f"{our_mark}{ours:.0f}", f"{their_mark}{theirs:.0f}", times)
+        share = f"{our_mark}{ours / bound:.0%}"
+        table.add_row(case, f"{bound}", f"{our_mark}{ours:.0f}", share, f"{their_mark}{theirs:.0f}", times)
     return table
+
+
+def _market_cases(results: dict[str, Any]) -> list[str]:
+    return sorted({key.removeprefix("market ").rsplit(" ", 1)[0] for key in results["curves"] if "market " in key})
+
+
+def _market_bound(results: dict[str, Any], case: str) -> int:
+    """Wrong profiles change nothing of what is possible."""
+    found: dict[str, int] = results["market bounds"]
+    return found[case] if case in found else found["even"]
 
 
 def save(results: dict[str, Any], directory: Path, name: str) -> None:

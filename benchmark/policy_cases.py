@@ -31,9 +31,10 @@ from aegaeon.workload import (
     read_trace,
     synthesize,
 )
+from benchmark.refusals import RefusalWatch, median_waits_s
 from benchmark.servegen import ServeGen
 from sim.bound import least_demand
-from sim.hardware import Hardware, HardwareOptions, make_hardware
+from sim.hardware import HOST_MEMORY_BYTES, Hardware, HardwareOptions, make_hardware
 from sim.pooled_layout import disaggregated_layout
 from sim.run import simulate
 from sim.scenario import Scenario, make_scenario
@@ -51,7 +52,10 @@ SPLITS = (4, 6, 8)  # prefill instances of 16
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """``models`` of one market: ``kind`` names it, ``rate_per_s`` is the mean of a model."""
+    """``models`` of one market: ``kind`` names it, ``rate_per_s`` is the mean of a model.
+
+    ``host_bytes``: of each node, for weights.
+    """
 
     kind: str
     models: int
@@ -60,6 +64,7 @@ class Load:
     seed: int
     slo_scale: float = 1.0
     devices: int = DEVICES
+    host_bytes: int = HOST_MEMORY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ class Score:
     worst_model: float
     switches: int = 0
     devices: int = 0
+    disk_reads: int = 0
 
 
 def contenders() -> dict[str, Contender]:
@@ -246,8 +252,10 @@ def _book() -> ProfileBook:
 
 
 @lru_cache(maxsize=2)
-def _hardware(paper_constants: bool, devices: int = DEVICES) -> Hardware:
-    return make_hardware(HardwareOptions((DEVICE,) * devices, min(NODES, devices), artifact=paper_constants), 1)
+def _hardware(paper_constants: bool, devices: int, host_bytes: int) -> Hardware:
+    kinds = (DEVICE,) * devices
+    options = HardwareOptions(kinds, min(NODES, devices), host_memory_bytes=host_bytes, artifact=paper_constants)
+    return make_hardware(options, 1)
 
 
 # --- runs
@@ -255,12 +263,43 @@ def _hardware(paper_constants: bool, devices: int = DEVICES) -> Hardware:
 
 def run(contender: Contender, load: Load) -> Score:
     """Simulate to the end."""
-    hardware = _hardware(contender.paper_constants, load.devices)
+    hardware = _hardware(contender.paper_constants, load.devices, load.host_bytes)
     try:
         done = simulate(contender.system, scenario_of(load), hardware, Tally(keep_text=False)).summary
     except NoPlacementError:
         return Score(0.0, 0.0)
-    return Score(done["slo_attainment"], done["worst_model"], done["switches"], done["devices"])
+    return Score(done["slo_attainment"], done["worst_model"], done["switches"], done["devices"], done["disk_reads"])
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a bounded queue came to: the share refused, what became of the others, and what the refused were told.
+
+    ``told_s`` and ``waited_s``: medians of ``Retry-After`` and of what it came to.
+    """
+
+    refused: float
+    of_accepted: float
+    told_s: float
+    waited_s: float
+
+
+def run_bounded(contender: Contender, load: Load, most_queued: int) -> Refused:
+    """Simulate with a queue of at most ``most_queued`` prompts on each node."""
+    watches: list[RefusalWatch] = []
+
+    def bounded(
+        models: Sequence[ModelSpec], costs: CostModel, limits: PoolLimits, instances: Sequence[PlacedInstance]
+    ) -> Scheduler:
+        limits = replace(limits, max_queued_requests=most_queued)
+        watches.append(RefusalWatch(contender.system.scheduler(models, costs, limits, instances)))
+        return watches[-1]
+
+    system = replace(contender.system, scheduler=bounded)
+    hardware = _hardware(contender.paper_constants, load.devices, load.host_bytes)
+    done = simulate(system, scenario_of(load), hardware, Tally(keep_text=False)).summary
+    refused = done["dropped"] / done["requests"]
+    return Refused(refused, done["slo_attainment"] / (1.0 - refused), *median_waits_s(watches))
 
 
 def bound_load(load: Load) -> float:

@@ -34,6 +34,16 @@ class HostCache:
     def __contains__(self, model: str) -> bool:
         return model in self._ready_s
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Models that are there or on their way, least recently used first."""
+        return tuple(self._ready_s)
+
+    def drop(self, model: str) -> None:
+        """Give up a model that is there, or on its way."""
+        if self._ready_s.pop(model, None) is not None:
+            self._used_bytes -= self._sizes[model]
+
     def fetch(self, model: str, now_s: float) -> float:
         """When all bytes of the model are in host memory, reading them from disk where they are not."""
         ready_s = self._ready_s.pop(model, None)

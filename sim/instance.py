@@ -68,12 +68,19 @@ class SimInstance:
         return min(self.spec.kv_bytes, total_bytes - self.weights.bytes)
 
     def _require_memory(self) -> None:
+        """Members that leave at the end of the step that is under way count no more."""
         total_bytes = self.spec.memory_bytes
-        if total_bytes is not None and self.kv_bytes + self.weights.bytes > total_bytes:
+        if total_bytes is not None and self.kv_bytes - self._leaving_bytes() + self.weights.bytes > total_bytes:
             raise SimulationError(
                 f"{self.instance_id} has {total_bytes} bytes, but {self.weights.bytes} of weights and {self.kv_bytes} "
                 f"of KV are to be on it"
             )
+
+    def _leaving_bytes(self) -> int:
+        leaving = self.turn.leaving if self.turn is not None else ()
+        return sum(
+            request.blocks * request.model.block_bytes for request in leaving if request.home == self.instance_id
+        )
 
     # --- commands
 

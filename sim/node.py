@@ -18,12 +18,13 @@ from aegaeon.core.command import (
     EvictKv,
     EvictWeights,
     ExtendTurn,
+    FetchWeights,
     LoadWeights,
     RejectRequest,
     ReleaseRequest,
     StartTurn,
 )
-from aegaeon.core.event import Event, InstanceJoined, KvDropped, RequestArrived
+from aegaeon.core.event import Event, InstanceJoined, KvDropped, RequestArrived, WeightsFetched
 from aegaeon.core.request import Request
 from aegaeon.memory.slab_ledger import SlabLedger
 from aegaeon.scheduler.scheduler import Scheduler
@@ -82,8 +83,9 @@ class SimNode:
     # --- from the world
 
     def join_instances(self, now_s: float) -> None:
-        """Tell the scheduler which instances there are."""
+        """Tell the scheduler which instances there are, and which models are in host memory."""
         self._outbox.extend(InstanceJoined(spec) for spec in self._joining)
+        self._outbox.extend(WeightsFetched(model) for model in self.host.models)
         self.settle(now_s)
 
     def arrive(self, request: Request, target_tokens: int, now_s: float) -> None:
@@ -162,6 +164,8 @@ class SimNode:
                 self._load(command, now_s)
             case EvictWeights():
                 self.instances[command.instance_id].weights.evict(command.model, now_s)
+            case FetchWeights():
+                self._fetch(command, now_s)
             case EvictKv():
                 self._evict_kv(command)
             case DropKv() | ReleaseRequest() | RejectRequest():
@@ -172,6 +176,14 @@ class SimNode:
     def _load(self, command: LoadWeights, now_s: float) -> None:
         found = [self.requests.get(request_id) for request_id in command.kv]
         self.instances[command.instance_id].load(command.model, [one for one in found if one is not None], now_s)
+
+    def _fetch(self, command: FetchWeights, now_s: float) -> None:
+        for model in command.instead_of:
+            self.host.drop(model)
+        self.at(self.host.fetch(command.model, now_s), Priority.LANDED, self._fetched, command.model)
+
+    def _fetched(self, model: str, now_s: float) -> None:
+        self.tell(WeightsFetched(model))
 
     def _evict_kv(self, command: EvictKv) -> None:
         instance = self.instances[command.instance_id]

@@ -80,7 +80,12 @@ def make_costs(scenario: Scenario, constants: Constants) -> ProfiledCosts:
 
 def make_limits(constants: Constants) -> PoolLimits:
     """One node's limits. Nobody is turned away for a long queue: the experiments count late tokens, not refusals."""
-    return PoolLimits(constants.kv_cache_bytes, constants.slab_bytes, max_queued_requests=_UNLIMITED_QUEUE)
+    return PoolLimits(
+        constants.kv_cache_bytes,
+        constants.slab_bytes,
+        max_queued_requests=_UNLIMITED_QUEUE,
+        host_weight_bytes=constants.host_memory_bytes,
+    )
 
 
 class Observers:

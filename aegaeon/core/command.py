@@ -75,6 +75,18 @@ class EvictWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchWeights:
+    """Read a model's weights from disk into the node's host memory, in place of others.
+
+    ``instead_of``: models that are on no device (any more). Answered by the event ``WeightsFetched``, or by
+    ``ModelFailed``.
+    """
+
+    model: str
+    instead_of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EvictKv:
     """Drop the device copy of these requests' KV (the slab cache keeps it)."""
 
@@ -119,5 +131,14 @@ class RejectRequest:
 
 
 Command = (
-    StartTurn | ExtendTurn | EndTurn | LoadWeights | EvictWeights | EvictKv | DropKv | ReleaseRequest | RejectRequest
+    StartTurn
+    | ExtendTurn
+    | EndTurn
+    | LoadWeights
+    | EvictWeights
+    | FetchWeights
+    | EvictKv
+    | DropKv
+    | ReleaseRequest
+    | RejectRequest
 )

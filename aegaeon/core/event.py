@@ -134,6 +134,13 @@ class ModelRecovered:
     model: str
 
 
+@dataclass(frozen=True, slots=True)
+class WeightsFetched:
+    """A model's weights are in the node's host memory: they were read from disk, or have been there from the start."""
+
+    model: str
+
+
 Event = (
     InstanceJoined
     | InstanceLost
@@ -147,4 +154,5 @@ Event = (
     | KvDropped
     | ModelFailed
     | ModelRecovered
+    | WeightsFetched
 )

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _REPORT_INTERVAL_S = 0.25
 # A model whose turns kill this many instances in a row is the likely cause.
 _STRIKES = 3
+_NOBODY = ""  # leases for no instance
 
 
 _InstanceCommand = c.StartTurn | c.ExtendTurn | c.EndTurn | c.LoadWeights | c.EvictWeights | c.EvictKv
@@ -424,6 +425,8 @@ class Driver:
                 self._give_up(command.request_id, release=True)
             case c.RejectRequest():
                 self._reject(command)
+            case c.FetchWeights():
+                self._fetch_weights(command)
             case _:
                 handle = self._instances.get(command.instance_id)
                 if handle is not None:  # else it has died: the scheduler is about to hear of it
@@ -497,6 +500,14 @@ class Driver:
             handle.link.send(weights)
 
         self.weights.lease(model, handle.key, deliver)
+
+    def _fetch_weights(self, command: c.FetchWeights) -> None:
+        def deliver(weights: m.HostWeights) -> None:
+            self.weights.give_back(weights.lease_id)
+            self._dispatch(e.WeightsFetched(command.model))
+
+        self.weights.drop(command.instead_of)
+        self.weights.lease(command.model, _NOBODY, deliver)
 
     def _fetch_kv(self, handle: InstanceHandle, command: c.LoadWeights) -> None:
         found = (self._requests.get(request_id) for request_id in command.kv)

@@ -7,7 +7,7 @@ least recently; what somebody has leased stays. An instance attaches to an entry
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -81,6 +81,12 @@ class HostWeightCache:
     def cancel(self, model: str, instance_key: str) -> None:
         """The instance does not wait for the model any more; a lease that was delivered is not touched."""
         self._waiting.get(model, {}).pop(instance_key, None)
+
+    def drop(self, models: Iterable[str]) -> None:
+        """Give up models; the memory of one that is leased is free when its last lease ends."""
+        for model in models:
+            if model in self._store:
+                self._store.evict(model)
 
     def give_back(self, lease_id: int) -> None:
         """A lease is over; one that is unknown was over before."""

@@ -124,9 +124,19 @@ class Node:
     def make_scheduler(self) -> CalibratingScheduler:
         """A fresh scheduler for this node: fed its event log, it gives the same commands."""
         config = self._options.config
-        limits = PoolLimits(self._kv.total_bytes, self._slab_bytes, max_queued_requests=config.max_queued_requests)
+        limits = PoolLimits(
+            self._kv.total_bytes,
+            self._slab_bytes,
+            max_queued_requests=config.max_queued_requests,
+            host_weight_bytes=self._host_limit_bytes(),
+        )
         costs = self._costs()
         return CalibratingScheduler(make_scheduler(config.policy, self._specs, costs, limits), costs)
+
+    def _host_limit_bytes(self) -> int | None:
+        """What the host cache holds, where that is not everything."""
+        capacity_bytes = self._options.weight_cache_bytes
+        return None if sum(spec.weight_bytes for spec in self._specs) <= capacity_bytes else capacity_bytes
 
     def _logged(self, scheduler: Scheduler) -> Scheduler:
         log = self._log

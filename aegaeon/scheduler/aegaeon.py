@@ -41,6 +41,7 @@ from aegaeon.core.event import (
     RequestPrefilled,
     TurnEnded,
     TurnEndReason,
+    WeightsFetched,
 )
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.request import Request
@@ -116,6 +117,8 @@ class AegaeonScheduler:
                 self._on_turn_ended(event)
             case InstanceJoined() | InstanceLost() | ModelFailed() | ModelRecovered():
                 self._note_of_pool(event)
+            case WeightsFetched():
+                pass  # whatever is asked for is read when it is not there
             case _:
                 assert_never(event)
 

@@ -14,7 +14,8 @@ class PoolLimits:
 
     ``kv_cache_bytes`` is the node's KV slab cache, cut into slabs of ``slab_bytes``. ``kv_reserve_share`` of it is kept
     free for requests under way: no prefill is started that would take it. ``max_group_requests`` and ``max_quota_s``
-    are the paper's group size and QMAX. A request whose turns fail ``max_failed_turns`` times is given up.
+    are the paper's group size and QMAX. A request whose turns fail ``max_failed_turns`` times is given up. The node's
+    host memory holds weights of ``host_weight_bytes`` (None: of all models).
     """
 
     kv_cache_bytes: int
@@ -25,6 +26,7 @@ class PoolLimits:
     kv_reserve_share: float = 0.01
     min_retry_after_s: float = 1.0
     max_failed_turns: int = 3
+    host_weight_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.slab_bytes <= self.kv_cache_bytes:

@@ -41,6 +41,7 @@ from aegaeon.core.event import (
     RequestPrefilled,
     TurnEnded,
     TurnEndReason,
+    WeightsFetched,
 )
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.model import ModelSpec
@@ -99,6 +100,8 @@ class TurnScheduler:
                 self._on_turn_ended(event)
             case InstanceJoined() | InstanceLost() | ModelFailed() | ModelRecovered():
                 self._note_of_pool(event)
+            case WeightsFetched():
+                pass  # whatever is asked for is read when it is not there
             case _:
                 assert_never(event)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,11 +21,16 @@ ACTIONS = st.sampled_from([CALM, FAULTY]).flatmap(
 
 
 class SlackPlay(Play):
-    """A toy world under ``slack``; ``shared``: weights and KV compete for one memory."""
+    """A toy world under ``slack``; host memory holds ``hosted`` of five models (None: as many as there are)."""
 
-    def __init__(self, roles: list[Role], slabs: int, kv_blocks: int, max_resident_models: int) -> None:
+    def __init__(
+        self, roles: list[Role], slabs: int, kv_blocks: int, max_resident_models: int, hosted: int | None
+    ) -> None:
         super().__init__([], slabs, kv_blocks, max_resident_models)
-        self.world = ToyWorld(make_models(5, shapes=(SMALL, WIDE)), make_limits(slabs=slabs), policy="slack")
+        models = make_models(5, shapes=(SMALL, WIDE))
+        host_bytes = None if hosted is None else hosted * models[0].weight_bytes
+        limits = replace(make_limits(slabs=slabs), host_weight_bytes=host_bytes)
+        self.world = ToyWorld(models, limits, policy="slack")
         self.roles = roles
         for role in roles:
             self.join(role)
@@ -36,11 +43,12 @@ class SlackPlay(Play):
     slabs=st.sampled_from([4, 6, 100]),
     kv_blocks=st.sampled_from([24, 1000]),
     max_resident_models=st.sampled_from([1, 2, 4]),
+    hosted=st.sampled_from([None, 1, 3]),
 )
 def test_any_history_ends_well(
-    layout: str, actions: list[Action], slabs: int, kv_blocks: int, max_resident_models: int
+    layout: str, actions: list[Action], slabs: int, kv_blocks: int, max_resident_models: int, hosted: int | None
 ) -> None:
-    play = SlackPlay(LAYOUTS[layout], slabs, kv_blocks, max_resident_models)
+    play = SlackPlay(LAYOUTS[layout], slabs, kv_blocks, max_resident_models, hosted)
     for action in actions:
         play.act(action)
     play.finish()

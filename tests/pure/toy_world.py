@@ -18,6 +18,7 @@ from aegaeon.core.command import (
     EvictKv,
     EvictWeights,
     ExtendTurn,
+    FetchWeights,
     LoadWeights,
     RejectRequest,
     ReleaseRequest,
@@ -39,6 +40,7 @@ from aegaeon.core.event import (
     RequestPrefilled,
     TurnEnded,
     TurnEndReason,
+    WeightsFetched,
 )
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.kv_shape import KvShape, LayerKv
@@ -136,6 +138,7 @@ class ToyWorld:
         self.log: list[LogEntry] = []
         self.now_s = 0.0
         self.failed: set[str] = set()
+        self.in_host: set[str] = set()  # models whose weights are in host memory, or on their way
         self.rejected: list[RejectRequest] = []
         self._last_turn_id = 0
         self._starving: set[str] = set()  # reported since the last drop
@@ -176,6 +179,10 @@ class ToyWorld:
 
     def fail_model(self, model: str) -> None:
         self.failed.add(model)
+        fetched = WeightsFetched(model)
+        if fetched in self.mailbox:  # it could not be read
+            self.mailbox.remove(fetched)
+            self.in_host.discard(model)
         self.mailbox.append(ModelFailed(model, "toy"))
 
     def recover_model(self, model: str) -> None:
@@ -248,6 +255,8 @@ class ToyWorld:
                 self._change_turn(command)
             case LoadWeights() | EvictWeights():
                 self._change_residency(command)
+            case FetchWeights():
+                self._fetch(command)
             case EvictKv():
                 self._evict_kv(command)
             case DropKv():
@@ -333,7 +342,19 @@ class ToyWorld:
                 instance.on_device.add(name)
         self._check_device_kv(instance)
 
+    def _fetch(self, command: FetchWeights) -> None:
+        for name in command.instead_of:
+            assert not any(name in one.resident for one in self.instances.values()), "it is on a device"
+            self.in_host.remove(name)
+        assert command.model not in self.in_host
+        if any(isinstance(event, ModelFailed) and event.model == command.model for event in self.mailbox):
+            return  # that is the answer
+        self.in_host.add(command.model)
+        assert sum(self.models[name].weight_bytes for name in self.in_host) <= (self.limits.host_weight_bytes or 0)
+        self.mailbox.append(WeightsFetched(command.model))
+
     def _check_residency(self, instance: ToyInstance) -> None:
+        assert self.limits.host_weight_bytes is None or instance.resident <= self.in_host
         assert len(instance.resident) <= instance.spec.max_resident_models
         assert sum(self.models[name].weight_bytes for name in instance.resident) <= instance.spec.weight_bytes
 

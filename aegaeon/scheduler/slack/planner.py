@@ -18,6 +18,7 @@ from aegaeon.core.cost import CostModel
 from aegaeon.core.instance import Role
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.slack.agenda import Agenda
+from aegaeon.scheduler.slack.host_memory import HostMemory
 from aegaeon.scheduler.slack.instance import Instance
 from aegaeon.scheduler.slack.member import Member
 from aegaeon.scheduler.slack.model_state import ModelState
@@ -42,6 +43,7 @@ class Planner:
         instances: Mapping[str, Instance],
         agenda: Agenda,
         room: Room,
+        host: HostMemory,
         gate: PromptGate,
         costs: CostModel,
         urgency: Urgency,
@@ -52,6 +54,7 @@ class Planner:
         self._instances = instances
         self._agenda = agenda
         self._room = room
+        self._host = host
         self._gate = gate
         self._costs = costs
         self._urgency = urgency
@@ -66,6 +69,7 @@ class Planner:
 
     def extend(self, model: ModelState, now_s: float, out: list[Command]) -> None:
         """Let members that wait join the turns of their model, as far as there is room."""
+        self._host.want(model)
         for turn in list(model.turns.values()):
             if model.has_work() and not turn.ending:
                 instance = self._instances[turn.instance_id]
@@ -77,7 +81,8 @@ class Planner:
     # -- starting turns
 
     def advance(self, now_s: float, out: list[Command]) -> None:
-        """Give every idle instance a turn, and every idle copy engine a load, as far as there is work."""
+        """Give every idle instance a turn, every idle copy engine a load and an idle disk a read, as far as there is
+        work."""
         self._agenda.refresh(now_s)
         self._unserved.clear()
         self._promised = None
@@ -91,6 +96,7 @@ class Planner:
                 self._start_any(instance, now_s, out)
         for instance in self._instances.values():
             self._load_ahead(instance, now_s, out)
+        self._host.advance(now_s, out)
 
     def _stop_waiting(self, instance: Instance, now_s: float, out: list[Command]) -> None:
         """A turn whose weights are still on their way ends when another model could run meanwhile."""
@@ -192,7 +198,7 @@ class Planner:
         self, instance: Instance, model: ModelState, only_after_s: float, now_s: float, out: list[Command]
     ) -> bool:
         """Start a turn; ``only_after_s``: see ``Room.make``. False, and nothing changes, where that is impossible."""
-        if not self._may_run(instance, model, now_s):
+        if not self._host.holds(model) or not self._may_run(instance, model, now_s):
             return False
         said: list[Command] = []
         if model.name not in instance.memory and not self._room.admit(instance, model, only_after_s, now_s, said):
@@ -390,7 +396,9 @@ class Planner:
             first = islice(self._agenda.by_urgency(role), _LOOK_AT)
             self._unserved[role] = [model for model in first if not self._served(model)]
         for model in self._unserved[role]:
-            if model.name not in instance.memory and not self._served(model) and self._may_host(instance, model):
+            if model.name in instance.memory or not self._host.holds(model):
+                continue
+            if not self._served(model) and self._may_host(instance, model):
                 yield model
 
     def _served(self, model: ModelState) -> bool:

@@ -32,6 +32,7 @@ from aegaeon.core.event import (
     RequestPrefilled,
     TurnEnded,
     TurnEndReason,
+    WeightsFetched,
 )
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.request import Request
@@ -42,6 +43,7 @@ from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.slab_budget import SlabBudget
 from aegaeon.scheduler.slack.agenda import Agenda
 from aegaeon.scheduler.slack.drain import Drain
+from aegaeon.scheduler.slack.host_memory import HostMemory
 from aegaeon.scheduler.slack.instance import Instance
 from aegaeon.scheduler.slack.member import Member
 from aegaeon.scheduler.slack.model_state import ModelState
@@ -75,9 +77,19 @@ class SlackScheduler:
         self._urgency = urgency = Urgency(costs, tuning, sum(steps_s) / max(1, len(steps_s)))
         self._agenda = agenda = Agenda(urgency.key_s)
         self._room = Room(self._models, costs)
+        self._host = HostMemory(limits.host_weight_bytes, self._room, self._instances, tuning.patience_s)
         self._gate = PromptGate(self._slabs, self._instances, agenda)
         self._planner = Planner(
-            self._models, self._instances, agenda, self._room, self._gate, costs, urgency, limits, tuning
+            self._models,
+            self._instances,
+            agenda,
+            self._room,
+            self._host,
+            self._gate,
+            costs,
+            urgency,
+            limits,
+            tuning,
         )
         self._arrivals = count()
         self._joins = count()
@@ -109,7 +121,7 @@ class SlackScheduler:
                 self._note_of_kv(event)
             case TurnEnded():
                 self._on_turn_ended(event)
-            case InstanceJoined() | InstanceLost() | ModelFailed() | ModelRecovered():
+            case InstanceJoined() | InstanceLost() | ModelFailed() | ModelRecovered() | WeightsFetched():
                 self._note_of_pool(event)
             case _:
                 assert_never(event)
@@ -141,7 +153,9 @@ class SlackScheduler:
             case _:
                 assert_never(event)
 
-    def _note_of_pool(self, event: InstanceJoined | InstanceLost | ModelFailed | ModelRecovered) -> None:
+    def _note_of_pool(
+        self, event: InstanceJoined | InstanceLost | ModelFailed | ModelRecovered | WeightsFetched
+    ) -> None:
         self._look = True
         match event:
             case InstanceJoined():
@@ -152,6 +166,8 @@ class SlackScheduler:
                 self._on_model_failed(event)
             case ModelRecovered():
                 self._failures.pop(event.model, None)
+            case WeightsFetched():
+                self._host.note_fetched(self._models[event.model], self._now_s)
             case _:
                 assert_never(event)
 
@@ -385,6 +401,7 @@ class SlackScheduler:
 
     def _on_model_failed(self, event: ModelFailed) -> None:
         self._failures[event.model] = event.reason
+        self._host.note_failed(self._models[event.model])
         for member in [member for member in self._members.values() if member.model == event.model]:
             self._reject(member, RejectReason.MODEL_FAILED, event.reason)
         for instance in self._instances.values():
