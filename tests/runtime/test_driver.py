@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 import quick_model_loader as qml
-from aegaeon.core.command import Command, LoadWeights
+from aegaeon.core.command import Command, FetchWeights, LoadWeights
 from aegaeon.core.cost import ProfiledCosts
-from aegaeon.core.event import Event, TurnEnded, TurnEndReason
+from aegaeon.core.event import Event, RequestArrived, TurnEnded, TurnEndReason, WeightsFetched
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
@@ -181,6 +181,36 @@ def test_kv_is_brought_in_ahead_of_a_turn_as_a_load_asks(tmp_path: Path):
     assert fetch.model == "one"
     assert [(member.request_id, member.state) for member in fetch.members] == [("a", None)]
     assert len(fetch.members[0].blocks) * SHAPE.block_tokens > len(PROMPT)
+    world.close()
+
+
+class FetchesFirst:
+    """A policy that has "two" read before it hears of a request, then "one" in its place."""
+
+    def __init__(self, inner: Scheduler) -> None:
+        self._inner = inner
+        self._arrived: Event | None = None
+
+    def handle(self, event: Event, now_s: float) -> list[Command]:
+        match event:
+            case RequestArrived():
+                self._arrived = event
+                return [FetchWeights("two")]
+            case WeightsFetched("two"):
+                return [FetchWeights("one", ("two",))]
+            case WeightsFetched("one"):
+                assert self._arrived is not None
+                return self._inner.handle(self._arrived, now_s)
+            case _:
+                return self._inner.handle(event, now_s)
+
+
+def test_a_model_is_read_into_host_memory_in_place_of_another(tmp_path: Path):
+    world = World(tmp_path, wrap=FetchesFirst)
+    instance = world.join()
+    world.submit("a")
+    assert instance.expect(m.RunTurn).model == "one"
+    assert world.driver.weights.cached == ("one",)
     world.close()
 
 

@@ -74,6 +74,14 @@ def test_who_was_used_least_recently_makes_room_unless_it_is_leased(world: Cache
     assert set(world.cache.cached) == {"a", "c"}
 
 
+def test_models_that_are_dropped_make_room_at_once(world: Cache) -> None:
+    for name in ("a", "b"):
+        world.cache.give_back(world.leased(name).lease_id)
+    world.cache.drop(("a", "nobody"))
+    assert world.cache.cached == ("b",)
+    assert world.cache.used_bytes == 2 * MIB
+
+
 def test_a_load_that_finds_no_room_waits_for_a_lease_to_end(world: Cache) -> None:
     leases = [world.leased("a"), world.leased("b")]
     world.lease("c")

@@ -6,7 +6,7 @@ its place while anybody whom it serves can still be on time. One without work ma
 before the others, then one whose members are all late already. Of those that want to come in, the one goes first that
 saves the most for the bytes it takes: requests that will still be on time when it has been read. So that nobody waits
 for ever, every other read goes to the model that has waited longest, once that is ``patience_s``; then even a model
-that serves the punctual makes room.
+that serves the punctual makes room. Who was read stays until it was served.
 
 Does not know: how long a disk takes, beyond what it took so far; turns; requests beyond when they are due.
 """
@@ -39,6 +39,7 @@ class HostMemory:
         self._instances = instances
         self._patience_s = patience_s
         self._held: dict[str, ModelState] = {}
+        self._fetched_s: dict[str, float] = {}  # of those that are held
         self._wanted: dict[str, ModelState] = {}  # with work when they were noted, and not held
         self._used_bytes = 0
         self._reading: ModelState | None = None
@@ -54,8 +55,9 @@ class HostMemory:
 
     def want(self, model: ModelState) -> None:
         """Somebody waits for the model."""
-        if not self.holds(model) and model is not self._reading:
+        if not self.holds(model) and model is not self._reading and model.name not in self._wanted:
             self._wanted[model.name] = model
+            self._no_read_until_s = 0.0
 
     def note_fetched(self, model: ModelState, now_s: float) -> None:
         """It is there."""
@@ -63,7 +65,7 @@ class HostMemory:
             self._observe(now_s)
         elif self._capacity_bytes is not None and model.name not in self._held:
             self._used_bytes += model.facts.weight_bytes
-        self._held[model.name] = model
+        self._held[model.name], self._fetched_s[model.name] = model, now_s
         self._wanted.pop(model.name, None)
 
     def note_failed(self, model: ModelState) -> None:
@@ -77,14 +79,17 @@ class HostMemory:
         """Have a model read, if one is wanted, the disk is idle and others can make room."""
         if self._reading is not None or not self._wanted or (now_s < self._no_read_until_s and self._runs()):
             return
-        self._no_read_until_s = now_s + _NO_READ_S
         self._wanted = {name: model for name, model in self._wanted.items() if model.key_s is not None}
-        if not self._wanted:
-            return
+        if self._wanted and not self._read_next(now_s, out):
+            self._no_read_until_s = now_s + _NO_READ_S
+
+    def _read_next(self, now_s: float, out: list[Command]) -> bool:
+        """Every other read may be for the one that has waited longest."""
         if not self._for_the_longest and self._read_longest(now_s, out):
             self._for_the_longest = True
-        elif self._read_most_worth(now_s, out) or self._read_longest(now_s, out):
-            self._for_the_longest = False
+            return True
+        self._for_the_longest = False
+        return self._read_most_worth(now_s, out) or self._read_longest(now_s, out)
 
     def _runs(self) -> bool:
         return any(instance.turn is not None for instance in self._instances.values())
@@ -99,10 +104,14 @@ class HostMemory:
     # -- who comes in
 
     def _read_longest(self, now_s: float, out: list[Command]) -> bool:
-        """For the one that has waited longest, if that is long; at once where nothing runs that could be waited for."""
-        longest = min(self._wanted.values(), key=_waits_since_s)
-        overdue = now_s >= _waits_since_s(longest) + self._patience_s
-        if not overdue and self._runs():
+        """For the one that has waited longest, if that is long.
+
+        At once where nothing runs that could be waited for; then one that has KV goes first, for others may wait until
+        that is freed.
+        """
+        runs = self._runs()
+        longest = min(self._wanted.values(), key=lambda model: (not (runs or model.decoding), _waits_since_s(model)))
+        if runs and now_s < _waits_since_s(longest) + self._patience_s:
             return False
         return self._read(longest, [*self._idle(), *self._working()], now_s, out)
 
@@ -144,7 +153,7 @@ class HostMemory:
     def _drop(self, model: ModelState, out: list[Command]) -> None:
         for name in list(model.homes):
             self._room.evict(self._instances[name], model.name, out)
-        del self._held[model.name]
+        del self._held[model.name], self._fetched_s[model.name]
         self._used_bytes -= model.facts.weight_bytes
         if model.key_s is not None:
             self._wanted[model.name] = model
@@ -155,8 +164,11 @@ class HostMemory:
         return sorted(idle, key=lambda model: (model.served_s, model.order))
 
     def _working(self) -> list[ModelState]:
-        """Held models with work that do not run now, the least urgent first."""
-        working = [(model.key_s, model) for model in self._held.values() if model.key_s is not None and not model.turns]
+        """Held models with work that do not run now, and have run since they came: the least urgent first."""
+        held = [model for model in self._held.values() if not model.turns]
+        runs = self._runs()
+        may_go = [model for model in held if not runs or model.served_s >= self._fetched_s[model.name]]
+        working = [(model.key_s, model) for model in may_go if model.key_s is not None]
         return [model for _, model in sorted(working, key=lambda pair: (-pair[0], pair[1].order))]
 
 

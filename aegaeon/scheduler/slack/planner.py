@@ -103,7 +103,8 @@ class Planner:
         turn = instance.turn
         if turn is None or turn.ending or turn.ready_s < now_s + self._tuning.turn_s:
             return
-        if self._ready(instance, now_s, besides=turn.model):
+        ready = self._ready(instance, now_s, besides=turn.model)
+        if any(self._may_run(instance, model, now_s) for _, model in ready):
             turn.ending = True
             out.append(EndTurn(instance.name, turn.turn_id))
 
