@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from aegaeon.core.cost import CostModel
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.model import ModelSpec
 from aegaeon.scheduler.limits import PoolLimits
+from aegaeon.scheduler.router import MakeRouter
 from aegaeon.scheduler.scheduler import Scheduler
 
 
@@ -107,22 +107,6 @@ LayoutPlan = Callable[[PoolSpec, Sequence[ModelSpec], Mapping[str, ModelLoad], C
 MakeScheduler = Callable[[Sequence[ModelSpec], CostModel, PoolLimits, Sequence[PlacedInstance]], Scheduler]
 """(models, costs, one node's limits, one node's instances) -> that node's scheduler. The simulator sends it
 ``InstanceJoined`` for each of those instances, in order, before anything else."""
-
-
-class Router(Protocol):
-    """Sends requests to nodes, which are counted from 0 in order."""
-
-    def at_home(self, node: int) -> Sequence[str]:
-        """The models that a node's host memory holds from the start, as far as they fit."""
-        ...
-
-    def route(self, model: str, under_way: Sequence[int], now_s: float) -> int:
-        """The node for a new request. ``under_way``: requests of every node."""
-        ...
-
-
-MakeRouter = Callable[[Sequence[ModelSpec], int, int], Router]
-"""(models, nodes, host memory of a node in bytes) -> router."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,8 @@ from types import MappingProxyType
 from aegaeon.core.cost import CostModel
 from aegaeon.core.model import ModelSpec
 from aegaeon.scheduler.limits import PoolLimits
-from aegaeon.scheduler.registry import POLICIES
+from aegaeon.scheduler.registry import POLICIES, ROUTERS
 from aegaeon.scheduler.scheduler import Scheduler
-from aegaeon.scheduler.slack.homes import Homes
 from sim.errors import InputError
 from sim.policies.systems import ARTIFACT_BASELINES, BASELINES
 from sim.pooled_layout import disaggregated_layout, mixed_layout
@@ -36,11 +35,11 @@ def _pool_scheduler(
 
 def _production_systems() -> dict[str, System]:
     """Every policy of the pool; ``aegaeon`` keeps prefill and decode apart, others run on mixed instances."""
-    systems = {name: System(name, mixed_layout, partial(_pool_scheduler, name)) for name in POLICIES}
+    systems = {name: System(name, mixed_layout, partial(_pool_scheduler, name), ROUTERS.get(name)) for name in POLICIES}
     return {
         **systems,
         "aegaeon": replace(systems["aegaeon"], layout=disaggregated_layout),
-        "slack": replace(systems["slack"], layout=shared_layout, router=Homes, prefill_chunk_tokens=SLACK_CHUNK_TOKENS),
+        "slack": replace(systems["slack"], layout=shared_layout, prefill_chunk_tokens=SLACK_CHUNK_TOKENS),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from aegaeon.core.request import Request
+from aegaeon.scheduler.router import Router
 from aegaeon.scheduler.routing import choose_node
 from aegaeon.scheduler.scheduler import Scheduler
 from sim.constants import Constants
@@ -16,7 +17,7 @@ from sim.event_queue import EventQueue, Priority
 from sim.model_facts import SimModel
 from sim.node import SimNode
 from sim.observer import Observer
-from sim.system import Layout, PlacedInstance, Router
+from sim.system import Layout, PlacedInstance
 
 MakeNodeScheduler = Callable[[tuple[PlacedInstance, ...]], Scheduler]
 

@@ -29,6 +29,8 @@ from aegaeon.runtime.frontend import PoolFrontend, ServedModel
 from aegaeon.runtime.node import NodeOptions
 from aegaeon.runtime.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.text import TokenizerError
+from aegaeon.scheduler.registry import make_router
+from aegaeon.scheduler.router import Router
 from aegaeon.server.app import ServerOptions, create_app
 from aegaeon.server.serve import AddressError, bind, serve
 
@@ -77,7 +79,7 @@ async def _run(config: PoolConfig, report: Report, cluster: Cluster, sock: socke
     _on_signal(loop, stop.set)  # again: Ray puts its own handlers in place of ours
     if stop.is_set():
         return
-    frontend = PoolFrontend({model.spec.name: model for model in models}, MonotonicClock())
+    frontend = PoolFrontend({model.spec.name: model for model in models}, MonotonicClock(), _routers(config, models))
     try:
         for index, (node, address) in enumerate(zip(cluster.nodes, addresses, strict=True)):
             if node.local:
@@ -87,6 +89,11 @@ async def _run(config: PoolConfig, report: Report, cluster: Cluster, sock: socke
         await _serve_until(stopping, frontend, config, report, cluster, sock)
     finally:
         frontend.close()
+
+
+def _routers(config: PoolConfig, models: Sequence[ServedModel]) -> Callable[[int], Router | None]:
+    specs = [model.spec for model in models]
+    return lambda nodes: make_router(config.policy, specs, nodes, config.weight_cache_bytes or 0)
 
 
 def _on_signal(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:

@@ -35,6 +35,7 @@ from aegaeon.runtime.generation_stream import GenerationStream
 from aegaeon.runtime.node_connection import NodeConnection
 from aegaeon.runtime.prepare import PreparedModel
 from aegaeon.runtime.text import ModelText, StopStrings
+from aegaeon.scheduler.router import Router
 from aegaeon.scheduler.routing import choose_node
 
 _DEFAULT_RETRY_S = 5.0
@@ -82,28 +83,47 @@ class NodePeer(Protocol):
     def close(self) -> None: ...
 
 
-class PoolFrontend:
-    """Implements ``core.generation.Frontend`` over one or more nodes; lives on one asyncio loop."""
+def no_router(nodes: int) -> None:
+    """Requests go where ``choose_node`` says."""
 
-    def __init__(self, models: Mapping[str, ServedModel], clock: Clock) -> None:
+
+class PoolFrontend:
+    """Implements ``core.generation.Frontend`` over one or more nodes; lives on one asyncio loop.
+
+    ``make_router(nodes)`` gives the policy's router for so many nodes, where it has one. There is a fresh one whenever
+    a node comes or is lost.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        clock: Clock,
+        make_router: Callable[[int], Router | None] = no_router,
+    ) -> None:
         self.served = models
         self._clock = clock
+        self._make_router = make_router
+        self._router: Router | None = None
         self._nodes: list[NodePeer] = []
         self._streams: dict[str, tuple[NodePeer, GenerationStream]] = {}
         self._failures: dict[str, str] = {}
 
     def connect(self, node_id: str, address: str) -> None:
         """Take this node's driver into the pool; its descriptor server is at ``address``."""
-        self._nodes.append(NodeConnection(node_id, address, self._receive))
+        self._take_in(NodeConnection(node_id, address, self._receive))
 
     async def connect_remote(self, node_id: str, endpoint: Endpoint) -> None:
         """Take another node's driver into the pool. Raises ``OSError`` when its gateway does not answer."""
-        peer = await RemoteConnection.open(node_id, endpoint, self._clock, self._receive, self._lose)
-        self._nodes.append(peer)
+        self._take_in(await RemoteConnection.open(node_id, endpoint, self._clock, self._receive, self._lose))
+
+    def _take_in(self, node: NodePeer) -> None:
+        self._nodes.append(node)
+        self._router = self._make_router(len(self._nodes))
 
     def _lose(self, node: NodePeer) -> None:
         """The connection to a node has ended: what it was working on fails, the other nodes go on."""
         self._nodes.remove(node)
+        self._router = self._make_router(len(self._nodes)) if self._nodes else None
         for request_id, (own, _) in tuple(self._streams.items()):
             if own is node:
                 self._fail(request_id, EngineError(f"node {node.node_id} was lost; try again"))
@@ -177,12 +197,11 @@ class PoolFrontend:
         # What we sent ourselves is known at once, reports are a fraction of a second old.
         sent = Counter((node.node_id, stream.model) for node, stream in self._streams.values())
         loads = [_load(node.state) | _sent_to(node.node_id, sent) for node in self._nodes]
-        place = choose_node(
-            [load.total() for load in loads],
-            [load[model] for load in loads],
-            lambda place: _is_warm(self._nodes[place].state, model),
-        )
-        return self._nodes[place]
+        under_way = [load.total() for load in loads]
+        if self._router is not None:
+            return self._nodes[self._router.route(model, under_way, self._clock.now_s())]
+        of_model = [load[model] for load in loads]
+        return self._nodes[choose_node(under_way, of_model, lambda place: _is_warm(self._nodes[place].state, model))]
 
     def _stop(self, request_id: str) -> None:
         entry = self._streams.pop(request_id, None)

@@ -13,12 +13,20 @@ from aegaeon.core.cost import CostModel
 from aegaeon.core.model import ModelSpec
 from aegaeon.scheduler.aegaeon import AegaeonScheduler
 from aegaeon.scheduler.limits import PoolLimits
+from aegaeon.scheduler.request_level.sllm import make_sllm
+from aegaeon.scheduler.router import MakeRouter, Router
 from aegaeon.scheduler.scheduler import Scheduler
+from aegaeon.scheduler.slack.homes import Homes
 from aegaeon.scheduler.slack.scheduler import SlackScheduler
 
 Policy = Callable[[Sequence[ModelSpec], CostModel, PoolLimits], Scheduler]
 
-POLICIES: Mapping[str, Policy] = MappingProxyType({"aegaeon": AegaeonScheduler, "slack": SlackScheduler})
+POLICIES: Mapping[str, Policy] = MappingProxyType(
+    {"aegaeon": AegaeonScheduler, "slack": SlackScheduler, "sllm": make_sllm}
+)
+
+ROUTERS: Mapping[str, MakeRouter] = MappingProxyType({"slack": Homes})
+"""Of the policies that have one."""
 
 
 class UnknownPolicyError(ValueError):
@@ -37,6 +45,11 @@ def make_scheduler(
         names = ", ".join(_nearest_first(policy, policies))
         raise UnknownPolicyError(f"no scheduling policy is called {policy!r}; there are: {names}")
     return policies[policy](models, costs, limits)
+
+
+def make_router(policy: str, models: Sequence[ModelSpec], nodes: int, host_bytes: int) -> Router | None:
+    """A fresh router of the named policy; None where it has none. ``host_bytes``: for weights, of a node."""
+    return ROUTERS[policy](models, nodes, host_bytes) if policy in ROUTERS else None
 
 
 def _nearest_first(name: str, names: Iterable[str]) -> list[str]:

@@ -21,6 +21,7 @@ from aegaeon.settings.options import OPTIONS, Kind, Scope
 from aegaeon.settings.schema import given, validate
 from aegaeon.settings.sources import Sources, read_sources
 
+_REQUEST_LEVEL = frozenset({"sllm"})
 _NO_MODEL = (
     "no model to serve; name some as NAME=DIR, or in a file: aegaeon serve --config pool.yaml with\n"
     "models:\n  my-model: path/to/its/folder"
@@ -54,7 +55,18 @@ def _pool_values(values: BaseModel, sources: Sources) -> dict[str, Any]:
         if option.scope is not Scope.MODEL and option.key in chosen
     }
     profile_dir = _profile_dir(fields.get("profile_dir"), sources)
-    return fields | {"instances": _instances(chosen.get("instances"), sources), "profile_dir": profile_dir}
+    instances = _instances(chosen.get("instances"), sources)
+    _require_mixed(fields.get("policy"), instances, sources)
+    return fields | {"instances": instances, "profile_dir": profile_dir}
+
+
+def _require_mixed(policy: str | None, instances: Sequence[InstanceConfig], sources: Sources) -> None:
+    """A policy that runs requests to their end does both phases on one instance."""
+    if policy in _REQUEST_LEVEL and any(instance.role is not Role.MIXED for instance in instances):
+        raise SettingsError(
+            f"{sources.label(('instances',))}: the policy {policy} prefills and decodes on the same instance; give a "
+            "number, such as 3, or choose another policy"
+        )
 
 
 def _profile_dir(given_dir: Path | None, sources: Sources) -> Path | None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from aegaeon.core.cost import CostModel
 from aegaeon.scheduler.job import Phase
-from sim.policies.gpu import Gpu, Group
-from sim.policies.job import PlacedJob
-from sim.policies.slots import DROP_AFTER_S, SLOTS, place_by_slot
+from aegaeon.scheduler.request_level.gpu import Gpu, Group
+from aegaeon.scheduler.request_level.job import PlacedJob
+from aegaeon.scheduler.request_level.slots import DROP_AFTER_S, SLOTS, place_by_slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Small real models, and a whole node within the test's own process (the same code as in a pool, without Ray)."""
+"""Small real models, and whole nodes within the test's own process (the same code as in a pool, without Ray)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,12 +19,14 @@ from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
 from aegaeon.core.generation import FinishReason, GenerationRequest, TextPrompt, TokenPrompt
 from aegaeon.core.instance import Role
 from aegaeon.core.sampling import SamplingParams
+from aegaeon.core.slo import Slo
 from aegaeon.make_tokenizer import make_tokenizer
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.frontend import PoolFrontend, ServedModel
 from aegaeon.runtime.node import Ended, Node, NodeOptions
 from aegaeon.runtime.prepare import prepare_models
 from aegaeon.runtime.worker import WorkerOptions, run_worker
+from aegaeon.scheduler.registry import make_router
 
 VOCAB_SIZE = 320
 _COMMON = {
@@ -76,15 +79,25 @@ class Output:
 
 
 class InProcessPool:
-    """A node whose instances are threads; use it as an async context manager."""
+    """Nodes whose instances are threads; use it as an async context manager."""
 
     def __init__(self, config: PoolConfig, kv_cache_bytes: int, weight_cache_bytes: int, folder: Path) -> None:
         prepared, refused = prepare_models(config.models, config.block_tokens, folder)
         assert not refused, refused
         self.threads: list[threading.Thread] = []
-        options = NodeOptions(config, "n0", kv_cache_bytes, weight_cache_bytes, 1)
-        self.node = Node(options, prepared, self._spawn)
+        self.nodes = [
+            Node(NodeOptions(config, f"n{index}", kv_cache_bytes, weight_cache_bytes, 1), prepared, self._spawn)
+            for index in range(config.nodes)
+        ]
         self._prepared = prepared
+        self._make_router = partial(
+            make_router, config.policy, [model.spec for model in prepared], host_bytes=weight_cache_bytes
+        )
+
+    @property
+    def node(self) -> Node:
+        """The first."""
+        return self.nodes[0]
 
     def _spawn(self, options: WorkerOptions, ended: Ended) -> None:
         def run() -> None:
@@ -95,19 +108,27 @@ class InProcessPool:
         self.threads[-1].start()
 
     async def __aenter__(self) -> InProcessPool:
-        self.driver = threading.Thread(target=self.node.run)
-        self.driver.start()
-        self.node.start()
-        self.frontend = PoolFrontend({m.spec.name: ServedModel.of(m) for m in self._prepared}, MonotonicClock())
-        self.frontend.connect("n0", self.node.address)
-        while not self.frontend.health().ready:
+        self.drivers = [threading.Thread(target=node.run) for node in self.nodes]
+        for driver, node in zip(self.drivers, self.nodes, strict=True):
+            driver.start()
+            node.start()
+        served = {model.spec.name: ServedModel.of(model) for model in self._prepared}
+        self.frontend = PoolFrontend(served, MonotonicClock(), lambda nodes: self._make_router(nodes=nodes))
+        for node in self.nodes:
+            self.frontend.connect(node.node_id, node.address)
+        while not self._up():
             await asyncio.sleep(0.01)
         return self
 
+    def _up(self) -> bool:
+        states = [state for _, state in self.frontend.node_states()]
+        return len(states) == len(self.nodes) and all(one.alive for state in states for one in state.instances)
+
     async def __aexit__(self, *_: object) -> None:
         self.frontend.close()
-        self.node.stop()
-        for thread in (self.driver, *self.threads):
+        for node in self.nodes:
+            node.stop()
+        for thread in (*self.drivers, *self.threads):
             await asyncio.to_thread(thread.join, 20)
             assert not thread.is_alive(), f"{thread.name} did not end"
 
@@ -152,13 +173,14 @@ def pool(
         kv_cache_bytes: int = 16 << 20,
         weight_cache_bytes: int = 64 << 20,
         extra: Mapping[str, Path] = MappingProxyType({}),
+        slos: Mapping[str, Slo] = MappingProxyType({}),
         **fields: object,
     ) -> AsyncIterator[InProcessPool]:
         paths = model_paths(models if isinstance(models, int) else 8)
         names = tuple(paths) if isinstance(models, int) else models
         served = {**{name: paths[name] for name in names}, **extra}
         config = PoolConfig(
-            models=tuple(ModelConfig(name, path) for name, path in served.items()),
+            models=tuple(ModelConfig(name, path, slos.get(name, Slo())) for name, path in served.items()),
             instances=instances,
             **{"device": "cpu", "slab_bytes": 1 << 20, **fields},
         )

@@ -290,6 +290,10 @@ class TestRefusals:
                 ["pool.yaml:2: instances", "no instance can decode", "decode=1"],
             ),
             ("models: {a: a}\ninstances: {decode: 2}", ["instances", "no instance can prefill", "prefill=1"]),
+            (
+                "models: {a: a}\npolicy: sllm\ninstances: {prefill: 1, decode: 1}",
+                ["pool.yaml:3: instances", "the policy sllm prefills and decodes on the same instance"],
+            ),
             ("models: {a: a}\ninstances: -3", ["instances", "greater than or equal to 0"]),
             ("models: {a: a}\ninstances: {gpu: 1}", ["instances.gpu", "'prefill', 'decode' or 'mixed'"]),
             ("models: {a: a}\ninstances: 100000", ["instances", "1024"]),

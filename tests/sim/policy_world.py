@@ -15,12 +15,12 @@ from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.instance import Role
 from aegaeon.core.model import ModelSpec
 from aegaeon.scheduler.limits import PoolLimits
+from aegaeon.scheduler.request_level.sllm import SllmStrategy
+from aegaeon.scheduler.request_level.strategy import Strategy
+from aegaeon.scheduler.request_level.turn_scheduler import TurnScheduler
 from aegaeon.scheduler.scheduler import Scheduler
-from sim.policies.sllm import SllmStrategy
 from sim.policies.sllm_plus import SllmPlusStrategy
 from sim.policies.static import StaticStrategy
-from sim.policies.strategy import Strategy
-from sim.policies.turn_scheduler import TurnScheduler
 
 BASELINES = ("sllm", "sllm+", "static")
 

@@ -9,13 +9,16 @@ Does not know: output lengths, SLOs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aegaeon.core.cost import CostModel
-from sim.policies.gpu import Gpu
-from sim.policies.job import PlacedJob
-from sim.policies.slots import DROP_AFTER_S, SLOTS, place_by_slot
+from aegaeon.core.model import ModelSpec
+from aegaeon.scheduler.limits import PoolLimits
+from aegaeon.scheduler.request_level.gpu import Gpu
+from aegaeon.scheduler.request_level.job import PlacedJob
+from aegaeon.scheduler.request_level.slots import DROP_AFTER_S, SLOTS, place_by_slot
+from aegaeon.scheduler.request_level.turn_scheduler import TurnScheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,11 @@ class SllmStrategy:
 
     def takes_out(self, gpu: Gpu, now_s: float) -> bool:
         return False
+
+
+def make_sllm(models: Sequence[ModelSpec], costs: CostModel, limits: PoolLimits) -> TurnScheduler:
+    """The policy ``sllm`` of a pool; its instances must be mixed ones."""
+    return TurnScheduler(models, limits, SllmStrategy(costs))
 
 
 def _of_model(gpu: Gpu, model: str) -> Iterable[PlacedJob]:

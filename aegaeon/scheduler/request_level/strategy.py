@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from sim.policies.gpu import Gpu
-from sim.policies.job import PlacedJob
+from aegaeon.scheduler.request_level.gpu import Gpu
+from aegaeon.scheduler.request_level.job import PlacedJob
 
 
 class Strategy(Protocol):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aegaeon.scheduler.job import Job
 
 if TYPE_CHECKING:
-    from sim.policies.gpu import Gpu
+    from aegaeon.scheduler.request_level.gpu import Gpu
 
 
 @dataclass(slots=True, eq=False)

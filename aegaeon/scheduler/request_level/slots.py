@@ -16,8 +16,8 @@ from collections.abc import Iterable
 
 from aegaeon.core.cost import CostModel
 from aegaeon.scheduler.job import Phase
-from sim.policies.gpu import Gpu
-from sim.policies.job import PlacedJob
+from aegaeon.scheduler.request_level.gpu import Gpu
+from aegaeon.scheduler.request_level.job import PlacedJob
 
 SLOTS = 4
 DROP_AFTER_S = 15.0

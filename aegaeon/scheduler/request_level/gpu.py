@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from aegaeon.core.instance import InstanceSpec
+from aegaeon.scheduler.request_level.job import PlacedJob
 from aegaeon.scheduler.residency import Residency
-from sim.policies.job import PlacedJob
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,240 @@
+"""Compares policies on the real CPU runtime: the same requests on the same pool, at several loads.
+
+    python3 benchmark/runtime_policies.py [--rates 1 1.5 2] [--seconds 45] [--rounds 2]
+
+Eight small models on one instance whose device pages hold three (``policy_pool.py``), profiled here, so that every
+policy knows their costs. Each load is replayed under each policy on a fresh pool, A B C in one round and C B A in the
+next, because the machine's speed drifts; every round has requests of its own. ``sllm`` stands for request-level
+switching: a model runs until all of its requests are done.
+
+Does not know: how policies decide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+if not __package__:  # run as a script: the folder above has the packages
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from rich.console import Console
+from rich.table import Table
+
+from aegaeon.cli.console import make_console
+from aegaeon.cli.logs import configure_logs
+from aegaeon.core.record import mean_attainment
+from aegaeon.core.slo import Slo
+from aegaeon.device.local_cpu import local_cpu
+from aegaeon.profiling.errors import ProfilingError
+from benchmark import policy_pool as real
+from benchmark.awake import awake_cores
+from benchmark.e2e_options import amount, count
+from benchmark.interrupt import run_to_end
+from benchmark.pool import PoolError
+from benchmark.results import by_model, failures
+from benchmark.small_models import CACHE_DIR
+
+POLICIES = ("slack", "aegaeon", "sllm")
+RATES = (1.0, 1.5, 2.0)  # requests per second of all models together
+SLO = Slo(4.0, 0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one load under one policy; of several rounds, the medians.
+
+    ``worst_model``: attainment of the model that has the least. ``other_cores`` were busy with what has nothing to do
+    with it.
+    """
+
+    attainment: float
+    worst_model: float
+    ttft_p50_s: float
+    tpot_p50_s: float
+    tokens_per_s: float
+    turns: float
+    switches: float
+    loads: float
+    failed: float
+    other_cores: float
+
+    @classmethod
+    def of(cls, leg: real.Leg) -> Outcome:
+        records = leg.records
+        return cls(
+            mean_attainment(records),
+            min(map(mean_attainment, by_model(records).values())),
+            _median(record.ttft_s for record in records),
+            _median(record.tpot_s for record in records),
+            sum(len(record.token_times_s) for record in records) / leg.duration_s,
+            leg.commands.turns,
+            leg.commands.switches,
+            leg.commands.loads,
+            failures(records).total(),
+            leg.other_cores,
+        )
+
+    @classmethod
+    def median_of(cls, outcomes: Sequence[Outcome]) -> Outcome:
+        return cls(*(median(getattr(each, field.name) for each in outcomes) for field in fields(cls)))
+
+
+Outcomes = Mapping[float, Mapping[str, Sequence[Outcome]]]
+"""By load (requests per second) and policy, one a round."""
+
+
+def _median(values: Iterable[float | None]) -> float:
+    return median([value for value in values if value is not None] or [float("nan")])
+
+
+def order(policies: Sequence[str], index: int) -> list[str]:
+    """The order of a round: forth and back."""
+    return list(policies if index % 2 == 0 else reversed(policies))
+
+
+def outcome_table(outcomes: Outcomes) -> Table:
+    """A row per load and policy: the medians."""
+    table = Table(title=f"{real.MODELS} models on one CPU instance that holds {real.RESIDENT_MODELS}; medians")
+    heads = ("req/s", "policy", "on time", "worst\nmodel", "TTFT p50\n(ms)", "TPOT p50\n(ms)", "tokens/s")
+    for head in (*heads, "turns", "switches", "loads", "failed", "cores\nof others"):
+        table.add_column(head, justify="left" if head == "policy" else "right")
+    for rate, by_policy in outcomes.items():
+        for policy, rounds in by_policy.items():
+            table.add_row(f"{rate:g}", policy, *_cells(Outcome.median_of(rounds)))
+        table.add_section()
+    return table
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    return [
+        f"{outcome.attainment:.1%}",
+        f"{outcome.worst_model:.1%}",
+        f"{outcome.ttft_p50_s * 1e3:.0f}",
+        f"{outcome.tpot_p50_s * 1e3:.1f}",
+        f"{outcome.tokens_per_s:.0f}",
+        f"{outcome.turns:.0f}",
+        f"{outcome.switches:.0f}",
+        f"{outcome.loads:.0f}",
+        f"{outcome.failed:.0f}",
+        f"{outcome.other_cores:.2f}",
+    ]
+
+
+def draw(outcomes: Outcomes, path: Path) -> None:
+    """Attainment over the load, mean and worst model; lines through the medians, a point for each round."""
+    from matplotlib.figure import Figure
+
+    from plots.style import DPI, figure_style, system_look, system_name
+
+    with figure_style():
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        panels = (("all requests", "attainment"), ("the worst model", "worst_model"))
+        for axes, (title, name) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+            for policy in next(iter(outcomes.values())):
+                look = system_look(policy)
+                rounds = {rate: [100 * getattr(each, name) for each in by[policy]] for rate, by in outcomes.items()}
+                axes.plot(
+                    list(rounds), [median(each) for each in rounds.values()], label=system_name(policy), **look.line
+                )
+                points = [(rate, value) for rate, values in rounds.items() for value in values]
+                axes.scatter(*zip(*points, strict=True), s=9, color=look.colour, alpha=0.5, linewidths=0)
+            axes.set_title(title)
+            axes.set_xlabel("requests per second")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_ylim(0, 103)
+        figure.axes[0].set_ylabel("tokens on time (%)")
+        figure.axes[0].legend(frameon=False, loc="lower left")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def _measure(options: argparse.Namespace, console: Console, awake: frozenset[int]) -> Outcomes:
+    models = real.ensure_models(options.work / "models")
+    console.print("profiling (what was measured before is kept) ...")
+    profiles = options.work / "profiles"
+    real.profile(models, profiles, datetime.now(UTC).date().isoformat(), lambda done, total, text: None)
+    outcomes: dict[float, dict[str, list[Outcome]]] = {
+        rate: {policy: [] for policy in options.policies} for rate in options.rates
+    }
+    for index in range(options.rounds):
+        for rate in options.rates:
+            jobs = real.make_jobs(list(models), rate, options.seconds, options.seed + index)
+            for policy in order(options.policies, index):
+                outcome = Outcome.of(real.run_leg(policy, models, profiles, jobs, SLO, awake))
+                outcomes[rate][policy].append(outcome)
+                console.print(f"round {index + 1}, {rate:g} req/s, {policy}: {outcome.attainment:.1%} on time")
+    return outcomes
+
+
+def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -> int:
+    outcomes = _measure(options, console, awake)
+    console.print(outcome_table(outcomes))
+    _write(outcomes, options)
+    console.print(f"written to {options.out / 'runtime_policies.json'} and .png")
+    return 0
+
+
+def _write(outcomes: Outcomes, options: argparse.Namespace) -> None:
+    record = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": local_cpu(real.THREADS, copying=True).description,
+        "models": real.MODELS,
+        "resident_models": real.RESIDENT_MODELS,
+        "slo": asdict(SLO),
+        "seconds": options.seconds,
+        "seeds": [options.seed + index for index in range(options.rounds)],
+        "loads": [
+            {
+                "requests_per_s": rate,
+                "policies": {
+                    policy: {
+                        "median": asdict(Outcome.median_of(rounds)),
+                        "rounds": [asdict(each) for each in rounds],
+                    }
+                    for policy, rounds in by_policy.items()
+                },
+            }
+            for rate, by_policy in outcomes.items()
+        ],
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "runtime_policies.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    draw(outcomes, options.out / "runtime_policies.png")
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="runtime_policies.py", description="Policies beside each other, for real.")
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="NAME")
+    parser.add_argument(
+        "--rates", type=amount, nargs="+", default=list(RATES), help="requests per second of all models"
+    )
+    parser.add_argument("--seconds", type=amount, default=45.0, help="of arrivals of each load  [45]")
+    parser.add_argument("--rounds", type=count, default=2, help="of all loads, with other requests each time  [2]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=CACHE_DIR / "runtime-policies", help="models and their profiles")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line: 0, 2 where it could not be done, 130 after Ctrl-C."""
+    options = parse_options(arguments)
+    console = make_console()
+    configure_logs(None)
+    try:
+        with awake_cores() as awake:
+            return run_to_end(lambda: _run(options, console, awake))
+    except (ProfilingError, PoolError, OSError) as error:
+        sys.stderr.write(f"runtime_policies.py: {error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
