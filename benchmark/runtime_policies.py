@@ -1,6 +1,6 @@
 """Compares policies on the real CPU runtime: the same requests on the same pool, at several loads.
 
-    python3 benchmark/runtime_policies.py [--rates 1 1.5 2] [--seconds 45] [--rounds 2]
+    python3 benchmark/runtime_policies.py [--rates 1 2 3] [--seconds 45] [--rounds 2]
 
 Eight small models on one instance whose device pages hold three (``policy_pool.py``), profiled here, so that every
 policy knows their costs. Each load is replayed under each policy on a fresh pool, A B C in one round and C B A in the
@@ -42,8 +42,8 @@ from benchmark.results import by_model, failures
 from benchmark.small_models import CACHE_DIR
 
 POLICIES = ("slack", "aegaeon", "sllm")
-RATES = (1.0, 1.5, 2.0)  # requests per second of all models together
-SLO = Slo(4.0, 0.1)
+RATES = (1.0, 2.0, 3.0)  # requests per second of all models together
+SLO = Slo(4.0, 0.15)
 
 
 @dataclass(frozen=True, slots=True)

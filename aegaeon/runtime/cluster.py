@@ -22,6 +22,8 @@ from aegaeon.runtime.prepare import PreparedModel, RefusedModel
 
 # Older versions of Ray hide all GPUs from actors that ask for none of Ray's count; its processes inherit this.
 _KEEP_VISIBLE_DEVICES = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+# Ray would have its processes wait for everybody else's (niceness 15): instances and drivers are what serves.
+_NICENESS = "RAY_worker_niceness"
 # Ray insists on an object store; no tensor of ours passes through it.
 _OBJECT_STORE_BYTES = 80 << 20
 
@@ -58,6 +60,7 @@ class Cluster:
     def _start_local(self) -> None:
         self._temp_dir = Path(tempfile.mkdtemp(prefix="aegaeon-"))
         os.environ.setdefault(_KEEP_VISIBLE_DEVICES, "1")
+        os.environ.setdefault(_NICENESS, "0")
         ray.init(
             address="local",
             num_cpus=1,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """``order`` is the arrival of its first member; ``room`` falls with every join and never rises again.
+    """``order``: when the first token of its most urgent member is due. ``room`` falls with every join and never rises.
 
     ``members`` maps request ids, in order of joining, to their estimated prefill time in whole microseconds (integers,
     so that what was added to a sum can be taken off exactly); ``switch_us`` is the estimated switch before the group.

@@ -55,6 +55,11 @@ class Job:
         self.max_kv_bytes = self.max_blocks * self.facts.block_bytes
 
     @property
+    def due_order(self) -> tuple[float, int]:
+        """When its first token is due, then order of arrival events: who has the same target as all goes by arrival."""
+        return self.request.slo.due_s(self.request.arrival_s, 0), self.order[1]
+
+    @property
     def kv_blocks(self) -> int:
         """KV blocks of its context, and one more to grow into."""
         blocks = self.facts.blocks_for(self.context_tokens) + 1

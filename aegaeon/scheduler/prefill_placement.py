@@ -1,4 +1,4 @@
-"""Grouped first-come-first-served prefill: which group on which instance a request joins (Aegaeon, SOSP'25).
+"""Grouped first-due-first-served prefill: which group on which instance a request joins (Aegaeon, SOSP'25).
 
 Does not know: turns beyond what runs now, memory in the slab cache.
 """
@@ -30,8 +30,8 @@ class PrefillPlacement:
         """Queue a request that has just arrived; False if no instance takes it.
 
         Where a mixed instance decodes the model at this moment it goes there, to join the turn. Else it joins the first
-        group of its model with room, in order of instances; else it opens one at the tail of the instance that would
-        drain first.
+        group of its model with room, in order of instances; else it opens one on the instance that would drain first,
+        at the tail unless its first token is due before those of others.
         """
         beside = self._beside_decode(job)
         group = self._first_open(job, beside)
@@ -40,19 +40,19 @@ class PrefillPlacement:
             if home is None:
                 return False
             group = self._new_group(job, home)
-            home.prefill.append(group)
+            home.prefill.insert(group)
         self._join(group, job)
         return True
 
     def replace(self, job: Job, now_s: float) -> bool:
-        """Queue a request that has been here before at the place of its arrival; False if no instance takes it."""
+        """Queue a request that has been here before at the place of its first token; False if no instance takes it."""
         group = self._first_open(job)
-        if group is None or group.order > job.order:
+        if group is None or group.order > job.due_order:
             home = self._home(job, now_s)
             if home is None:
                 return False
             group = self._new_group(job, home)
-            home.prefill.insert_by_arrival(group)
+            home.prefill.insert(group)
         self._join(group, job)
         return True
 
@@ -102,7 +102,7 @@ class PrefillPlacement:
 
     def _new_group(self, job: Job, home: InstanceState) -> Group:
         switch_us = 0 if self._follows(job.model, home) else round(self._costs.switch_s(job.model) * _US)
-        group = Group(job.model, home.instance_id, job.order, self._max_group_requests, switch_us)
+        group = Group(job.model, home.instance_id, job.due_order, self._max_group_requests, switch_us)
         self._open.setdefault(job.model, []).append(group)
         return group
 
@@ -111,7 +111,10 @@ class PrefillPlacement:
 
     def _join(self, group: Group, job: Job) -> None:
         prefill_us = round(self._costs.prefill_s(job.model, (job.context_tokens,)) * _US)
-        self._instances[group.instance_id].prefill.put(group, job.request_id, prefill_us)
+        queue = self._instances[group.instance_id].prefill
+        queue.put(group, job.request_id, prefill_us)
+        if job.due_order < group.order:
+            queue.hasten(group, job.due_order)
         job.group = group
         self.waiting += 1
         if group.room == 0:

@@ -1,4 +1,6 @@
-"""One instance's queue of prefill groups, first come, first served, and the estimated time to drain it.
+"""One instance's queue of prefill groups, first due, first served, and the estimated time to drain it.
+
+Where all requests have the same target for their first token that is first come, first served, as published.
 
 Does not know: which instance a request should go to, turns.
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, takewhile
 
 from aegaeon.scheduler.group import Group
 
@@ -53,16 +55,20 @@ class PrefillQueue:
         near = islice(self._groups, _LOOKAHEAD_GROUPS)
         return next((group.model for group in near if group.model != model), None)
 
-    def append(self, group: Group) -> None:
-        """Queue a group without members at the tail."""
-        self._groups.append(group)
+    def insert(self, group: Group) -> None:
+        """Queue a group without members before those that are due later (one of which may be the one that runs)."""
+        self._insert(group)
         self._note(group)
 
-    def insert_by_arrival(self, group: Group) -> None:
-        """Queue a group without members before the first one that arrived later (which may be the one that runs)."""
-        later = (i for i, other in enumerate(self._groups) if other.order > group.order)
-        self._groups.insert(next(later, len(self._groups)), group)
-        self._note(group)
+    def hasten(self, group: Group, order: tuple[float, int]) -> None:
+        """A group has become due earlier."""
+        self._groups.remove(group)
+        group.order = order
+        self._insert(group)
+
+    def _insert(self, group: Group) -> None:
+        later = takewhile(lambda other: other.order > group.order, reversed(self._groups))
+        self._groups.insert(len(self._groups) - sum(1 for _ in later), group)
 
     def put(self, group: Group, request_id: str, prefill_us: int) -> None:
         """Let a request join a group."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from toy_world import SMALL, WIDE, ToyWorld, make_instance, make_limits, make_models
 
 from aegaeon.core.command import Command, EvictWeights, ExtendTurn, LoadWeights, RejectRequest, StartTurn
 from aegaeon.core.instance import Role
+from aegaeon.core.model import ModelSpec
+from aegaeon.core.slo import Slo
 
 
 def world(instances: int = 1, **limits: float) -> ToyWorld:
@@ -45,6 +49,28 @@ def test_a_group_is_a_turn_that_later_requests_of_its_model_join() -> None:
     assert arrive(toy, "m0.b", "m0.c") == [
         ExtendTurn("p0", 1, prefill=("m0.b",)),
         ExtendTurn("p0", 1, prefill=("m0.c",)),
+    ]
+
+
+def test_who_must_be_answered_sooner_is_prefilled_before_those_who_came_first() -> None:
+    toy = ToyWorld([*make_models(3), ModelSpec("m3", 100, SMALL, 4096, Slo(ttft_s=2.0))], make_limits())
+    toy.join(make_instance("p0", Role.PREFILL))
+    arrive(toy, "m0.a", "m1.a", "m2.a", "m3.a")
+    assert [run for _ in range(3) for run in runs(end_turn(toy))] == [
+        ("p0", "m3", ("m3.a",)),
+        ("p0", "m1", ("m1.a",)),
+        ("p0", "m2", ("m2.a",)),
+    ]
+
+
+def test_a_group_goes_forward_with_the_first_of_its_members_to_be_due() -> None:
+    toy = world()
+    arrive(toy, "m0.a", "m1.a", "m2.a")
+    toy.models["m2"] = replace(toy.models["m2"], slo=Slo(ttft_s=2.0))  # as a request of its own target
+    arrive(toy, "m2.b")
+    assert [run for _ in range(2) for run in runs(end_turn(toy))] == [
+        ("p0", "m2", ("m2.a", "m2.b")),
+        ("p0", "m1", ("m1.a",)),
     ]
 
 
