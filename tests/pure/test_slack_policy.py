@@ -190,26 +190,12 @@ def test_homes_are_spread_evenly_and_models_move_only_from_a_busy_node_to_one_wi
     homes = Homes(models, nodes=2, host_bytes=500)
     assert [len(homes.at_home(node)) for node in (0, 1)] == [4, 4]
     first = homes.at_home(0)
-    assert homes.route(first[0], [8, 0], 0.0) == 0, "a small difference moves nothing"
+    assert homes.route(first[0], [10, 0], 0.0) == 0, "a small difference moves nothing"
     assert homes.route(first[0], [100, 10], 0.0) == 1
-    assert homes.route(first[0], [90, 100], 30.0) == 1
-    homes.route(first[0], [10, 100], 30.0)
-    assert homes.home(first[0]) == 1, "it has moved a moment ago"
+    assert homes.route(first[0], [10, 100], 30.0) == 1, "it has moved a moment ago"
     assert homes.route(first[0], [10, 100], 90.0) == 0
-    assert homes.home(first[0]) == 0
     assert homes.route(first[0], [100, 10], 180.0) == 1
     assert homes.route(first[1], [100, 10], 180.0) == 0, "the other node's memory is full"
-
-
-def test_the_idlest_node_helps_out_a_busy_home_without_becoming_it() -> None:
-    homes = Homes(make_models(2, weight_bytes=100), nodes=2, host_bytes=200)
-    under_way = [0, 0]
-    for _ in range(40):
-        under_way[homes.route("m0", under_way, 0.0)] += 1
-    assert homes.home("m0") == 0
-    assert 10 <= under_way[1] < under_way[0]
-    tight = Homes(make_models(2, weight_bytes=100), nodes=2, host_bytes=100)
-    assert tight.route("m0", [20, 0], 0.0) == 0, "the idlest has no memory for it"
 
 
 def test_a_request_for_a_model_without_a_home_goes_where_there_are_fewest() -> None:

@@ -2,8 +2,7 @@
 
 Homes are spread evenly at first. Where one node has clearly more requests under way than another, the model of the
 next request moves there, if it has not moved lately and its weights are in that node's host memory or fit beside what
-is at home there. What is under way stays where it is. Until it moves, or where it has just moved, the idlest node helps
-out a home that is much busier: a model that is too much for one node is served by several.
+is at home there. What is under way stays where it is.
 
 Does not know: devices, turns, how requests and weights get to a node.
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aegaeon.core.model import ModelSpec
-from aegaeon.scheduler.routing import BUSIER, MORE
 
 
 class Homes:
@@ -65,9 +63,7 @@ class Homes:
             del self._homes[model]
             self._settle(model, idlest)
             self._moved_s[model] = now_s
-            return idlest
-        helps = under_way[home] > BUSIER * under_way[idlest] + MORE and self._has_room(model, idlest)
-        return idlest if helps else home
+        return self._homes[model]
 
     def _settle(self, model: str, node: int) -> None:
         self._homes[model] = node
