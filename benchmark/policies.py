@@ -63,9 +63,6 @@ QUICK_RANGES = {
     ("others", 0.5): (16, 40),
 }
 ABLATION_POINTS = ((205, 0.1), (155, 0.5))
-MARKETS = {"two-tier": 0.1, "arena": 0.1, "azure": 0.1, "servegen": 0.0}  # rates; servegen has its own
-MARKET_MODELS = {"slack": (60, 100, 140, 180, 220), "aegaeon/6": (20, 40, 60, 80, 100)}
-QUICK_MARKET_MODELS = {"slack": (100, 180), "aegaeon/6": (30, 60)}
 ERRORS = (0.7, 1.3)
 FIRST_SEED = 2  # seeds 0 and 1 were tuned on
 SHARES = (1.0, 0.88)  # of the bound
@@ -79,6 +76,31 @@ LONG_MODELS = 160  # about 90 % of the bound's load in steady state
 Result = TypeVar("Result")
 Curve = list[tuple[int, float, float]]
 """(models, mean attainment, worst model) by models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """How one is swept: the mean rate of a model, and numbers of models around where each policy falls below 90 %."""
+
+    rate_per_s: float
+    duration_s: float
+    slack: tuple[int, ...]
+    aegaeon: tuple[int, ...]
+
+    def load(self, kind: str, models: int, seed: int) -> Load:
+        """So many models of this market."""
+        return Load(kind, models, self.rate_per_s, self.duration_s, seed)
+
+
+MARKETS = MappingProxyType(  # at rates at which the bound's own crossing is at 150 to 250 models; servegen has its own
+    {
+        "two-tier": Market(2.0, 60.0, (120, 150, 180, 210), (20, 40, 60, 80, 100)),
+        "arena": Market(1.0, 60.0, (120, 150, 180, 210), (20, 40, 60, 80, 100)),
+        "azure": Market(0.15, 120.0, (140, 160, 180, 200), (20, 40, 60, 80, 100)),
+        "servegen": Market(0.0, 120.0, (80, 110, 140, 170, 200), (20, 40, 60, 80, 100)),
+    }
+)
+EVEN = Market(0.1, 120.0, RANGES["slack", 0.1], RANGES["others", 0.1])  # where profiles are wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,21 +272,17 @@ def ablation_jobs(seeds: Sequence[int]) -> list[Job]:
 def robustness_jobs(quick: bool, seeds: Sequence[int]) -> list[Job]:
     """``slack`` and ``aegaeon`` on other markets, and with wrong profiles."""
     every = contenders()
-    models_of = QUICK_MARKET_MODELS if quick else MARKET_MODELS
-    jobs = [
-        Job(f"market {kind} {name}", every[name], Load(kind, models, MARKETS[kind], 120.0, seed))
-        for kind in _markets()
-        for name, counts in models_of.items()
-        for models in counts
+    sweeps = [(kind, MARKETS[kind], kind, every) for kind in _markets()]
+    for error in ERRORS:
+        wrong = {name: misled(every[name], error) for name in ("slack", "aegaeon/6")}
+        sweeps.append((f"profiles x{error:g}", EVEN, "even", wrong))
+    return [
+        Job(f"market {case} {name}", contenders_of[name], market.load(kind, models, seed))
+        for case, market, kind, contenders_of in sweeps
+        for name, counts in (("slack", market.slack), ("aegaeon/6", market.aegaeon))
+        for models in (counts[::2] if quick else counts)
         for seed in seeds
     ]
-    ranges = QUICK_RANGES if quick else RANGES
-    for name, group in (("slack", "slack"), ("aegaeon/6", "others")):
-        for error in ERRORS:
-            wrong = misled(every[name], error)
-            loads = [Load("even", models, 0.1, 120.0, seed) for models in ranges[group, 0.1] for seed in seeds]
-            jobs += [Job(f"market profiles x{error:g} {name}", wrong, load) for load in loads]
-    return jobs
 
 
 def _markets() -> list[str]:
@@ -301,7 +319,8 @@ def bound_models(rate_per_s: float, seed: int) -> int:
 
 def market_bound(kind: str, seed: int) -> int:
     """The most models of a market for which the bound allows that no token is late."""
-    return _root(lambda models: bound_load(Load(kind, models, MARKETS.get(kind, 0.1), 120.0, seed)) - 1.0, 20, 500)
+    market = MARKETS.get(kind, EVEN)
+    return _root(lambda models: bound_load(market.load(kind, models, seed)) - 1.0, 20, 500)
 
 
 def _root(excess: Callable[[int], float], low: int = 100, high: int = 300) -> int:
@@ -338,6 +357,9 @@ def crossing(curve: Curve, level: float) -> tuple[float, str]:
 
 # --- what a person sees
 
+_INK, _GREY = "#333333", "#8a8a8a"
+_MARKERS = "osD^vPX"
+_COLOURS = ("#0173b2", "#d55e00", "#de8f05", "#029e73", "#cc78bc", "#949494")
 
 _ROWS = MappingProxyType(
     {
@@ -468,19 +490,60 @@ def save(results: dict[str, Any], directory: Path, name: str) -> None:
 def _draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, rate in zip(figure.subplots(1, 2, sharey=True), DURATIONS_S, strict=True):
-        for marker, (series, curve) in zip("osD^vPX", _best_split(results, f"sweep {rate:g} ").items(), strict=False):
-            axes.plot([p[0] for p in curve], [100 * p[1] for p in curve], marker=marker, markersize=4, label=series)
-        bound = fmean(results["bound"][f"{rate:g}"].values())
-        axes.axvline(bound, color="#333333", linestyle=":", linewidth=1)
-        axes.annotate("bound", (bound, 3), rotation=90, ha="right", fontsize=8)
-        axes.axhline(90, color="#8a8a8a", linewidth=0.6)
-        axes.set(xlabel=f"models x {rate:g} req/s on 16 H100", ylim=(0, 102), xlim=(0, None))
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("tokens on time (%)")
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=160)
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(5, 5, 4))
+    _draw_sweep(left, results, 0.1)
+    _draw_sweep(middle, results, 0.5)
+    left.set_ylabel("tokens on time (%)")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    if "market bounds" in results:
+        _draw_markets(right, results)
+    figure.savefig(path, dpi=160, metadata={"Software": None})
+
+
+def _draw_sweep(axes: Any, results: dict[str, Any], rate: float) -> None:
+    """Attainment over the number of models; beside ``slack`` the curve of its worst model."""
+    for marker, colour, (series, curve) in zip(
+        _MARKERS, _COLOURS, _best_split(results, f"sweep {rate:g} ").items(), strict=False
+    ):
+        models = [point[0] for point in curve]
+        axes.plot(
+            models, [100 * point[1] for point in curve], color=colour, marker=marker, markersize=4.5, label=series
+        )
+        if series == "slack":
+            axes.plot(
+                models, [100 * point[2] for point in curve], color=colour, linestyle=":", label="slack, its worst model"
+            )
+    bound = fmean(results["bound"][f"{rate:g}"].values())
+    axes.axvline(bound, color=_INK, linestyle="--", linewidth=1)
+    axes.annotate("bound", (bound, 3), xytext=(-3, 0), textcoords="offset points", rotation=90, ha="right", color=_INK)
+    axes.axhline(90, color=_GREY, linewidth=0.6)
+    axes.set(title=f"{rate:g} requests/s per model", xlabel="models on 16 H100", ylim=(0, 102), xlim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_markets(axes: Any, results: dict[str, Any]) -> None:
+    """Models at 90 % as bars, the bound as a line across each pair."""
+    cases = _market_cases(results)
+    for place, case in enumerate(cases):
+        for offset, colour, name in ((-0.2, _COLOURS[0], "slack"), (0.2, _COLOURS[1], "aegaeon/6")):
+            models, mark = crossing(results["curves"][f"market {case} {name}"], LEVELS[0])
+            axes.barh(place + offset, models, height=0.38, color=colour)
+            axes.annotate(
+                f"{mark}{models:.0f}",
+                (models, place + offset),
+                xytext=(-3, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                color="white",
+            )
+        axes.plot(
+            [_market_bound(results, case)] * 2, [place - 0.42, place + 0.42], color=_INK, linestyle="--", linewidth=1
+        )
+    axes.set(title="models at 90 % in other markets", yticks=range(len(cases)), yticklabels=cases)
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":
