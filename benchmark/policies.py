@@ -94,9 +94,9 @@ class Market:
 
 MARKETS = MappingProxyType(  # at rates at which the bound's own crossing is at 150 to 250 models; servegen has its own
     {
-        "two-tier": Market(2.0, 60.0, (120, 150, 180, 210), (20, 40, 60, 80, 100)),
+        "two-tier": Market(2.0, 60.0, (120, 150, 180, 210), (60, 80, 100, 115, 130)),
         "arena": Market(1.0, 60.0, (120, 150, 180, 210), (20, 40, 60, 80, 100)),
-        "azure": Market(0.15, 120.0, (140, 160, 180, 200), (20, 40, 60, 80, 100)),
+        "azure": Market(0.15, 120.0, (140, 160, 180, 200, 220), (20, 40, 60, 80, 100)),
         "servegen": Market(0.0, 120.0, (80, 110, 140, 170, 200), (20, 40, 60, 80, 100)),
     }
 )
