@@ -53,7 +53,7 @@ DURATIONS_S = {0.1: 120.0, 0.5: 60.0}
 RANGES = {
     ("slack", 0.1): (160, 175, 190, 205, 220, 235),
     ("slack", 0.5): (125, 137, 149, 161, 173),
-    ("others", 0.1): (16, 32, 48, 64, 80),
+    ("others", 0.1): (16, 32, 48, 64, 80, 96),
     ("others", 0.5): (8, 16, 24, 32, 48, 64),
 }
 QUICK_RANGES = {
@@ -269,17 +269,20 @@ def ablation_jobs(seeds: Sequence[int]) -> list[Job]:
     ]
 
 
+_SPLITS = tuple(name for name in contenders() if name.startswith("aegaeon/"))
+
+
 def robustness_jobs(quick: bool, seeds: Sequence[int]) -> list[Job]:
     """``slack`` and ``aegaeon`` on other markets, and with wrong profiles."""
     every = contenders()
     sweeps = [(kind, MARKETS[kind], kind, every) for kind in _markets()]
     for error in ERRORS:
-        wrong = {name: misled(every[name], error) for name in ("slack", "aegaeon/6")}
+        wrong = {name: misled(every[name], error) for name in ("slack", *_SPLITS)}
         sweeps.append((f"profiles x{error:g}", EVEN, "even", wrong))
     return [
         Job(f"market {case} {name}", contenders_of[name], market.load(kind, models, seed))
         for case, market, kind, contenders_of in sweeps
-        for name, counts in (("slack", market.slack), ("aegaeon/6", market.aegaeon))
+        for name, counts in (("slack", market.slack), *((split, market.aegaeon) for split in _SPLITS))
         for models in (counts[::2] if quick else counts)
         for seed in seeds
     ]
@@ -457,16 +460,23 @@ def _ablation_table(results: dict[str, Any]) -> Table:
 
 def _robustness_table(results: dict[str, Any]) -> Table:
     table = Table(title="other markets: models at 90 %", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("market", "bound", "slack", "of bound", "aegaeon", "times"):
+    for heading in ("market", "bound", "slack", "of bound", "aegaeon", "split", "times"):
         table.add_column(heading, justify="left" if heading == "market" else "right")
     for case in _market_cases(results):
         bound = _market_bound(results, case)
         ours, our_mark = crossing(results["curves"][f"market {case} slack"], LEVELS[0])
-        theirs, their_mark = crossing(results["curves"][f"market {case} aegaeon/6"], LEVELS[0])
+        split, best = _best_aegaeon(results, case)
+        theirs, their_mark = crossing(best, LEVELS[0])
         times = f"{our_mark}{ours / theirs:.1f}" if not their_mark else "-"  # no crossing, no ratio
         share = f"{our_mark}{ours / bound:.0%}"
-        table.add_row(case, f"{bound}", f"{our_mark}{ours:.0f}", share, f"{their_mark}{theirs:.0f}", times)
+        table.add_row(case, f"{bound}", f"{our_mark}{ours:.0f}", share, f"{their_mark}{theirs:.0f}", split, times)
     return table
+
+
+def _best_aegaeon(results: dict[str, Any], case: str) -> tuple[str, Curve]:
+    """Its best split in a market, and the curve."""
+    found = _best_split(results, f"market {case} ")
+    return next((name, curve) for name, curve in found.items() if name in _SPLITS)
 
 
 def _market_cases(results: dict[str, Any]) -> list[str]:
@@ -495,7 +505,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
     _draw_sweep(left, results, 0.1)
     _draw_sweep(middle, results, 0.5)
     left.set_ylabel("tokens on time (%)")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
     if "market bounds" in results:
         _draw_markets(right, results)
     figure.savefig(path, dpi=160, metadata={"Software": None})
@@ -526,8 +536,9 @@ def _draw_markets(axes: Any, results: dict[str, Any]) -> None:
     """Models at 90 % as bars, the bound as a line across each pair."""
     cases = _market_cases(results)
     for place, case in enumerate(cases):
-        for offset, colour, name in ((-0.2, _COLOURS[0], "slack"), (0.2, _COLOURS[1], "aegaeon/6")):
-            models, mark = crossing(results["curves"][f"market {case} {name}"], LEVELS[0])
+        pair = results["curves"][f"market {case} slack"], _best_aegaeon(results, case)[1]
+        for offset, colour, curve in zip((-0.2, 0.2), _COLOURS[:2], pair, strict=True):
+            models, mark = crossing(curve, LEVELS[0])
             axes.barh(place + offset, models, height=0.38, color=colour)
             axes.annotate(
                 f"{mark}{models:.0f}",
