@@ -176,7 +176,7 @@ def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -
     }
     if not options.reuse:
         _measure(models, profiles, loads, options, console, awake)
-    measured = Measured.read(options.work / MEASURED)
+    measured = _read_measured(options.work / MEASURED)
     _require_same(measured, loads, options)
     told_s = median(entry.hand_over_s or 0.0 for entry in profiles.values())
     rows = [_compare(rate, measured.loads[rate], rounds, profiles, told_s) for rate, rounds in loads.items()]
@@ -185,6 +185,13 @@ def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -
     _write(rows, options)
     console.print(f"written to {options.out / 'fidelity.json'} and {options.out / 'fidelity.png'}")
     return 0
+
+
+def _read_measured(path: Path) -> Measured:
+    try:
+        return Measured.read(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not what this version writes; run without --reuse") from error
 
 
 def _require_same(measured: Measured, loads: Mapping[float, list[list[Job]]], options: argparse.Namespace) -> None:

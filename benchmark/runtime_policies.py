@@ -33,6 +33,7 @@ from aegaeon.core.record import mean_attainment
 from aegaeon.core.slo import Slo
 from aegaeon.device.local_cpu import local_cpu
 from aegaeon.profiling.errors import ProfilingError
+from aegaeon.scheduler.registry import POLICIES as REGISTERED
 from benchmark import policy_pool as real
 from benchmark.awake import awake_cores
 from benchmark.e2e_options import amount, count
@@ -211,7 +212,7 @@ def _write(outcomes: Outcomes, options: argparse.Namespace) -> None:
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="runtime_policies.py", description="Policies beside each other, for real.")
-    parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="NAME")
+    parser.add_argument("--policies", nargs="+", choices=list(REGISTERED), default=list(POLICIES), metavar="NAME")
     parser.add_argument(
         "--rates", type=amount, nargs="+", default=list(RATES), help="requests per second of all models"
     )
