@@ -92,8 +92,9 @@ async def _run(config: PoolConfig, report: Report, cluster: Cluster, sock: socke
 
 
 def _routers(config: PoolConfig, models: Sequence[ServedModel]) -> Callable[[int], Router | None]:
-    specs = [model.spec for model in models]
-    return lambda nodes: make_router(config.policy, specs, nodes, config.weight_cache_bytes or 0)
+    specs, host_bytes = [model.spec for model in models], config.weight_cache_bytes
+    assert host_bytes is not None, "nodes were started, so the configuration leaves no size open"
+    return lambda nodes: make_router(config.policy, specs, nodes, host_bytes)
 
 
 def _on_signal(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
