@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from sim.bound import least_demand
 from sim.hardware import HOST_MEMORY_BYTES, Hardware, HardwareOptions, make_hardware
 from sim.pooled_layout import disaggregated_layout
 from sim.run import simulate
-from sim.scenario import Scenario, make_scenario
+from sim.scenario import SIMULATOR_MIX, Scenario, make_scenario
 from sim.system import Layout, ModelLoad, NoPlacementError, PlacedInstance, PoolSpec, System
 from sim.systems import find_system
 from sim.tally import Tally
@@ -191,7 +192,7 @@ def scenario_of(load: Load) -> Scenario:
 def _arrivals(load: Load) -> list[Arrival]:
     """Poisson per model. The even market is the artifact's: at most ``duration * rate`` requests a model."""
     if load.kind == "servegen":
-        return _servegen().arrivals(load.models, load.duration_s, load.seed)
+        return _within_windows(_servegen().arrivals(load.models, load.duration_s, load.seed))
     lengths = _lengths(load.kind)
     if load.kind == "even":
         return synthesize(SyntheticSpec(load.models, load.rate_per_s, load.duration_s, seed=load.seed), lengths)
@@ -205,6 +206,23 @@ def _arrivals(load: Load) -> list[Arrival]:
             name = f"synth_model_{index:03d}"
             arrivals.append(Arrival(round(float(time_s), 3), name, max(1, int(inputs)), max(16, int(outputs))))
     return sorted(arrivals, key=lambda arrival: (arrival.time_s, arrival.model))
+
+
+def _within_windows(arrivals: Sequence[Arrival]) -> list[Arrival]:
+    """As long as the context windows of the models that ``make_scenario`` will take: no client can send more."""
+    book, names = _book(), dict.fromkeys(arrival.model for arrival in arrivals)
+    sizes = [book.find(kind, DEVICE).max_context_tokens for kind in SIMULATOR_MIX]
+    windows = dict(zip(names, cycle(sizes), strict=False))
+    return [_cut(arrival, windows[arrival.model]) for arrival in arrivals]
+
+
+def _cut(arrival: Arrival, window_tokens: int) -> Arrival:
+    output_tokens = min(arrival.output_tokens, window_tokens - 1)
+    return replace(
+        arrival,
+        input_tokens=min(arrival.input_tokens, window_tokens - output_tokens),
+        output_tokens=output_tokens,
+    )
 
 
 def _rates(load: Load) -> list[float]:
@@ -305,6 +323,12 @@ def run_bounded(contender: Contender, load: Load, most_queued: int) -> Refused:
 def bound_load(load: Load) -> float:
     """``max D(T) / (G * T)``: above 1 nobody can keep every deadline."""
     return least_demand(scenario_of(load)).least_load(load.devices)
+
+
+def steady_load(load: Load) -> float:
+    """The least work over the time in which it arrives: above 1 the pool falls behind for as long as it goes on so."""
+    demand = least_demand(scenario_of(load))
+    return float(demand.work_s[-1]) / (load.devices * load.duration_s)
 
 
 def devices_needed(contender: Contender, load: Load, level: float = 0.99, most: int = 128) -> int:

@@ -9,6 +9,7 @@ from aegaeon.core.command import Command, EvictWeights, ExtendTurn, LoadWeights,
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.slo import Slo
 from aegaeon.scheduler.slack.homes import Homes
+from aegaeon.scheduler.slack.traffic import Traffic
 from aegaeon.scheduler.slack.tuning import Tuning
 
 
@@ -185,17 +186,55 @@ def test_tuning_that_makes_no_sense_is_refused(change: dict[str, float]) -> None
         Tuning(**change)  # type: ignore[arg-type]
 
 
+def spread(homes: Homes, start_s: float = 0.0) -> None:
+    """Requests for all of 20 models in turn, with nothing under way: nobody moves, nobody has much traffic."""
+    for index in range(200):
+        homes.route(f"m{index % 20}", [0, 0], start_s)
+
+
 def test_homes_are_spread_evenly_and_models_move_only_from_a_busy_node_to_one_with_room() -> None:
-    models = make_models(8, weight_bytes=100)
-    homes = Homes(models, nodes=2, host_bytes=500)
-    assert [len(homes.at_home(node)) for node in (0, 1)] == [4, 4]
-    first = homes.at_home(0)
-    assert homes.route(first[0], [10, 0], 0.0) == 0, "a small difference moves nothing"
-    assert homes.route(first[0], [100, 10], 0.0) == 1
-    assert homes.route(first[0], [10, 100], 30.0) == 1, "it has moved a moment ago"
-    assert homes.route(first[0], [10, 100], 90.0) == 0
-    assert homes.route(first[0], [100, 10], 180.0) == 1
-    assert homes.route(first[1], [100, 10], 180.0) == 0, "the other node's memory is full"
+    models = make_models(20, weight_bytes=100)
+    homes = Homes(models, nodes=2, host_bytes=1100)
+    spread(homes)
+    first, second = homes.at_home(0)[:2]
+    assert [homes.homes(model) for model in homes.at_home(1)] == [(1,)] * 10 + [(0,)] * 10, "its own come first"
+    assert homes.route(first, [10, 0], 0.0) == 0, "a small difference moves nothing"
+    assert homes.route(first, [100, 10], 0.0) == 1
+    assert homes.route(first, [10, 100], 30.0) == 1, "it has moved a moment ago"
+    assert homes.route(first, [10, 100], 90.0) == 0
+    assert homes.route(first, [100, 10], 180.0) == 1
+    assert homes.route(second, [100, 10], 180.0) == 0, "the other node's memory is full"
+
+
+def test_a_model_with_much_traffic_gets_another_home_instead_of_moving_and_loses_it_with_the_traffic() -> None:
+    homes = Homes(make_models(20, weight_bytes=100), nodes=2, host_bytes=1100)
+    (home,) = homes.homes("m0")
+    busy = [20 if node == home else 0 for node in (0, 1)]
+    assert homes.route("m0", busy, 0.0) == 1 - home
+    assert set(homes.homes("m0")) == {0, 1}
+    assert homes.route("m0", busy[::-1], 0.0) == home, "to the idlest of its homes"
+    spread(homes, 1000.0)
+    assert homes.homes("m0") == (0,), "one like the others, now"
+
+
+def test_a_second_home_needs_room() -> None:
+    homes = Homes(make_models(2, weight_bytes=100), nodes=2, host_bytes=150)
+    (home,) = homes.homes("m0")
+    assert homes.route("m0", [100 if node == home else 0 for node in (0, 1)], 0.0) == home
+
+
+def test_traffic_is_what_came_lately_whatever_the_clock_says() -> None:
+    traffic = Traffic()
+    assert traffic.share("m0", 0.0) == 0.0
+    for _ in range(30):
+        traffic.note("m0", 0.0)
+    for _ in range(10):
+        traffic.note("m1", 0.0)
+    assert traffic.share("m0", 0.0) == pytest.approx(0.75)
+    traffic.note("m1", 600.0)
+    assert traffic.share("m0", 600.0) < 0.01
+    traffic.note("m0", 1e6)
+    assert traffic.share("m0", 1e6) == pytest.approx(1.0)
 
 
 def test_a_request_for_a_model_without_a_home_goes_where_there_are_fewest() -> None:
