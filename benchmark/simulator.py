@@ -31,7 +31,7 @@ from sim.hardware import Hardware, HardwareOptions, make_hardware
 from sim.run import RunResult, simulate
 from sim.scenario import Scenario, make_scenario
 from sim.system import NoPlacementError
-from sim.systems import DEFAULT_SYSTEMS, find_system
+from sim.systems import PAPER_SYSTEMS, find_system
 from sim.tally import Tally
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +99,7 @@ def speed(options: argparse.Namespace, console: Console) -> int:
     for models, rate_per_s in ((40, 0.1), (80, 0.1), (54, 0.5)):
         scenario = _synthetic(models, rate_per_s, 120.0 if rate_per_s <= 0.1 else 60.0)
         hardware = make_hardware(HardwareOptions(), scenario.tp)
-        for name in DEFAULT_SYSTEMS:
+        for name in PAPER_SYSTEMS:
             try:
                 seconds, result = _timed(name, scenario, hardware, Tally())
             except NoPlacementError:
@@ -138,7 +138,7 @@ def scale(options: argparse.Namespace, console: Console) -> int:
 def panels(options: argparse.Namespace, console: Console) -> int:
     """As a user would run them: one command per panel, on all cores."""
     table = _table(
-        f"Figures 11 to 13, {', '.join(DEFAULT_SYSTEMS)}, {os.cpu_count()} cores", "sweep", "seconds", "CPU seconds"
+        f"Figures 11 to 13, {', '.join(PAPER_SYSTEMS)}, {os.cpu_count()} cores", "sweep", "seconds", "CPU seconds"
     )
     total_s, total_cpu_s = 0.0, _children_cpu_s()
     with tempfile.TemporaryDirectory() as folder:

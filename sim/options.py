@@ -20,7 +20,7 @@ from sim.hardware import HardwareOptions
 from sim.output import sweep_file_name
 from sim.scenario import MAX_CONTEXT_TOKENS, SIMULATOR_MIX
 from sim.sweep import Point, Setting, WorkloadChoice
-from sim.systems import DEFAULT_SYSTEMS, SYSTEMS, find_system
+from sim.systems import DEFAULT_SYSTEMS, PAPER_SYSTEMS, SYSTEMS, find_system
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
@@ -66,7 +66,10 @@ def parser(program: str = "sim.simulate") -> argparse.ArgumentParser:
     load.add_argument("--max-context", type=int, default=MAX_CONTEXT_TOKENS, metavar="TOKENS")
     pool = made.add_argument_group("pool")
     pool.add_argument(
-        "--policy", nargs="+", default=list(DEFAULT_SYSTEMS), metavar="NAME", help=f"of: {', '.join(SYSTEMS)}"
+        "--policy",
+        nargs="+",
+        metavar="NAME",
+        help=f"of: {', '.join(SYSTEMS)}; default {' '.join(DEFAULT_SYSTEMS)}, as the artifact without slack",
     )
     pool.add_argument("--devices", nargs="+", default=["16xh100"], metavar="DEVICE", help="default 16xh100")
     pool.add_argument(
@@ -115,9 +118,10 @@ def make_setting(options: argparse.Namespace, environment: Mapping[str, str]) ->
 
 def make_plans(options: argparse.Namespace, slo: Slo) -> list[SweepPlan]:
     """The output files and their points. Raises ``InputError`` or ``WorkloadError``."""
-    for policy in options.policy:
+    default = PAPER_SYSTEMS if options.compat == "artifact" else DEFAULT_SYSTEMS
+    policies = list(dict.fromkeys(options.policy or default))
+    for policy in policies:
         find_system(policy)
-    policies = list(dict.fromkeys(options.policy))
     if options.trace is not None:
         return [_trace_plan(options, policies)]
     if not (options.num_models and options.arrival_rate):

@@ -45,8 +45,10 @@ def _production_systems() -> dict[str, System]:
 
 SYSTEMS: Mapping[str, System] = MappingProxyType({**_production_systems(), **BASELINES})
 
-DEFAULT_SYSTEMS = tuple(name for name in ("aegaeon", "sllm", "sllm+", "muxserve") if name in SYSTEMS)
-"""What the figures compare."""
+PAPER_SYSTEMS = ("aegaeon", "sllm", "sllm+", "muxserve")
+"""What the figures of the paper compare, and its artifact."""
+
+DEFAULT_SYSTEMS = ("slack", *PAPER_SYSTEMS)
 
 
 def find_system(name: str, artifact: bool = False) -> System:

@@ -42,7 +42,7 @@ class PoolConfig:
     models: tuple[ModelConfig, ...]
     host: str = "127.0.0.1"
     port: int = 8000
-    policy: str = "aegaeon"
+    policy: str = "slack"
     device: str = "auto"
     instances: tuple[InstanceConfig, ...] = (InstanceConfig(Role.MIXED, 1),)
     threads_per_instance: int | None = None

@@ -162,7 +162,7 @@ OPTIONS = (
         "Jinja chat template: a file, or the text itself",
         auto="the model's own",
     ),
-    Option("policy", Kind.TEXT, Scope.POOL, "scheduling policy", choices=("aegaeon", "slack", "sllm")),
+    Option("policy", Kind.TEXT, Scope.POOL, "scheduling policy", choices=("slack", "aegaeon", "sllm")),
     Option(
         "device",
         Kind.TEXT,

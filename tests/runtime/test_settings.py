@@ -65,7 +65,7 @@ class TestValues:
     def test_the_least_file_serves_a_model_with_every_default(self, pool, tmp_path):
         config = pool("models: {a: {path: a}}")
         assert config.models == (ModelConfig("a", tmp_path / "a"),)
-        assert (config.host, config.port, config.policy) == ("127.0.0.1", 8000, "aegaeon")
+        assert (config.host, config.port, config.policy) == ("127.0.0.1", 8000, "slack")
 
     def test_a_model_may_be_just_its_folder(self, pool, tmp_path):
         assert pool("models: {a: a, b: ./b}").models[1] == ModelConfig("b", tmp_path / "b")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from aegaeon.core.slo import Slo
+from sim.options import make_plans, parser
 from sim.simulate import main
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "traces" / "aegaeon_synth_scale1.0-1.0.tar.gz"
@@ -180,6 +182,19 @@ def test_in_the_artifacts_semantics_qos_is_what_the_artifact_gives(tmp_path: Pat
         assert main([*arguments, "--out", out]) == 0
         summary = json.loads(next((tmp_path / out).glob("*.summary.json")).read_text())
         assert summary["points"][f"({models}, aegaeon)"]["qos"] == pytest.approx(qos, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("more", "policies"),
+    [
+        ([], ["slack", "aegaeon", "sllm", "sllm+", "muxserve"]),
+        (["--compat", "artifact"], ["aegaeon", "sllm", "sllm+", "muxserve"]),
+        (["--policy", "dedicated"], ["dedicated"]),
+    ],
+)
+def test_which_systems_are_compared_when_none_is_named(more: list[str], policies: list[str]) -> None:
+    (plan,) = make_plans(parser().parse_args(["--num-models", "4", "--arrival-rate", "0.1", *more]), Slo())
+    assert [point.policy for point in plan.points] == policies
 
 
 def test_the_environment_sets_the_base_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
