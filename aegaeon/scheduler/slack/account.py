@@ -1,4 +1,4 @@
-"""How much of what a model's requests were owed has come late.
+"""How much of what requests were owed has come late, of one model or of all.
 
 A request that is late misses the tokens that are due meanwhile, so the share of the time under way in which requests
 were late is about the share of tokens that were.
@@ -23,12 +23,12 @@ class Account:
     live_s: float = 0.0
     noted_s: float = 0.0
 
-    def note(self, late: int, live: int, now_s: float) -> None:
-        """So many of the requests under way have been late since what was noted before."""
-        seconds, self.noted_s = now_s - self.noted_s, now_s
-        kept = math.exp(-seconds / _MEMORY_S)
-        self.late_s = self.late_s * kept + late * seconds
-        self.live_s = self.live_s * kept + live * seconds
+    def add(self, late_s: float, live_s: float, now_s: float) -> None:
+        """So many more request-seconds until now."""
+        kept = math.exp((self.noted_s - now_s) / _MEMORY_S)
+        self.late_s = self.late_s * kept + late_s
+        self.live_s = self.live_s * kept + live_s
+        self.noted_s = now_s
 
     @property
     def missed_share(self) -> float:

@@ -22,7 +22,7 @@ class ModelState:
     ``homes``: instances that have its weights, or are getting them. ``served_s``: when a turn of it last began or
     ended. ``step_s``: a decode step of a lone request. ``key_s``: its key in the agenda, as of ``keyed_s``;
     ``roles``: of the instances that find it there.
-    ``account``: how much of what its members were owed has come late.
+    ``account``: how much of what its members were owed has come late; ``of_all``: the same of every model's.
     """
 
     facts: ModelFacts
@@ -37,6 +37,7 @@ class ModelState:
     keyed_s: float = 0.0
     roles: tuple[Role, ...] = ()
     account: Account = field(default_factory=Account)
+    of_all: Account = field(default_factory=Account)
 
     @property
     def name(self) -> str:
@@ -50,7 +51,11 @@ class ModelState:
         """Account for those who wait and are late."""
         waiting, decoding = self.waiting, self.decoding
         in_turns = sum([len(turn.members) for turn in self.turns.values()])
-        self.account.note(waiting.late(now_s) + decoding.late(now_s), len(waiting) + len(decoding) + in_turns, now_s)
+        seconds = now_s - self.account.noted_s
+        late_s = seconds * (waiting.late(now_s) + decoding.late(now_s))
+        live_s = seconds * (len(waiting) + len(decoding) + in_turns)
+        self.account.add(late_s, live_s, now_s)
+        self.of_all.add(late_s, live_s, now_s)
 
     def queue_of(self, member: Member) -> DueQueue:
         """Where a member waits in its phase."""

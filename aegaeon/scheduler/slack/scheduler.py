@@ -41,6 +41,7 @@ from aegaeon.scheduler.facts import model_facts
 from aegaeon.scheduler.job import Phase
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.slab_budget import SlabBudget
+from aegaeon.scheduler.slack.account import Account
 from aegaeon.scheduler.slack.agenda import Agenda
 from aegaeon.scheduler.slack.drain import Drain
 from aegaeon.scheduler.slack.host_memory import HostMemory
@@ -65,8 +66,9 @@ class SlackScheduler:
         self._limits = limits
         self._max_residents = tuning.max_residents
         self._costs = costs
+        of_all = Account()
         self._models = {
-            name: ModelState(facts, order, costs.decode_step_s(name, 0, 1))
+            name: ModelState(facts, order, costs.decode_step_s(name, 0, 1), of_all=of_all)
             for order, (name, facts) in enumerate(model_facts(models).items())
         }
         self._members: dict[str, Member] = {}

@@ -16,7 +16,8 @@ class Tuning:
     ``horizon_s``: K of the priority index (``urgency.py``); 0 leaves the earliest due time alone.
     ``recover_s``: a request that is less late than this still counts as urgent, for it soon catches up.
     ``typical_tokens``: a request that has produced this many tokens counts half as much as a new one.
-    ``tolerated_share``: of a model's tokens, before it counts for more than what a turn of it gains.
+    ``tolerated_share``: of a model's tokens, before it counts for more than what a turn of it gains; or, if that is
+    more, ``tolerated_multiple`` of the share that all models together have missed.
     ``fairness``: how much more: by this, times the square of the share of its tokens beyond that.
     ``patience_s``: where all requests of a model are late, its turn comes when it has waited this long.
     ``keep_margin_s``: a model with work is evicted only for one that is this much more urgent.
@@ -30,6 +31,7 @@ class Tuning:
     recover_s: float = 1.0
     typical_tokens: int = 250
     tolerated_share: float = 0.2
+    tolerated_multiple: float = 2.0
     fairness: float = 200.0
     patience_s: float = 60.0
     keep_margin_s: float = 1.5

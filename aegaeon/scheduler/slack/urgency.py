@@ -4,7 +4,7 @@ The priority of a model is an apparent tardiness cost (Vepsalainen and Morton, M
 requests that would ride along in its turn, over what a step costs::
 
     I = sum_i w_i * exp(-max(s_i, 0) / K) / step          w_i = typical / (typical + tokens so far)
-    key = now - K * ln (I * (1 + fairness * max(missed - tolerated, 0)^2))
+    key = now - K * ln (I * (1 + fairness * max(missed - tolerated, 0)^2))   tolerated = max(0.2, 2 * missed of all)
 
 ``s_i`` is the slack of request i: the time until work on its next token must begin. With one request this is its due
 time; with several critical ones the model goes earlier the more it can save for the cost of its steps, which is what
@@ -13,7 +13,8 @@ smaller the longer the request turns out to be. One that is late counts ``1 + s_
 it must catch up the less a turn gains. ``missed`` is the share of what the model's members were owed that came late
 (``account.py``): who yields is decided by what is gained in all, until one model has yielded too often. What is
 ``tolerated`` changes nothing; beyond it a model soon goes before all others, so that what it lost it makes up for by
-not losing the next. The order of keys stays what it is while nobody becomes late.
+not losing the next. In an overload everybody loses, and then only those who lose far more than others are to make up
+for it. The order of keys stays what it is while nobody becomes late.
 
 Does not know: instances, memory, turns.
 """
@@ -48,8 +49,14 @@ class Urgency:
         index = sum([self._worth(member, now_s) for member in self._counting(model, now_s, role)])
         if index <= 0.0:
             return self._when_patience_ends_s(model, role)
-        fair = 1.0 + self._tuning.fairness * max(0.0, model.account.missed_share - self._tuning.tolerated_share) ** 2
-        return now_s - self._tuning.horizon_s * math.log(fair * index * self._typical_step_s / model.step_s)
+        index *= 1.0 + self._tuning.fairness * self._excess(model) ** 2
+        return now_s - self._tuning.horizon_s * math.log(index * self._typical_step_s / model.step_s)
+
+    def _excess(self, model: ModelState) -> float:
+        """The share that the model missed beyond what is tolerated."""
+        tuning = self._tuning
+        tolerated = max(tuning.tolerated_share, tuning.tolerated_multiple * model.of_all.missed_share)
+        return max(0.0, model.account.missed_share - tolerated)
 
     def note(self, member: Member, step_s: float) -> None:
         """The member begins to wait: note what stays as it is until it is in a turn. ``step_s``: of its model."""
