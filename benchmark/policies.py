@@ -44,6 +44,7 @@ from benchmark.policy_cases import (
     misled,
     run,
     run_bounded,
+    scenario_of,
     steady_load,
 )
 from sim.systems import find_system
@@ -233,8 +234,9 @@ def measure_devices(quick: bool, seeds: Sequence[int], workers: int, results: di
     """Devices that a two-tier market of 100 models needs."""
     every, load = contenders(), Load("two-tier", 100, 0.5, 120.0, seeds[0])
     needed = _mapped(devices_needed, [(every[name], load) for name in ("slack", "sllm")], workers)
-    dedicated = run(Contender("dedicated", find_system("dedicated")), load)
-    return {"devices": {"slack": needed[0], "sllm": needed[1], "dedicated": dedicated.devices}}
+    dedicated = run(Contender("dedicated", find_system("dedicated")), load).devices
+    idle = load.models - len(scenario_of(load).models)  # nobody asks for them in this time, but somebody may
+    return {"devices": {"slack": needed[0], "sllm": needed[1], "dedicated": dedicated + idle}}
 
 
 PARTS: Mapping[str, Callable[[bool, Sequence[int], int, dict[str, Any]], dict[str, Any]]] = MappingProxyType(

@@ -147,6 +147,7 @@ def draw(outcomes: Outcomes, path: Path) -> None:
                 points = [(rate, value) for rate, values in rounds.items() for value in values]
                 axes.scatter(*zip(*points, strict=True), s=9, color=look.colour, alpha=0.5, linewidths=0)
             axes.set_title(title)
+            axes.set_xticks(list(outcomes))
             axes.set_xlabel("requests per second")
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_ylim(0, 103)
