@@ -86,22 +86,25 @@ class Planner:
         self._agenda.refresh(now_s)
         self._unserved.clear()
         self._promised = None
-        for instance in self._instances.values():
+        instances = list(self._instances.values())
+        ready_by_s = now_s + self._tuning.turn_s
+        for instance in [one for one in instances if one.turn is not None and one.turn.ready_s >= ready_by_s]:
             self._stop_waiting(instance, now_s, out)
-        idle = [instance for instance in self._instances.values() if instance.turn is None]
+        idle = [instance for instance in instances if instance.turn is None]
         for instance in idle:
             self._start_resident(instance, now_s, out)
         for instance in idle:
             if instance.turn is None:
                 self._start_any(instance, now_s, out)
-        for instance in self._instances.values():
+        for instance in [one for one in instances if now_s >= one.no_load_until_s and now_s >= one.link_free_s]:
             self._load_ahead(instance, now_s, out)
         self._host.advance(now_s, out)
 
     def _stop_waiting(self, instance: Instance, now_s: float, out: list[Command]) -> None:
         """A turn whose weights are still on their way ends when another model could run meanwhile."""
         turn = instance.turn
-        if turn is None or turn.ending or turn.ready_s < now_s + self._tuning.turn_s:
+        assert turn is not None
+        if turn.ending:
             return
         ready = self._ready(instance, now_s, besides=turn.model)
         if any(self._may_run(instance, model, now_s) for _, model in ready):
@@ -406,8 +409,7 @@ class Planner:
         """Whether a device that has the model, and does not run it, can take its work."""
         if len(model.homes) <= len(model.turns):  # it runs where its weights are
             return False
-        homes = (home for home in model.homes if home not in model.turns)
-        return any(model.has_work(self._instances[home].spec.role) for home in homes)
+        return any(home not in model.turns and model.has_work(self._instances[home].spec.role) for home in model.homes)
 
 
 def _by_phase(members: Iterable[Member]) -> tuple[tuple[str, ...], tuple[str, ...]]:
