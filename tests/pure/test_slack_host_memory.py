@@ -9,12 +9,13 @@ from toy_world import ToyWorld, make_instance, make_limits, make_models
 from aegaeon.core.command import Command, FetchWeights, LoadWeights, StartTurn
 
 
-def world(hosted: int = 2, models: int = 4) -> ToyWorld:
-    """One instance; host memory for ``hosted`` models."""
+def world(hosted: int = 2, models: int = 4, instances: int = 1) -> ToyWorld:
+    """Host memory for ``hosted`` models."""
     specs = make_models(models)
     limits = replace(make_limits(), host_weight_bytes=hosted * specs[0].weight_bytes)
     toy = ToyWorld(specs, limits, policy="slack")
-    toy.join(make_instance("i0", max_resident_models=4))
+    for index in range(instances):
+        toy.join(make_instance(f"i{index}", max_resident_models=4))
     toy.deliver_all()
     return toy
 
@@ -43,6 +44,16 @@ def test_the_disk_reads_one_model_at_a_time() -> None:
     said = [*toy.deliver(), *toy.deliver()]
     assert fetches(said) == [FetchWeights("m0")]
     assert fetches(toy.deliver()) == [FetchWeights("m1")], "m0 is there"
+
+
+def test_before_there_is_an_instance_what_fits_is_read_once() -> None:
+    toy = world(instances=0)
+    said = arrive(toy, "m0.a", "m1.a", "m2.a", "m3.a")
+    assert fetches(said) == [FetchWeights("m0"), FetchWeights("m1")], "none of them can be served before it makes room"
+    assert fetches(arrive(toy, "m2.b")) == []
+    toy.join(make_instance("i0", max_resident_models=4))
+    assert any(isinstance(command, StartTurn) for command in toy.deliver_all())
+    toy.run()
 
 
 def test_a_model_without_work_makes_room_the_longest_unserved_first() -> None:

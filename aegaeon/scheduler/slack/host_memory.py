@@ -92,7 +92,8 @@ class HostMemory:
         return self._read_most_worth(now_s, out) or self._read_longest(now_s, out)
 
     def _runs(self) -> bool:
-        return any(instance.turn is not None for instance in self._instances.values())
+        """Whether there is something to wait for: a turn that will end, or the first instance."""
+        return not self._instances or any(instance.turn is not None for instance in self._instances.values())
 
     def _observe(self, now_s: float) -> None:
         assert self._reading is not None
