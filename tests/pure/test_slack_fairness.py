@@ -73,8 +73,8 @@ def test_where_everybody_loses_only_who_loses_far_more_than_others_goes_first() 
     none, half, most = Account(), account(5, 10, 60.0), account(9, 10, 60.0)
     plain = key_s(model_with(3, none))
     assert key_s(model_with(3, half, none)) < plain
-    assert key_s(model_with(3, half, account(3, 10, 60.0))) == plain, "half is less than twice what all lost"
-    assert key_s(model_with(3, most, account(3, 10, 60.0))) < plain
+    assert key_s(model_with(3, half, account(4, 10, 60.0))) == plain, "others lost nearly as much"
+    assert key_s(model_with(3, most, account(4, 10, 60.0))) < plain
 
 
 def test_what_a_model_loses_counts_for_it_and_for_all() -> None:

@@ -31,7 +31,7 @@ class Tuning:
     recover_s: float = 1.0
     typical_tokens: int = 250
     tolerated_share: float = 0.2
-    tolerated_multiple: float = 2.0
+    tolerated_multiple: float = 1.5
     fairness: float = 200.0
     patience_s: float = 60.0
     keep_margin_s: float = 1.5

@@ -4,7 +4,7 @@ The priority of a model is an apparent tardiness cost (Vepsalainen and Morton, M
 requests that would ride along in its turn, over what a step costs::
 
     I = sum_i w_i * exp(-max(s_i, 0) / K) / step          w_i = typical / (typical + tokens so far)
-    key = now - K * ln (I * (1 + fairness * max(missed - tolerated, 0)^2))   tolerated = max(0.2, 2 * missed of all)
+    key = now - K * ln (I * (1 + fairness * max(missed - tolerated, 0)^2))   tolerated = max(0.2, 1.5 * missed of all)
 
 ``s_i`` is the slack of request i: the time until work on its next token must begin. With one request this is its due
 time; with several critical ones the model goes earlier the more it can save for the cost of its steps, which is what
