@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from plots.crossing import LEVEL, Crossing, Kind
+from plots.crossing import LEVEL, Crossing, Kind, crossing
 from plots.curve import Curve
 from plots.style import INK, Look, add_legend
 
@@ -31,6 +31,21 @@ def draw_attainment(axes: Axes, curves: Sequence[Curve], looks: Sequence[Look], 
     add_legend(axes, title=f"at or above {LEVEL:.0%} up to")
 
 
+def draw_bound(axes: Axes, points: Sequence[tuple[float, float]], digits: int = 0) -> None:
+    """Where no policy can be on time any more; ``points``: (x, load of the bound).
+
+    A line where the load is 1; at the edge what it is there, if that is elsewhere.
+    """
+    limit = crossing([(x, -load) for x, load in points], level=-1.0)
+    if limit.kind is Kind.CROSSES:
+        x, text = limit.x, f"bound: {limit.text(digits)}"
+        axes.axvline(x, color=INK, linewidth=1.0, linestyle="--", zorder=1.5)
+    else:
+        x, load = points[-1] if limit.kind is Kind.BEYOND else points[0]
+        text = f"bound: load {load:.2f} at {x:g}"
+    axes.annotate(text, (x, 0.5), xytext=(-3, 0), textcoords="offset points", rotation=90, ha="right", va="center")
+
+
 def legend_text(curve: Curve, digits: int) -> str:
     """The line of a curve in the legend: what it is, who says so, and how far it holds the level."""
     return f"{curve.label} ({curve.source}): {reach(curve, digits)}"
@@ -47,12 +62,12 @@ def _mark_crossings(axes: Axes, curves: Sequence[Curve], looks: Sequence[Look], 
     low, high = axes.get_xlim()
     rows: list[float] = []  # where the last number of each row stands
     marks = [(curve.crossing, look) for curve, look in zip(curves, looks, strict=True)]
-    for crossing, look in sorted(marks, key=lambda mark: mark[0].x):
-        if crossing.kind is Kind.CROSSES:
-            free = [row for row, x in enumerate(rows) if crossing.x - x > LABEL_WIDTH * (high - low)]
+    for point, look in sorted(marks, key=lambda mark: mark[0].x):
+        if point.kind is Kind.CROSSES:
+            free = [row for row, x in enumerate(rows) if point.x - x > LABEL_WIDTH * (high - low)]
             row = free[0] if free else len(rows)
-            rows[row : row + 1] = [crossing.x]
-            _mark(axes, crossing, look, crossing.text(digits), height=LABEL_HEIGHT * (row + 0.6))
+            rows[row : row + 1] = [point.x]
+            _mark(axes, point, look, point.text(digits), height=LABEL_HEIGHT * (row + 0.6))
 
 
 def _mark(axes: Axes, crossing: Crossing, look: Look, text: str, height: float) -> None:

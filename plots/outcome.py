@@ -78,7 +78,8 @@ class Outcome:
     """One system at one load. ``slo`` is what it was served for, ``scores`` what it reached by it, where known.
 
     ``gaps`` and ``detail`` read their file when they are asked for, once. ``refused`` says why the system could not
-    take the load at all; then there is nothing else.
+    take the load at all; then there is nothing else. ``bound_load``: the least work that the load is, over what the
+    devices can do in time, where the record has it.
     """
 
     policy: str
@@ -88,6 +89,7 @@ class Outcome:
     gaps: Callable[[], TokenGaps]
     detail: Callable[[], Detail]
     scores: Mapping[Metric, float] = field(default_factory=dict)
+    bound_load: float | None = None
     refused: str = ""
 
     def score(self, metric: Metric, slo: Slo) -> float:

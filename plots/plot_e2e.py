@@ -18,22 +18,26 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from plots.attainment import draw_attainment
+from plots.attainment import draw_attainment, draw_bound
 from plots.curve import Origin
 from plots.options import add_metric, add_slo, destinations, parser, run, say
 from plots.panel import DIGITS, PANELS
-from plots.records import curves_of, read_records
+from plots.records import bound_of, curves_of, read_records
 from plots.style import figure_style, metric_label, new_figure, system_look, write_figure
 
 
 def draw(options: argparse.Namespace) -> list[Path]:
     """Draw one panel, return the files."""
     panel = PANELS[options.spec]
-    found = curves_of(panel, read_records(options.json, options.measured_on), options.metric, options.slo, say)
+    records = read_records(options.json, options.measured_on)
+    found = curves_of(panel, records, options.metric, options.slo, say)
+    bound = bound_of(panel, records) if options.bound else []
     with figure_style():
         figure, axes = new_figure(4.7, 3.4 + 0.2 * len(found))
         looks = [system_look(policy, curve.source.origin is Origin.MEASURED) for policy, curve in found]
         draw_attainment(axes, [curve for _, curve in found], looks, DIGITS[panel.axis])
+        if bound:
+            draw_bound(axes, bound, DIGITS[panel.axis])
         axes.set_title(f"{panel.figure}: {panel.title}")
         axes.set_xlabel(panel.x_label)
         axes.set_ylabel(metric_label(options.metric))
@@ -44,6 +48,7 @@ def options() -> argparse.ArgumentParser:
     """The command line."""
     made = parser(__doc__)
     made.add_argument("--spec", required=True, choices=list(PANELS), help="the panel")
+    made.add_argument("--bound", action="store_true", help="also where no policy can keep every deadline")
     add_metric(made)
     add_slo(made)
     return made

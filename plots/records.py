@@ -55,6 +55,19 @@ def curves_of(
     return [(policy, curve) for policy, curve in made if curve is not None]
 
 
+def bound_of(panel: Panel, outcomes: Iterable[Outcome]) -> list[tuple[float, float]]:
+    """(x, load of the bound) along a panel, ascending. Raises ``UsageError`` if no record has it."""
+    found = {
+        x: outcome.bound_load
+        for outcome in outcomes
+        if outcome.bound_load is not None and outcome.slo == panel.slo and (x := panel.x_of(outcome.load)) is not None
+    }
+    if not found:
+        command = " ".join(["python3 -m sim.simulate", *panel.simulate_arguments, "--bound"])
+        raise UsageError(f"no record for {panel.figure} has the bound; make them with: {command}")
+    return sorted(found.items())
+
+
 def _by_system(panel: Panel, outcomes: Iterable[Outcome]) -> dict[Key, dict[float, Outcome]]:
     """Per system the outcome at each x: those served for the panel's targets, where there are any; later files win."""
     served: dict[Key, dict[Slo, dict[float, Outcome]]] = defaultdict(lambda: defaultdict(dict))

@@ -68,6 +68,7 @@ class _Contents:
             gaps=lambda: self._gaps(key),
             detail=lambda: self._detail(summary),
             scores={metric: float(summary[metric]) for metric in Metric if metric in summary},
+            bound_load=float(summary["bound_load"]) if "bound_load" in summary else None,
         )
 
     def _load(self, x: float) -> Load:

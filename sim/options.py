@@ -89,6 +89,9 @@ def parser(program: str = "sim.simulate") -> argparse.ArgumentParser:
     )
     out = made.add_argument_group("output")
     out.add_argument("--out", type=Path, default=Path("plots/json"), metavar="DIR", help="default plots/json")
+    out.add_argument(
+        "--bound", action="store_true", help="also the bound's load; above 1 no policy keeps every deadline"
+    )
     out.add_argument("--chrome-trace", type=Path, metavar="FILE", help="of one policy at one load")
     out.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
     return made
@@ -112,7 +115,12 @@ def make_setting(options: argparse.Namespace, environment: Mapping[str, str]) ->
     )
     profiles = options.profile_dir or (PROFILES / "artifact" if artifact else PROFILES)
     return Setting(
-        hardware, profiles, tuple(_repeated(options.mix)), parse_slo(options.slo, environment), options.max_context
+        hardware,
+        profiles,
+        tuple(_repeated(options.mix)),
+        parse_slo(options.slo, environment),
+        options.max_context,
+        options.bound,
     )
 
 

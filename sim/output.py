@@ -17,7 +17,8 @@ Other SLOs than the default are named after the scales: ``...-1.0-1.0-ttft5.0-tp
         "events", "tokens", "devices", "disk_reads": counts; "makespan_s"; "errors": {reason: count};
         "parts": {the six parts of ``LatencyParts``: mean seconds}; "kv_sync_s": {share: seconds};
         "switch_s": {kind of model: {share: seconds}};
-        "fragmentation": {block shape: {"assigned_bytes", "used_bytes"}}}}}
+        "fragmentation": {block shape: {"assigned_bytes", "used_bytes"}};
+        "bound_load": with --bound, what the bound allows is 1}}}
 
 Quantiles are written as share of all values -> the value that they do not exceed. Files are written beside their place
 and then renamed: whole or not at all.

@@ -16,6 +16,7 @@ from pathlib import Path
 from aegaeon.core.slo import Slo
 from aegaeon.latency.profile_book import ProfileBook
 from aegaeon.workload import Arrival, SyntheticSpec, default_lengths, read_trace, spread
+from sim.bound import least_demand
 from sim.hardware import Hardware, HardwareOptions, make_hardware, the_device
 from sim.output import PointOutput, point_key, texts_body
 from sim.run import simulate
@@ -37,13 +38,14 @@ class WorkloadChoice:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all points of a sweep have in common."""
+    """What all points of a sweep have in common. ``bound``: whether their loads are compared with the bound's."""
 
     hardware: HardwareOptions
     profile_dir: Path
     mix: tuple[str, ...]
     slo: Slo
     max_context_tokens: int
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ def run_point(point: Point, setting: Setting, recorder: TraceRecorder | None = N
     except NoPlacementError as error:
         return PointOutput(point.key, {}, no_placement=str(error))
     summary = {**result.summary, "models": len(scenario.models), "workload": scenario.origin}
+    if setting.bound:
+        summary["bound_load"] = _bound_load(point.workload, setting)
     return PointOutput(point.key, summary, texts_body(result.texts))
 
 
@@ -106,6 +110,13 @@ def prepare(workload: WorkloadChoice, setting: Setting) -> tuple[Scenario, Hardw
         arrivals, origin, _book(setting.profile_dir), device.name, setting.mix, setting.slo, setting.max_context_tokens
     )
     return scenario, make_hardware(setting.hardware, scenario.tp)
+
+
+@cache
+def _bound_load(workload: WorkloadChoice, setting: Setting) -> float:
+    """The least work by any time, over what the devices can do until then: above 1 somebody must be late."""
+    scenario, hardware = prepare(workload, setting)
+    return least_demand(scenario).least_load(len(hardware.pool.devices))
 
 
 @cache

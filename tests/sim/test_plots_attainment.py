@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plots.attainment import draw_attainment
+from plots.attainment import draw_attainment, draw_bound
 from plots.bounds import Bounds
 from plots.claims import Result, claims_page
 from plots.crossing import crossing
@@ -54,6 +54,24 @@ def test_each_curve_says_who_made_it_and_how_far_it_goes() -> None:
 def test_crossings_of_rates_have_decimals() -> None:
     written, _ = drawn(curve("Aegaeon", (0.1, 1.0), (0.2, 0.8)), digits=2)
     assert written == ["0.15"]
+
+
+@pytest.mark.parametrize(
+    ("points", "text", "lines"),
+    [
+        ([(20.0, 0.5), (40.0, 0.8), (60.0, 4 / 3)], "bound: 48", 1),
+        ([(20.0, 0.1), (40.0, 0.2)], "bound: load 0.20 at 40", 0),
+        ([(20.0, 1.5), (40.0, 3.0)], "bound: load 1.50 at 20", 0),
+    ],
+)
+def test_the_bound_is_where_its_load_is_one_or_else_said_at_the_edge(
+    points: list[tuple[float, float]], text: str, lines: int
+) -> None:
+    with figure_style():
+        _, axes = new_figure(4, 4)
+        draw_bound(axes, points)
+        assert [drawn.get_text() for drawn in axes.texts] == [text]
+        assert len(axes.lines) == lines
 
 
 def test_numbers_of_close_crossings_do_not_touch() -> None:

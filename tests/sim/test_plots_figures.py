@@ -107,6 +107,20 @@ def test_without_records_the_error_says_how_to_make_them(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_bound_is_drawn_where_records_have_it_and_else_the_error_says_how(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--spec", "0.1", "--json", str(records), "--out", str(tmp_path / "new"), "--bound"]
+    assert plot_e2e.main(arguments) == 2
+    assert "python3 -m sim.simulate --num-models 16 20" in (error := capsys.readouterr().err)
+    assert "--bound" in error
+    points = {f"({x}, aegaeon)": {"bound_load": x / 50, "slo_attainment": 1.0} for x in PANELS["0.1"].xs}
+    summary = records / "sim-model16-80-rate0.1-scale-1.0-1.0.summary.json"
+    summary.write_text(json.dumps({"device": DEVICE, "points": points}), encoding="utf-8")
+    assert plot_e2e.main(arguments) == 0
+    assert (tmp_path / "new" / "0.1.png").is_file()
+
+
 def test_a_missing_point_is_said_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shares = {(x, "aegaeon"): 1.0 for x in PANELS["0.1"].xs if x not in (20, 44)}
     write_simulation(tmp_path / "sim-model16-80-rate0.1-scale-1.0-1.0.json", shares)

@@ -55,6 +55,17 @@ def test_the_summary_says_what_the_figures_need(tmp_path: Path) -> None:
     assert "1.0" in point["kv_sync_s"]
 
 
+def test_the_bound_is_computed_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = ["--num-models", "2", "40", "--arrival-rate", "0.5", "--out", "out", *SMALL, "--devices", "1xh100"]
+    assert main([*sweep, "--bound"]) == 0
+    assert "bound" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out/sim-model2-40-rate0.5-scale-1.0-1.0.summary.json").read_text())
+    few, many = (point["bound_load"] for point in summary["points"].values())
+    assert 0.0 < few < 1.0 < many, "40 models are more than any policy could serve in time on one device"
+    assert main(sweep) == 0
+    assert "bound" not in capsys.readouterr().out
+
+
 def test_rates_are_swept_where_there_is_one_number_of_models(tmp_path: Path) -> None:
     assert main(["--num-models", "4", "--arrival-rate", "0.1", "0.2", "--slo", "0.5", "--out", "out", *SMALL]) == 0
     points = load(tmp_path / "out/sim-model4-4-rate0.1-0.2-scale-1.0-1.0-ttft5.0-tpot0.05.json")
