@@ -33,6 +33,7 @@ class SmallModel:
     architecture: str
     seed: int = 0
     voice: Path | None = None
+    dtype: str = "bfloat16"
 
     @property
     def folder(self) -> str:
@@ -83,5 +84,5 @@ def _make(job: tuple[SmallModel, Path]) -> str:
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here below
     from aegaeon.make_model import make_model
 
-    make_model(model.architecture, folder, seed=model.seed, learn=model.voice)
+    make_model(model.architecture, folder, dtype=model.dtype, seed=model.seed, learn=model.voice)
     return model.name

@@ -1,0 +1,114 @@
+"""The chaos benchmark must notice what it is there to notice."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from benchmark.chaos import Chaos, quantile
+from benchmark.chaos_clients import Answer, Client, Kind, Question, Verdict, Watch, learn, questions
+from benchmark.chaos_faults import Fault, Hit, Victims
+
+EXPECTED = ("one two three",)
+
+
+def question(kind: Kind = Kind.STREAM, expected: tuple[str, ...] = EXPECTED) -> Question:
+    return Question(kind, {"model": "m", "prompt": [1], "stream": True, "seed": 1}, expected)
+
+
+def events(*texts: str, done: bool = True) -> Iterator[bytes]:
+    for text in texts:
+        yield b"data: " + json.dumps({"choices": [{"index": 0, "text": text}]}).encode() + b"\n\n"
+    if done:
+        yield b"data: [DONE]\n\n"
+
+
+def watch(*, may_cut: bool = False) -> Watch:
+    return Watch(1.0, lambda _start_s: may_cut)
+
+
+async def ask(answer: Callable[[httpx.Request], httpx.Response], seen: Watch) -> None:
+    transport = httpx.MockTransport(answer)
+    async with httpx.AsyncClient(transport=transport, base_url="http://pool") as http:
+        await Client(0, http, [question()], seed=0)._once(question(), seen)
+
+
+@pytest.mark.parametrize(
+    ("texts", "done", "verdict"),
+    [
+        (("one ", "two three"), True, Verdict.RIGHT),
+        (("one ", "two "), True, Verdict.WRONG),
+        (("one ", "2 three"), True, Verdict.WRONG),
+        (("one ", "two three", " three"), True, Verdict.DOUBLED),
+        (("one ", "two "), False, Verdict.LOST),
+    ],
+)
+async def test_every_answer_gets_the_verdict_that_it_deserves(texts: tuple[str, ...], done: bool, verdict: Verdict):
+    seen = watch()
+    await ask(lambda _request: httpx.Response(200, content=b"".join(events(*texts, done=done))), seen)
+    assert seen.verdicts == {(Kind.STREAM, verdict): 1}
+    assert seen.bad == int(verdict is not Verdict.RIGHT)
+
+
+async def test_an_error_is_lost_and_silence_is_hung():
+    def silent(_request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("nothing")
+
+    seen = watch()
+    await ask(lambda _request: httpx.Response(503, json={"error": {"code": "model_unavailable"}}), seen)
+    await ask(silent, seen)
+    assert seen.verdicts == {(Kind.STREAM, Verdict.LOST): 1, (Kind.STREAM, Verdict.HUNG): 1}
+    assert "model_unavailable" in seen.complaints[0]
+
+
+async def test_only_a_killed_server_excuses_a_connection_that_ends():
+    seen = watch(may_cut=True)
+    await ask(lambda _request: httpx.Response(200, content=b"".join(events("one ", done=False))), seen)
+    await ask(lambda _request: httpx.Response(200, content=b"".join(events("won ", done=False))), seen)
+    assert seen.verdicts == {(Kind.STREAM, Verdict.CUT): 1, (Kind.STREAM, Verdict.LOST): 1}
+
+
+def test_what_is_left_of_an_answer_is_right_as_far_as_it_goes():
+    answer = Answer.to(question())
+    answer.add({"choices": [{"index": 0, "text": "one "}]})
+    assert answer.verdict(question(Kind.LEAVER)) is Verdict.RIGHT
+    answer.add({"choices": [{"index": 0, "text": "one "}]})
+    assert answer.verdict(question(Kind.LEAVER)) is Verdict.WRONG
+
+
+async def test_a_short_stop_is_learned_from_its_own_answer():
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, content=b"".join(events("hello"))))
+    async with httpx.AsyncClient(transport=transport, base_url="http://pool") as http:
+        known = await learn(http, question(Kind.SHORT_STOP, ()))
+    assert known.body["stop"] == ["he"]
+    assert known.expected == ("",)
+
+
+def test_a_cut_is_excused_from_the_kill_until_the_service_is_back():
+    chaos = Chaos(Victims(0, ""), 1.0, (1.0, 1.0), random.Random(0))
+    assert not chaos.may_cut(0.0)
+    chaos.hits += [Hit(Fault.KILL, 1, 10.0, 11.0), Hit(Fault.SERVER, 2, 20.0, 24.0)]
+    assert chaos.may_cut(15.0)
+    assert not chaos.may_cut(24.0 + 6.0)
+
+
+def test_questions_are_the_same_for_the_same_seed():
+    assert questions(["a", "b"], 40, seed=3) == questions(["a", "b"], 40, seed=3)
+    assert {asked.kind for asked in questions(["a"], 40, seed=3)} == set(Kind)
+
+
+def test_quantiles_are_values_that_were_seen():
+    assert [quantile([1.0, 2.0, 3.0, 4.0], share) for share in (0.0, 0.5, 0.99)] == [1.0, 3.0, 4.0]
+
+
+def test_silences_of_a_stream_are_noted():
+    seen = watch()
+    seen.heard_s[1] = time.monotonic() - 2.0
+    seen.hear(1)
+    ((start_s, end_s),) = seen.silences
+    assert end_s - start_s >= 2.0
