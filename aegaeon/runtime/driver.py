@@ -184,7 +184,7 @@ class Driver:
             if message.request_id in loss.unanswered:
                 loss.unanswered.discard(message.request_id)
                 if request is not None:
-                    request.generated_ids = list(message.generated_ids)
+                    request.go_on_from(message.generated_ids)
                 self._settle_loss(key)
 
     def _settle_loss(self, key: str) -> None:
@@ -223,7 +223,7 @@ class Driver:
     def _submit(self, message: m.Submit) -> None:
         request = DriverRequest(message)
         self._requests[request.request_id] = request
-        self._dispatch(e.RequestArrived(message.request))
+        self._dispatch(e.RequestArrived(request.arrival))
         if request.request_id in self._requests:
             self._send_frontend(request, m.Accepted(request.request_id))
 

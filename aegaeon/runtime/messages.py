@@ -23,12 +23,14 @@ from quick_model_loader import Handle
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A new request. ``sampling.seed`` is always set."""
+    """A new request, or one that another driver began: then ``generated_ids`` are what its client has been given, and
+    are final. ``sampling.seed`` is always set."""
 
     request: Request
     frontend_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    generated_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
