@@ -1,4 +1,8 @@
-"""A frontend's connection to one node: a link to its driver, and a ring from each of its instances."""
+"""A frontend's connection to one node: a link to its driver, and a ring from each of its instances.
+
+What the driver says of the end of a request rests on what instances have said of it before, to the driver and here.
+The rings are not ordered among each other, so all of them are read before such a word of the driver is passed on.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from aegaeon.runtime import messages as m
 from aegaeon.runtime.fd_exchange import FdServer
 from aegaeon.runtime.link import open_link
 from aegaeon.runtime.ring import RingReader, create_ring, duplicate_fds
+
+_AFTER_TOKENS = (m.Rejected, m.Failed, m.Finished, m.Interrupted)
 
 
 class NodeConnection:
@@ -40,11 +46,12 @@ class NodeConnection:
             self._loop.remove_reader(self._link.room_fd)
 
     def drain_instance(self, instance_key: str) -> None:
-        """Take what an instance has sent so far; after its death that is all there will be."""
-        ring = self._rings.get(f"tokens:{instance_key}")
-        if ring is not None:
-            for message in ring.drain():
-                self._receive(self, message)
+        """An instance has died: take the last that it sent, and all that the others have sent so far.
+
+        Nothing that comes out of its ring later can be taken for the output of the one that goes on.
+        """
+        self._drain_rings()
+        self.drop_instance(instance_key)
 
     def drop_instance(self, instance_key: str) -> None:
         """The instance is dead and its ring empty."""
@@ -63,7 +70,13 @@ class NodeConnection:
 
     def _drain_driver(self) -> None:
         for message in self._link.drain():
+            if isinstance(message, _AFTER_TOKENS):
+                self._drain_rings()
             self._receive(self, message)
+
+    def _drain_rings(self) -> None:
+        for reader in tuple(self._rings.values()):
+            self._drain_ring(reader)
 
     def _provide(self, name: str) -> list[int]:
         """On the descriptor server's thread: a new ring for an instance's tokens."""
