@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from aegaeon.core.request import Request
 from aegaeon.runtime.messages import Member, SequenceState, Submit
+from aegaeon.runtime.suspicion import RequestSuspicion
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class DriverRequest:
     epoch: int = 0
     dropping: bool = False
     releasing: bool = False
+    suspicion: RequestSuspicion = field(default_factory=RequestSuspicion)
 
     def __post_init__(self) -> None:
         self.generated_ids = list(self.submit.generated_ids)
@@ -48,6 +50,11 @@ class DriverRequest:
     @property
     def context_tokens(self) -> int:
         return len(self.submit.prompt_ids) + len(self.generated_ids)
+
+    @property
+    def free(self) -> bool:
+        """Whether it may be put into a turn, as far as the driver knows: nothing of it is being given up."""
+        return not (self.releasing or self.dropping)
 
     @property
     def arrival(self) -> Request:
@@ -74,6 +81,7 @@ class DriverRequest:
         """Take what an instance reports."""
         self.generated_ids.extend(new_ids)
         self.kv_tokens = kv_tokens
+        self.suspicion.note_progress(len(self.generated_ids))
 
     def member_for(self, instance_id: str, blocks: tuple[int, ...]) -> Member:
         """What the instance needs to run it."""

@@ -7,6 +7,7 @@ The rings are not ordered among each other, so all of them are read before such 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Callable
 
@@ -32,7 +33,7 @@ class NodeConnection:
         self.frontend_id = frontend_id
         self._link = open_link(address, f"frontend:{frontend_id}")
         self._loop.add_reader(self._link.data_fd, self._drain_driver)
-        self._link.send(m.AttachFrontend(frontend_id, self._server.address))
+        self._link.send(m.AttachFrontend(frontend_id, self._server.address, os.getpid()))
 
     def send(self, message: object) -> None:
         """To the node's driver; never blocks."""
@@ -61,9 +62,11 @@ class NodeConnection:
             ring.close()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything; requests that are under way are given up."""
+        self.send(m.DetachFrontend(self.frontend_id))
         self._server.close()
         self._loop.remove_reader(self._link.data_fd)
+        self._loop.remove_reader(self._link.room_fd)
         self._link.close()
         for name in tuple(self._rings):
             self.drop_instance(name.removeprefix("tokens:"))
