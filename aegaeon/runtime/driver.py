@@ -7,16 +7,20 @@ frontends are at the other ends of its links. It decides nothing: what to run wh
 from __future__ import annotations
 
 import logging
+import os
 import selectors
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import assert_never
 
 from aegaeon.core import command as c
 from aegaeon.core import event as e
+from aegaeon.core.generation import FinishReason
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.model import ModelSpec
+from aegaeon.engine.stop import finish_reason
 from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime import messages as m
 from aegaeon.runtime.clock import Clock
@@ -25,14 +29,15 @@ from aegaeon.runtime.host_weights import HostWeightCache
 from aegaeon.runtime.instance_handle import InstanceHandle
 from aegaeon.runtime.link import Link
 from aegaeon.runtime.node_kv import NodeKv
+from aegaeon.runtime.suspicion import ModelSuspicion
 from aegaeon.runtime.wakeup import Wakeup
 from aegaeon.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
 _REPORT_INTERVAL_S = 0.25
-# A model whose turns kill this many instances in a row is the likely cause.
-_STRIKES = 3
+# A suspect has a turn to itself, but the others of its model wait no longer than this for the next.
+_ALONE_QUOTA_S = 1.0
 _NOBODY = ""  # leases for no instance
 
 
@@ -41,15 +46,21 @@ _InstanceCommand = c.StartTurn | c.ExtendTurn | c.EndTurn | c.LoadWeights | c.Ev
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """An incarnation that died: the members of its turn, and those whose frontends have yet to answer."""
+    """An incarnation that died, and of what: the members of the turn that it was in or that the scheduler has given it
+    since, those of them that it died with, and those whose frontends have yet to answer."""
 
     handle: InstanceHandle
-    members: tuple[str, ...]
+    reason: str
+    members: dict[str, None]
+    involved: frozenset[str]
     unanswered: set[str]
 
 
 class Driver:
-    """The control loop of one node. ``restart(spec)`` is asked for a new process when an instance dies."""
+    """The control loop of one node. ``restart(spec)`` is asked for a new process when an instance dies.
+
+    ``eos_ids``: the tokens that end an output, by model.
+    """
 
     def __init__(
         self,
@@ -59,21 +70,24 @@ class Driver:
         weights: Callable[[Callable[[Callable[[], None]], None], Callable[[str, str], None]], HostWeightCache],
         clock: Clock,
         restart: Callable[[InstanceSpec], None],
+        eos_ids: Mapping[str, Collection[int]] = MappingProxyType({}),
     ) -> None:
         self._models = models
         self._scheduler = scheduler
         self._kv = kv
         self._clock = clock
         self._restart = restart
+        self._eos_ids = eos_ids
         self.wakeup = Wakeup()
         self.weights = weights(self.wakeup.post, self._model_failed)
         self._requests: dict[str, DriverRequest] = {}
         self._starved: dict[str, int] = {}
         self._instances: dict[str, InstanceHandle] = {}
         self._frontends: dict[str, Link] = {}
-        self._addresses: dict[str, str] = {}
+        self._attached: dict[str, m.AttachFrontend] = {}
+        self._frontend_fds: dict[str, int] = {}  # pidfds of their processes
         self._lost: dict[str, _Loss] = {}
-        self._strikes: Counter[str] = Counter()
+        self._model_suspicions: defaultdict[str, ModelSuspicion] = defaultdict(ModelSuspicion)
         self._events: deque[e.Event] = deque()
         self._handling = False
         self._changed = True
@@ -87,11 +101,15 @@ class Driver:
     def run(self) -> None:
         """Handle messages until ``stop``."""
         while self._running:
-            for key, _ in self._selector.select(self._timeout_s()):
-                key.data()
-            self._flush()
-            self._report()
+            self.go_on(self._timeout_s())
         self._close()
+
+    def go_on(self, timeout_s: float | None = 0.0) -> None:
+        """Handle what is there, or comes within ``timeout_s`` (None: whenever it comes)."""
+        for key, _ in self._selector.select(timeout_s):
+            key.data()
+        self._flush()
+        self._report()
 
     def stop(self) -> None:
         """End the loop, shutting the instances down; any thread may call this."""
@@ -107,6 +125,8 @@ class Driver:
         self.weights.close()
         for link in self._links():
             link.close()
+        for fd in self._frontend_fds.values():
+            os.close(fd)
 
     def _timeout_s(self) -> float | None:
         if any(link.pending for link in self._links()):
@@ -130,13 +150,46 @@ class Driver:
         """A new process is on its way; it reports ``Started`` over its link."""
         self._instances[handle.instance_id] = handle
         self._selector.register(handle.link.data_fd, selectors.EVENT_READ, lambda: self._drain_instance(handle))
-        for frontend_id, address in self._addresses.items():
-            handle.link.send(m.AttachFrontend(frontend_id, address))
+        for message in self._attached.values():
+            handle.link.send(message)
 
     def add_frontend(self, frontend_id: str, link: Link) -> None:
         """A frontend has opened its link."""
         self._frontends[frontend_id] = link
-        self._selector.register(link.data_fd, selectors.EVENT_READ, lambda: self._drain_frontend(link))
+        self._selector.register(link.data_fd, selectors.EVENT_READ, lambda: self._drain_frontend(frontend_id, link))
+        self._changed = True
+
+    def _attach_frontend(self, message: m.AttachFrontend) -> None:
+        """It can take tokens; from now on its process is watched."""
+        self._attached[message.frontend_id] = message
+        for handle in self._instances.values():
+            handle.link.send(message)
+        if message.pid in (None, os.getpid()):
+            return
+        try:
+            fd = os.pidfd_open(message.pid)
+        except OSError as error:  # of another namespace, say
+            logger.warning("the process of frontend %s cannot be watched: %s", message.frontend_id, error)
+            return
+        self._frontend_fds[message.frontend_id] = fd
+        self._selector.register(fd, selectors.EVENT_READ, lambda: self._lose_frontend(message.frontend_id))
+
+    def _lose_frontend(self, frontend_id: str) -> None:
+        """A frontend has gone or died: its requests are cancelled, also those that it was to say something about."""
+        link = self._frontends.pop(frontend_id, None)
+        if link is None:
+            return
+        self._selector.unregister(link.data_fd)
+        link.close()
+        self._attached.pop(frontend_id, None)
+        if frontend_id in self._frontend_fds:
+            fd = self._frontend_fds.pop(frontend_id)
+            self._selector.unregister(fd)
+            os.close(fd)
+        for handle in self._instances.values():
+            handle.link.send(m.DetachFrontend(frontend_id))
+        for request in [r for r in self._requests.values() if r.submit.frontend_id == frontend_id]:
+            self._dispatch(e.RequestCancelled(request.request_id))
         self._changed = True
 
     def instance_died(self, key: str, reason: str) -> None:
@@ -145,36 +198,49 @@ class Driver:
         if handle is None or not self._running:
             return
         logger.warning("instance %s died: %s", key, reason)
+        turn_id = handle.turn_id
         self._drain_instance(handle)  # what it said before it died counts
         self._selector.unregister(handle.link.data_fd)
         del self._instances[handle.instance_id]
         self.weights.forget_instance(key)
-        self._strike(handle)
-        self._interrupt(handle)
+        # A turn that was given to it meanwhile has never reached it.
+        involved = self._involved(handle) if handle.turn_id == turn_id else ()
+        self._interrupt(handle, reason, involved)
         self._changed = True
 
-    def _strike(self, handle: InstanceHandle) -> None:
-        if handle.turn_id is None or handle.model is None:
-            return
-        self._strikes[handle.model] += 1
-        if self._strikes[handle.model] >= _STRIKES:
-            self._model_failed(handle.model, f"model {handle.model} killed {_STRIKES} instances in a row")
+    def _involved(self, handle: InstanceHandle) -> Collection[str]:
+        """The requests that an instance died with; where it was binding a model, that is noted instead."""
+        if handle.attempted is None:
+            return tuple(handle.members)
+        if not handle.attempted and handle.model is not None:
+            suspicion = self._model_suspicions[handle.model]
+            suspicion.note_death_in_binding()
+            self._judge_model(handle.model)
+        return [request_id for request_id in handle.attempted if request_id in handle.members]
+
+    def _judge_model(self, model: str) -> None:
+        """Fail a model that instances die of, whoever asks it."""
+        if self._model_suspicions[model].proven:
+            del self._model_suspicions[model]
+            self._model_failed(model, f"model {model} ended one instance after the other, and no request explains it")
 
     # --- recovery: the frontend knows which tokens the client has ----------------------------------------------------
 
-    def _interrupt(self, handle: InstanceHandle) -> None:
+    def _interrupt(self, handle: InstanceHandle, reason: str, involved: Collection[str]) -> None:
         """Ask the frontends how far the requests had come; the scheduler hears of the loss when all have answered."""
         members = [r for r in self._requests.values() if r.running_on == handle.instance_id]
         for request in self._requests.values():
             if request.home == handle.instance_id:
                 request.home = None
-        names = tuple(request.request_id for request in members)
-        self._lost[handle.key] = _Loss(handle, names, set(names))
+        asked = [request for request in members if not request.releasing]
+        names = [request.request_id for request in asked]
+        self._lost[handle.key] = _Loss(handle, reason, dict.fromkeys(names), frozenset(involved), set(names))
         for request in members:
             request.running_on = None
+        for request in asked:
             self._send_frontend(request, m.Interrupted(request.request_id, handle.key))
         for request in members:
-            if request.releasing or request.dropping:
+            if request.releasing:
                 self._let_go(request)
         self._settle_loss(handle.key)
 
@@ -184,8 +250,11 @@ class Driver:
             if message.request_id in loss.unanswered:
                 loss.unanswered.discard(message.request_id)
                 if request is not None:
-                    request.generated_ids = list(message.generated_ids)
+                    request.go_on_from(message.generated_ids)
                 self._settle_loss(key)
+
+    def _unanswered(self, request_id: str) -> bool:
+        return any(request_id in loss.unanswered for loss in self._lost.values())
 
     def _settle_loss(self, key: str) -> None:
         loss = self._lost.get(key)
@@ -195,15 +264,59 @@ class Driver:
         if loss.unanswered:
             return
         del self._lost[key]
-        left = [self._requests[request_id] for request_id in loss.members if request_id in self._requests]
-        survivors = tuple((r.request_id, r.context_tokens) for r in left if r.prefilled and not r.dropping)
+        for request in self._present(loss.involved):
+            request.suspicion.note_death(len(request.generated_ids))
+        for request in self._present(loss.members):
+            self._end_if_over(loss, request)
+        left = self._present(loss.members)
+        survivors = tuple((r.request_id, r.context_tokens) for r in left if r.prefilled and r.free)
         self._dispatch(e.InstanceLost(loss.handle.instance_id, survivors))
+        for request in self._present(loss.members):
+            if request.dropping:
+                self._let_go(request)
         # Only now: until the scheduler knows of the loss, its commands to the instance must find nobody.
         self._restart(loss.handle.spec)
 
+    def _present(self, request_ids: Iterable[str]) -> list[DriverRequest]:
+        return [self._requests[request_id] for request_id in request_ids if request_id in self._requests]
+
+    def _end_if_over(self, loss: _Loss, request: DriverRequest) -> None:
+        """End a request that has all its tokens, or that instances have died of."""
+        reason = self._finish_reason(request)
+        if reason is not None:
+            self._finish_for(loss.handle, request, reason)
+        elif loss.handle.alone == request.request_id and request.suspicion.proven:
+            self._condemn(loss, request)
+
+    def _finish_reason(self, request: DriverRequest) -> FinishReason | None:
+        return finish_reason(request.submit.sampling, self._eos_ids.get(request.model, ()), request.generated_ids)
+
+    def _finish_for(self, handle: InstanceHandle, request: DriverRequest, reason: FinishReason) -> None:
+        """Say in place of an instance that died that a request is done."""
+        self._send_frontend(request, m.Finished(request.request_id, reason, len(request.generated_ids)))
+        self._delete(request)
+        if not request.releasing:
+            self._dispatch(e.RequestFinished(handle.instance_id, handle.turn_id or 0, request.request_id))
+
+    def _condemn(self, loss: _Loss, request: DriverRequest) -> None:
+        """It was in the step at each of several deaths, the last time alone: the model and the others go on."""
+        reason = (
+            f"{request.suspicion.deaths} instances died while they ran this request, the last one while it ran alone: "
+            f"{loss.reason}"
+        )
+        logger.error("request %s of model %s fails: %s", request.request_id, request.model, reason)
+        self._send_frontend(request, m.Failed(request.request_id, reason))
+        self._delete(request)
+        self._dispatch(e.RequestFailed(request.request_id, reason))
+        self._model_suspicions[request.model].note_death_alone(request.request_id)
+        self._judge_model(request.model)
+
     # --- messages from frontends ------------------------------------------------------------------------------------
 
-    def _drain_frontend(self, link: Link) -> None:
+    def _drain_frontend(self, frontend_id: str, link: Link) -> None:
+        if self._frontends.get(frontend_id) is not link:
+            return  # it was lost in this very round
+        gone = False
         for message in link.drain():
             match message:
                 case m.Submit():
@@ -214,22 +327,42 @@ class Driver:
                 case m.Resume():
                     self._resume(message)
                 case m.AttachFrontend():
-                    self._addresses[message.frontend_id] = message.address
-                    for handle in self._instances.values():
-                        handle.link.send(message)
+                    self._attach_frontend(message)
+                case m.DetachFrontend():
+                    gone = True
                 case _:
                     raise TypeError(f"a driver does not take {message!r} from a frontend")
+        if gone:
+            self._lose_frontend(frontend_id)
 
     def _submit(self, message: m.Submit) -> None:
         request = DriverRequest(message)
+        known = self._requests.get(request.request_id)
+        if known is not None:
+            self._submitted_again(known, message)
+            return
+        reason = self._finish_reason(request)
+        if reason is not None:
+            self._send_frontend(request, m.Finished(request.request_id, reason, len(request.generated_ids)))
+            return
         self._requests[request.request_id] = request
-        self._dispatch(e.RequestArrived(message.request))
+        self._dispatch(e.RequestArrived(request.arrival))
         if request.request_id in self._requests:
             self._send_frontend(request, m.Accepted(request.request_id))
+
+    def _submitted_again(self, known: DriverRequest, message: m.Submit) -> None:
+        """A frontend that did not know that we have its request; another's would take the tokens of the first."""
+        if known.submit.frontend_id == message.frontend_id and not known.releasing:
+            self._send_frontend(known, m.Accepted(known.request_id))
+        else:
+            reason = f"a request with the id {known.request_id} is under way already"
+            self._send_frontend(DriverRequest(message), m.Failed(known.request_id, reason))
 
     # --- messages from instances ------------------------------------------------------------------------------------
 
     def _drain_instance(self, handle: InstanceHandle) -> None:
+        if self._instances.get(handle.instance_id) is not handle:
+            return  # it died in this very round, and has been heard
         for message in handle.link.drain():
             self._changed = True
             match message:
@@ -254,6 +387,8 @@ class Driver:
                 handle.alive, handle.pid = True, message.pid
                 logger.info("instance %s is ready (process %d)", handle.key, message.pid)
                 self._dispatch(e.InstanceJoined(handle.spec))
+            case m.Attempt():
+                self._attempted(handle, message)
             case m.WeightsReturned():
                 self.weights.give_back(message.lease_id)
             case m.WeightsRefused():
@@ -264,16 +399,23 @@ class Driver:
             case _:
                 raise TypeError(f"a driver does not take {message!r} from an instance")
 
+    def _attempted(self, handle: InstanceHandle, message: m.Attempt) -> None:
+        if handle.turn_id == message.turn_id:
+            handle.attempted = message.request_ids
+            if message.request_ids and handle.model is not None:
+                self._model_suspicions[handle.model].note_bound()
+
     def _prefilled(self, handle: InstanceHandle, message: m.Prefilled) -> None:
         request = self._requests.get(message.progress.request_id)
         if request is None:
             return
         request.advance(message.progress.new_ids, message.progress.kv_tokens)
         request.prefilled = True
-        if not handle.keep_prefilled:
+        self._model_suspicions[request.model].note_output()
+        if not handle.keep_prefilled and request.free:  # else the instance has yet to say that it has forgotten it
             request.running_on = None
             handle.members.discard(request.request_id)
-        if not (request.releasing or request.dropping):
+        if request.free:
             self._dispatch(
                 e.RequestPrefilled(handle.instance_id, message.turn_id, request.request_id, request.context_tokens)
             )
@@ -284,6 +426,8 @@ class Driver:
             return
         handle.members.discard(request_id)
         request.running_on = None
+        if failure is None:
+            self._model_suspicions[request.model].note_output()
         if failure is not None:
             self._send_frontend(request, m.Failed(request_id, failure))
         self._delete(request)
@@ -297,14 +441,13 @@ class Driver:
     def _turn_over(self, handle: InstanceHandle, message: m.TurnOver) -> None:
         members = handle.members
         handle.end(message.switched)
-        if handle.model is not None and message.reason is not e.TurnEndReason.FAILED:
-            self._strikes[handle.model] = 0
         for progress in message.progress:
             if progress.request_id in self._requests:
                 self._requests[progress.request_id].advance(progress.new_ids, progress.kv_tokens)
-        for request_id in members:
-            request = self._requests.get(request_id)
-            if request is not None and not (request.releasing or request.dropping):
+            if progress.new_ids and handle.model is not None:
+                self._model_suspicions[handle.model].note_output()
+        for request in self._present(members):
+            if request.free:
                 request.running_on = None
         contexts = tuple(
             (progress.request_id, self._requests[progress.request_id].context_tokens)
@@ -315,11 +458,11 @@ class Driver:
 
     def _idle(self, request_id: str) -> bool:
         request = self._requests.get(request_id)
-        return request is not None and not (request.releasing or request.dropping)
+        return request is not None and request.free
 
     def _need_blocks(self, handle: InstanceHandle, message: m.NeedBlocks) -> None:
         request = self._requests.get(message.request_id)
-        if request is None or request.running_on != handle.instance_id or request.releasing or request.dropping:
+        if request is None or request.running_on != handle.instance_id or not request.free:
             return
         if not self._grant(request, message.tokens):
             self._starved[request.request_id] = message.tokens
@@ -331,7 +474,7 @@ class Driver:
                 self._requests[progress.request_id].advance(progress.new_ids, progress.kv_tokens)
         for request_id in message.request_ids:
             request = self._requests.get(request_id)
-            if request is not None and (request.releasing or request.dropping):
+            if request is not None and not request.free:
                 self._let_go(request)
 
     def _let_go(self, request: DriverRequest) -> None:
@@ -352,7 +495,7 @@ class Driver:
             new = self._kv.extend(request.table_key, tokens)
         except OutOfSlabsError:
             return False
-        if new and request.running_on is not None:
+        if new and request.running_on is not None and request.running_on in self._instances:
             self._instances[request.running_on].link.send(m.GrantBlocks(request.request_id, new))
         return True
 
@@ -375,16 +518,14 @@ class Driver:
         self._feed_starved()
 
     def _delete(self, request: DriverRequest) -> None:
-        if request.home is not None and request.home in self._instances:
-            self._instances[request.home].link.send(m.Discard((request.request_id,)))
+        self._discard_at_home(request)
         del self._requests[request.request_id]
         self._free_table(request)
         for key in tuple(self._lost):
             self._settle_loss(key)
 
     def _drop(self, request: DriverRequest) -> None:
-        if request.home is not None and request.home in self._instances:
-            self._instances[request.home].link.send(m.Discard((request.request_id,)))
+        self._discard_at_home(request)
         self._free_table(request)
         request.home, request.kv_tokens, request.prefilled, request.dropping = None, 0, False, False
         request.epoch += 1
@@ -429,8 +570,16 @@ class Driver:
                 self._fetch_weights(command)
             case _:
                 handle = self._instances.get(command.instance_id)
-                if handle is not None:  # else it has died: the scheduler is about to hear of it
+                if handle is not None:
                     self._execute_on(handle, command)
+                elif isinstance(command, c.StartTurn | c.ExtendTurn):
+                    self._miss(command)
+
+    def _miss(self, command: c.StartTurn | c.ExtendTurn) -> None:
+        """The instance has died, and the scheduler is about to hear of it: what it was to take loses nothing."""
+        for loss in self._lost.values():
+            if loss.handle.instance_id == command.instance_id:
+                loss.members.update(dict.fromkeys((*command.prefill, *command.decode)))
 
     def _execute_on(self, handle: InstanceHandle, command: _InstanceCommand) -> None:
         match command:
@@ -451,6 +600,18 @@ class Driver:
                 assert_never(command)
 
     def _start_turn(self, handle: InstanceHandle, command: c.StartTurn) -> None:
+        prefill, decode = self._known(command.prefill), self._known(command.decode)
+        if not (prefill or decode):
+            self._events.append(e.TurnEnded(handle.instance_id, command.turn_id, e.TurnEndReason.DRAINED))
+            return
+        suspect = next((r.request_id for r in self._present((*prefill, *decode)) if r.suspicion.suspected), None)
+        if suspect is None:
+            self._run_turn(handle, replace(command, prefill=prefill, decode=decode))
+        else:
+            self._run_turn(handle, _for_one(command, suspect))
+            handle.alone = suspect
+
+    def _run_turn(self, handle: InstanceHandle, command: c.StartTurn) -> None:
         handle.begin(command.turn_id, command.model, command.keep_prefilled, (*command.prefill, *command.decode))
         self._load_weights(handle, command.model)
         handle.link.send(
@@ -466,11 +627,22 @@ class Driver:
         )
 
     def _extend_turn(self, handle: InstanceHandle, command: c.ExtendTurn) -> None:
-        handle.members.update((*command.prefill, *command.decode))
-        prefill = self._members(handle, command.turn_id, command.prefill)
-        decode = self._members(handle, command.turn_id, command.decode)
-        model = self._requests[(command.prefill or command.decode)[0]].model
-        handle.link.send(m.JoinTurn(command.turn_id, model, prefill, decode))
+        """Who does not get in is waiting still when the turn ends, as if it had ended before they came."""
+        if handle.turn_id != command.turn_id or handle.model is None or handle.alone is not None:
+            return
+        prefill, decode = self._known(command.prefill), self._known(command.decode)
+        suspects = {r.request_id for r in self._present((*prefill, *decode)) if r.suspicion.suspected}
+        if suspects:
+            handle.link.send(m.StopTurn(command.turn_id))  # the next may be its own
+            prefill, decode = _without(prefill, suspects), _without(decode, suspects)
+        if prefill or decode:
+            handle.members.update((*prefill, *decode))
+            joining = (self._members(handle, command.turn_id, ids) for ids in (prefill, decode))
+            handle.link.send(m.JoinTurn(command.turn_id, handle.model, *joining))
+
+    def _known(self, request_ids: tuple[str, ...]) -> tuple[str, ...]:
+        """Without those that were over before the scheduler heard of it."""
+        return tuple(request_id for request_id in request_ids if request_id in self._requests)
 
     def _members(self, handle: InstanceHandle, turn_id: int, request_ids: tuple[str, ...]) -> tuple[m.Member, ...]:
         return tuple(self._member(handle, turn_id, self._requests[request_id]) for request_id in request_ids)
@@ -489,7 +661,17 @@ class Driver:
         else:
             self._starved[request.request_id] = request.context_tokens
             self._events.append(e.KvExhausted(handle.instance_id, turn_id, request.request_id))
-        return request.member_for(handle.instance_id, self._kv.blocks(key))
+        return self._member_for(handle, request)
+
+    def _member_for(self, handle: InstanceHandle, request: DriverRequest) -> m.Member:
+        """The instance becomes its home; the one that was has no use for what it knows of it."""
+        if request.home is not None and request.home != handle.instance_id:
+            self._discard_at_home(request)
+        return request.member_for(handle.instance_id, self._kv.blocks(request.table_key))
+
+    def _discard_at_home(self, request: DriverRequest) -> None:
+        if request.home is not None and request.home in self._instances:
+            self._instances[request.home].link.send(m.Discard((request.request_id,)))
 
     def _load_weights(self, handle: InstanceHandle, model: str) -> None:
         if model in handle.models:
@@ -513,7 +695,7 @@ class Driver:
         found = (self._requests.get(request_id) for request_id in command.kv)
         free = [request for request in found if request is not None and request.running_on is None]
         if free:
-            members = [r.member_for(handle.instance_id, self._kv.blocks(r.table_key)) for r in free]
+            members = [self._member_for(handle, request) for request in free]
             handle.link.send(m.FetchKv(command.model, tuple(members)))
 
     def _evict_weights(self, handle: InstanceHandle, model: str) -> None:
@@ -531,7 +713,7 @@ class Driver:
             self._instances[request.running_on].link.send(m.Forget((request_id,)))
         elif release:
             self._delete(request)
-        else:
+        elif not self._unanswered(request_id):  # else it is recomputed from what its client has, which we do not know
             self._drop(request)
 
     def _reject(self, command: c.RejectRequest) -> None:
@@ -553,7 +735,9 @@ class Driver:
         self._dispatch(e.ModelFailed(model, reason))
 
     def _send_frontend(self, request: DriverRequest, message: object) -> None:
-        self._frontends[request.submit.frontend_id].send(message)
+        link = self._frontends.get(request.submit.frontend_id)
+        if link is not None:  # else it has gone, and its requests are being released
+            link.send(message)
 
     def _report(self) -> None:
         now_s = self._clock.now_s()
@@ -578,3 +762,15 @@ class Driver:
             self.weights.cached,
             self.weights.used_bytes,
         )
+
+
+def _for_one(command: c.StartTurn, request_id: str) -> c.StartTurn:
+    """A turn with this member alone; the others are waiting still when it ends."""
+    quota_s = _ALONE_QUOTA_S if command.quota_s is None else min(command.quota_s, _ALONE_QUOTA_S)
+    prefill = tuple(name for name in command.prefill if name == request_id)
+    decode = tuple(name for name in command.decode if name == request_id)
+    return replace(command, prefill=prefill, decode=decode, quota_s=quota_s)
+
+
+def _without(request_ids: tuple[str, ...], others: Collection[str]) -> tuple[str, ...]:
+    return tuple(request_id for request_id in request_ids if request_id not in others)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+from aegaeon.core.request import Request
 from aegaeon.runtime.messages import Member, SequenceState, Submit
+from aegaeon.runtime.suspicion import RequestSuspicion
 
 
 @dataclass(slots=True)
@@ -17,7 +20,7 @@ class DriverRequest:
     """
 
     submit: Submit
-    generated_ids: list[int] = field(default_factory=list)
+    generated_ids: list[int] = field(init=False)
     kv_tokens: int = 0
     prefilled: bool = False
     home: str | None = None
@@ -26,6 +29,10 @@ class DriverRequest:
     epoch: int = 0
     dropping: bool = False
     releasing: bool = False
+    suspicion: RequestSuspicion = field(default_factory=RequestSuspicion)
+
+    def __post_init__(self) -> None:
+        self.generated_ids = list(self.submit.generated_ids)
 
     @property
     def request_id(self) -> str:
@@ -44,10 +51,37 @@ class DriverRequest:
     def context_tokens(self) -> int:
         return len(self.submit.prompt_ids) + len(self.generated_ids)
 
+    @property
+    def free(self) -> bool:
+        """Whether it may be put into a turn, as far as the driver knows: nothing of it is being given up."""
+        return not (self.releasing or self.dropping)
+
+    @property
+    def arrival(self) -> Request:
+        """What the scheduler is told of it: what was generated before it came here is prompt like any other."""
+        before, request = len(self.submit.generated_ids), self.submit.request
+        if not before:
+            return request
+        left = max(1, request.max_new_tokens - before)
+        return replace(request, prompt_tokens=request.prompt_tokens + before, max_new_tokens=left)
+
+    def go_on_from(self, generated_ids: Sequence[int]) -> None:
+        """The output so far is ``generated_ids`` and nothing else, whatever was heard before: its client has it.
+
+        KV counts as far as it is of these tokens, and without the last one, which is fed for the next to be sampled.
+        """
+        same = next(
+            (n for n, (own, final) in enumerate(zip(self.generated_ids, generated_ids, strict=False)) if own != final),
+            min(len(self.generated_ids), len(generated_ids)),
+        )
+        self.generated_ids = list(generated_ids)
+        self.kv_tokens = min(self.kv_tokens, len(self.submit.prompt_ids) + same, self.context_tokens - 1)
+
     def advance(self, new_ids: tuple[int, ...], kv_tokens: int) -> None:
         """Take what an instance reports."""
         self.generated_ids.extend(new_ids)
         self.kv_tokens = kv_tokens
+        self.suspicion.note_progress(len(self.generated_ids))
 
     def member_for(self, instance_id: str, blocks: tuple[int, ...]) -> Member:
         """What the instance needs to run it."""

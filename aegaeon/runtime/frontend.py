@@ -15,6 +15,7 @@ from aegaeon.core.generation import (
     ChatPrompt,
     ContextLengthError,
     EngineError,
+    FinishReason,
     Generation,
     GenerationError,
     GenerationRequest,
@@ -28,6 +29,7 @@ from aegaeon.core.generation import (
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.request import Request
 from aegaeon.core.sampling import SamplingParams
+from aegaeon.engine.stop import finish_reason
 from aegaeon.runtime import messages as m
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.gateway import Endpoint, RemoteConnection
@@ -49,6 +51,7 @@ class ServedModel:
     card: ModelCard
     text: ModelText
     vocab_size: int
+    eos_ids: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, model: PreparedModel) -> ServedModel:
@@ -62,7 +65,20 @@ class ServedModel:
             int(time.time()),
             text.has_chat_template,
         )
-        return cls(model.spec, card, text, model.facts.vocab_size)
+        return cls(model.spec, card, text, model.facts.vocab_size, model.facts.eos_token_ids)
+
+    def finish_reason(self, sampling: SamplingParams, token_ids: Sequence[int]) -> FinishReason | None:
+        """Why an output of these tokens is over, by its tokens alone; None where it goes on."""
+        return finish_reason(sampling, self.eos_ids, token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A request that is not over: where it is, its client's end, and what was submitted."""
+
+    node: NodePeer
+    stream: GenerationStream
+    submit: m.Submit
 
 
 class NodePeer(Protocol):
@@ -77,7 +93,7 @@ class NodePeer(Protocol):
         ...
 
     def drain_instance(self, instance_key: str) -> None:
-        """Take what an instance that died had sent."""
+        """Take what an instance that died had sent, and all that the node's others have sent so far."""
         ...
 
     def close(self) -> None: ...
@@ -105,7 +121,7 @@ class PoolFrontend:
         self._make_router = make_router
         self._router: Router | None = None
         self._nodes: list[NodePeer] = []
-        self._streams: dict[str, tuple[NodePeer, GenerationStream]] = {}
+        self._streams: dict[str, _UnderWay] = {}
         self._failures: dict[str, str] = {}
 
     def connect(self, node_id: str, address: str) -> None:
@@ -124,14 +140,14 @@ class PoolFrontend:
         """The connection to a node has ended: what it was working on fails, the other nodes go on."""
         self._nodes.remove(node)
         self._router = self._make_router(len(self._nodes)) if self._nodes else None
-        for request_id, (own, _) in tuple(self._streams.items()):
-            if own is node:
+        for request_id, under_way in tuple(self._streams.items()):
+            if under_way.node is node and not self._end_if_whole(under_way):
                 self._fail(request_id, EngineError(f"node {node.node_id} was lost; try again"))
 
     def close(self) -> None:
         """Let go of all nodes; requests under way fail."""
-        for _, stream in tuple(self._streams.values()):
-            stream.fail(EngineError("the service is shutting down"))
+        for under_way in tuple(self._streams.values()):
+            under_way.stream.fail(EngineError("the service is shutting down"))
         for node in self._nodes:
             node.close()
 
@@ -185,17 +201,18 @@ class PoolFrontend:
             StopStrings(sampling.stop),
             self._stop,
         )
-        self._streams[request.request_id] = node, stream
         slo = request.slo or model.spec.slo
         seen = Request(request.request_id, request.model, arrival_s, len(prompt_ids), sampling.max_new_tokens, slo)
-        node.send(m.Submit(seen, node.frontend_id, prompt_ids, sampling))
+        submit = m.Submit(seen, node.frontend_id, prompt_ids, sampling)
+        self._streams[request.request_id] = _UnderWay(node, stream, submit)
+        node.send(submit)
         return stream
 
     def _route(self, model: str) -> NodePeer:
         if not self._nodes:
             raise EngineError("the pool has no node")
         # What we sent ourselves is known at once, reports are a fraction of a second old.
-        sent = Counter((node.node_id, stream.model) for node, stream in self._streams.values())
+        sent = Counter((own.node.node_id, own.stream.model) for own in self._streams.values())
         loads = [_load(node.state) | _sent_to(node.node_id, sent) for node in self._nodes]
         under_way = [load.total() for load in loads]
         if self._router is not None:
@@ -204,9 +221,9 @@ class PoolFrontend:
         return self._nodes[choose_node(under_way, of_model, lambda place: _is_warm(self._nodes[place].state, model))]
 
     def _stop(self, request_id: str) -> None:
-        entry = self._streams.pop(request_id, None)
-        if entry is not None:
-            entry[0].send(m.Cancel(request_id))
+        under_way = self._streams.pop(request_id, None)
+        if under_way is not None:
+            under_way.node.send(m.Cancel(request_id))
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
@@ -228,14 +245,14 @@ class PoolFrontend:
 
     def _take_tokens(self, message: m.Tokens) -> None:
         for request_id, index, token_id in message.items:
-            entry = self._streams.get(request_id)
-            if entry is not None:
-                entry[1].take_token(index, token_id, message.time_s)
+            under_way = self._streams.get(request_id)
+            if under_way is not None:
+                under_way.stream.take_token(index, token_id, message.time_s)
                 self._drop_if_done(request_id)
 
     def _drop_if_done(self, request_id: str) -> None:
-        entry = self._streams.get(request_id)
-        if entry is not None and entry[1].done:
+        under_way = self._streams.get(request_id)
+        if under_way is not None and under_way.stream.done:
             del self._streams[request_id]
 
     def _receive_trouble(self, node: NodePeer, message: object) -> None:
@@ -256,9 +273,9 @@ class PoolFrontend:
 
     def _with(self, request_id: str, act: Callable[[GenerationStream], None]) -> None:
         """Act on a stream; one that is over or was given up is no longer known, and late messages for it are normal."""
-        entry = self._streams.get(request_id)
-        if entry is not None:
-            act(entry[1])
+        under_way = self._streams.get(request_id)
+        if under_way is not None:
+            act(under_way.stream)
 
     def _fail(self, request_id: str, error: GenerationError) -> None:
         self._with(request_id, lambda stream: stream.fail(error))
@@ -266,11 +283,20 @@ class PoolFrontend:
 
     def _resume(self, node: NodePeer, message: m.Interrupted) -> None:
         node.drain_instance(message.instance_id)
-        entry = self._streams.get(message.request_id)
-        if entry is None:
+        under_way = self._streams.get(message.request_id)
+        if under_way is None or self._end_if_whole(under_way):
             node.send(m.Cancel(message.request_id))
         else:
-            node.send(m.Resume(message.request_id, tuple(entry[1].token_ids)))
+            node.send(m.Resume(message.request_id, under_way.stream.rewind()))
+
+    def _end_if_whole(self, under_way: _UnderWay) -> bool:
+        """Whether all tokens are here, so that the request is over although nobody lives to say so."""
+        stream, submit = under_way.stream, under_way.submit
+        reason = self.served[stream.model].finish_reason(submit.sampling, stream.token_ids)
+        if reason is not None:
+            stream.finish(reason, len(stream.token_ids))
+            self._drop_if_done(stream.request_id)
+        return reason is not None
 
 
 def _load(state: m.NodeState | None) -> Counter[str]:

@@ -109,6 +109,8 @@ class Gateway:
                 if isinstance(message, m.Submit):
                     under_way.add(message.request.request_id)
                     message = replace(message, frontend_id=node.frontend_id)
+                elif isinstance(message, m.Cancel):
+                    under_way.discard(message.request_id)
                 node.send(message)
         finally:
             for request_id in under_way:
@@ -118,7 +120,7 @@ class Gateway:
 
 def _forward(node: NodeConnection, message: object, writer: asyncio.StreamWriter) -> None:
     if isinstance(message, m.Interrupted):
-        # What the dead instance still had to say must overtake the question how far it came.
+        # What instances have said must overtake the question how far the request came.
         node.drain_instance(message.instance_id)
     writer.write(_frame(message))
 
@@ -175,7 +177,7 @@ class RemoteConnection:
         self._writer.write(_frame(_translate(message, self._offset_s)))
 
     def drain_instance(self, instance_key: str) -> None:
-        """Nothing to do: the gateway has sent it before."""
+        """Nothing to do: the gateway has read its node's rings before it passed on that an instance died."""
 
     def close(self) -> None:
         self._task.cancel()

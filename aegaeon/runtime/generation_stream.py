@@ -49,7 +49,11 @@ class GenerationStream:
             self.accepted.set_result(None)
 
     def take_token(self, index: int, token_id: int, time_s: float) -> None:
-        """Token ``index`` of the output; one that is known already is ignored, one that is early waits."""
+        """Token ``index`` of the output; one that is known already is ignored, one that is early waits.
+
+        Output may come before the word that the request was accepted: it says so as well.
+        """
+        self.accept()
         if index >= len(self.token_ids):
             self._early[index] = token_id, time_s
         while not self.done and len(self.token_ids) in self._early:
@@ -58,8 +62,15 @@ class GenerationStream:
 
     def finish(self, reason: FinishReason, generated_tokens: int) -> None:
         """The output has ``generated_tokens`` tokens, all of which are here or on their way."""
+        self.accept()
         self._ending = reason, generated_tokens
         self._end_if_complete()
+
+    def rewind(self) -> tuple[int, ...]:
+        """The tokens that the client has: the request goes on from them, wherever it does, and from nothing else."""
+        self._early.clear()
+        self._ending = None
+        return tuple(self.token_ids)
 
     def _append(self, token_id: int, time_s: float) -> None:
         self.token_ids.append(token_id)

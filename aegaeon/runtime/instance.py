@@ -23,6 +23,7 @@ from aegaeon.runtime import messages as m
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.kv_place import KvPlace, room_tokens
 from aegaeon.runtime.link import Link
+from aegaeon.runtime.ordered_reports import OrderedReports
 from aegaeon.runtime.sequence import Sequence
 from aegaeon.runtime.token_sinks import TokenSinks
 from aegaeon.runtime.turn import Feed, Turn
@@ -63,7 +64,7 @@ class Instance:
         self._models = models
         self._weights = weights
         self._kv = kv
-        self._driver = driver
+        self._driver = OrderedReports(driver, sinks)
         self._sinks = sinks
         self._clock = clock
         self._chunk_tokens = chunk_tokens
@@ -79,18 +80,22 @@ class Instance:
 
     def run(self) -> None:
         """Take messages and step until told to shut down."""
-        may_step = False
+        may_go_on = False
         while self._running:
-            self._wait(0.0 if may_step else None)
-            for message in self._driver.drain():
-                self._handle(message)
-            for model, lease_id in self._weights.collect_returned():
-                self._driver.send(m.WeightsReturned(model, lease_id))
-            self._driver.flush()
-            self._sinks.flush()
-            may_step = self._advance() if self._turn is not None else self._weights.prepare_one()
+            self._wait(0.0 if may_go_on else None)
+            may_go_on = self.go_on()
         self._weights.close()
         self._kv.close()
+
+    def go_on(self) -> bool:
+        """Take the messages that are there and make a step; False when there is nothing to do but wait for more."""
+        for message in self._driver.drain():
+            self._handle(message)
+        for model, lease_id in self._weights.collect_returned():
+            self._driver.send(m.WeightsReturned(model, lease_id))
+        self._sinks.flush()
+        self._driver.flush()
+        return self._advance() if self._turn is not None else self._weights.prepare_one()
 
     def _wait(self, timeout_s: float | None) -> None:
         fds = [self._driver.data_fd, *self._sinks.blocked_fds]
@@ -133,8 +138,15 @@ class Instance:
             case m.Discard():
                 for request_id in message.request_ids:
                     self._discard(request_id)
+            case _:
+                self._handle_other(message)
+
+    def _handle_other(self, message: object) -> None:
+        match message:
             case m.AttachFrontend():
                 self._sinks.attach(message.frontend_id, message.address)
+            case m.DetachFrontend():
+                self._sinks.detach(message.frontend_id)
             case m.Shutdown():
                 self._running = False
             case _:
@@ -298,6 +310,7 @@ class Instance:
         if not feeds:
             self._ask_for_blocks(turn)
             return bool(turn.departing)
+        self._announce(turn, tuple(feed.sequence.request_id for feed in feeds))
         try:
             self._step(turn, feeds)
         except RuntimeError as error:  # torch's own: out of memory, a kernel that refuses its input
@@ -314,6 +327,7 @@ class Instance:
 
     def _switch(self, turn: Turn) -> bool:
         """Bind the turn's model; False, and the turn is over, where its weights do not fit it."""
+        self._announce(turn, ())
         try:
             self._weights.bind(turn.model)
         except (WeightError, ModelError) as error:
@@ -325,6 +339,11 @@ class Instance:
         for sequence in turn.members:
             sequence.spend(Phase.SWITCH, turn.received_s, now_s, self._id)
         return True
+
+    def _announce(self, turn: Turn, request_ids: tuple[str, ...]) -> None:
+        if turn.attempted != request_ids:
+            turn.attempted = request_ids
+            self._driver.send(m.Attempt(turn.turn_id, request_ids))
 
     def _feeds(self, turn: Turn) -> list[Feed]:
         shape = self._models[turn.model].kv_shape

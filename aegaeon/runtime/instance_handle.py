@@ -22,6 +22,8 @@ class InstanceHandle:
     turn_id: int | None = None
     model: str | None = None
     keep_prefilled: bool = False
+    attempted: tuple[str, ...] | None = None  # who is in the step; empty while the model is bound; None: not told
+    alone: str | None = None  # the suspect that has the turn to itself
     members: set[str] = field(default_factory=set)
     models: dict[str, None] = field(default_factory=dict)
     turns: int = 0
@@ -39,11 +41,13 @@ class InstanceHandle:
         """A turn was sent."""
         self.turn_id, self.model, self.keep_prefilled = turn_id, model, keep_prefilled
         self.members = set(members)
+        self.attempted = self.alone = None
         self.turns += 1
 
     def end(self, switched: bool) -> None:
         """The turn is over."""
         self.turn_id, self.members = None, set()
+        self.attempted = self.alone = None
         self.switches += switched
 
     def state(self) -> InstanceState:

@@ -23,12 +23,14 @@ from quick_model_loader import Handle
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A new request. ``sampling.seed`` is always set."""
+    """A new request, or one that another driver began: then ``generated_ids`` are what its client has been given, and
+    are final. ``sampling.seed`` is always set."""
 
     request: Request
     frontend_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    generated_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,19 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class AttachFrontend:
-    """A frontend takes tokens at this descriptor server, under the names ``tokens:<instance id>``."""
+    """A frontend takes tokens at this descriptor server, under the names ``tokens:<instance key>``; it lives as long as
+    the process ``pid`` (None: until it detaches)."""
 
     frontend_id: str
     address: str
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DetachFrontend:
+    """A frontend goes away, and its requests with it. The driver tells its instances so, also of one that died."""
+
+    frontend_id: str
 
 
 # --- driver -> frontend ---------------------------------------------------------------------------------------------
@@ -249,6 +260,17 @@ class Started:
 
     instance_id: str
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What the instance does next in its turn: a step of these requests, or, where there are none, binding its model.
+
+    Sent when it changes, so that who did what is known when the instance dies of it.
+    """
+
+    turn_id: int
+    request_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

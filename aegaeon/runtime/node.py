@@ -70,6 +70,7 @@ class Node:
             self._make_weights,
             MonotonicClock(),
             self._start_instance,
+            {name: model.facts.eos_token_ids for name, model in self._models.items()},
         )
         self._incarnations: dict[str, int] = {}
         self._fds: dict[str, list[int]] = {}

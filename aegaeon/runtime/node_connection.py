@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Callable
 
 from aegaeon.runtime import messages as m
 from aegaeon.runtime.fd_exchange import FdServer
 from aegaeon.runtime.link import open_link
+from aegaeon.runtime.node_inbox import NodeInbox
 from aegaeon.runtime.ring import RingReader, create_ring, duplicate_fds
+
+_RING = "tokens:"
 
 
 class NodeConnection:
@@ -18,15 +22,13 @@ class NodeConnection:
     def __init__(self, node_id: str, address: str, receive: Callable[[NodeConnection, object], None]) -> None:
         self.node_id = node_id
         self.state: m.NodeState | None = None
-        self._receive = receive
         self._loop = asyncio.get_running_loop()
-        self._rings: dict[str, RingReader] = {}
         self._server = FdServer(self._provide)
-        frontend_id = secrets.token_hex(8)
-        self.frontend_id = frontend_id
-        self._link = open_link(address, f"frontend:{frontend_id}")
-        self._loop.add_reader(self._link.data_fd, self._drain_driver)
-        self._link.send(m.AttachFrontend(frontend_id, self._server.address))
+        self.frontend_id = secrets.token_hex(8)
+        self._link = open_link(address, f"frontend:{self.frontend_id}")
+        self._inbox: NodeInbox[RingReader] = NodeInbox(self._link, lambda message: receive(self, message))
+        self._loop.add_reader(self._link.data_fd, self._inbox.take_from_driver)
+        self._link.send(m.AttachFrontend(self.frontend_id, self._server.address, os.getpid()))
 
     def send(self, message: object) -> None:
         """To the node's driver; never blocks."""
@@ -40,44 +42,39 @@ class NodeConnection:
             self._loop.remove_reader(self._link.room_fd)
 
     def drain_instance(self, instance_key: str) -> None:
-        """Take what an instance has sent so far; after its death that is all there will be."""
-        ring = self._rings.get(f"tokens:{instance_key}")
-        if ring is not None:
-            for message in ring.drain():
-                self._receive(self, message)
+        """An instance has died: take the last that it sent, and all that the others have sent so far.
+
+        Nothing that comes out of its ring later can be taken for the output of the one that goes on.
+        """
+        self._inbox.take_from_instances()
+        self.drop_instance(instance_key)
 
     def drop_instance(self, instance_key: str) -> None:
         """The instance is dead and its ring empty."""
-        ring = self._rings.pop(f"tokens:{instance_key}", None)
+        ring = self._inbox.remove(instance_key)
         if ring is not None:
             self._loop.remove_reader(ring.data_fd)
             ring.close()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Let go of everything; requests that are under way are given up."""
+        self.send(m.DetachFrontend(self.frontend_id))
         self._server.close()
         self._loop.remove_reader(self._link.data_fd)
+        self._loop.remove_reader(self._link.room_fd)
         self._link.close()
-        for name in tuple(self._rings):
-            self.drop_instance(name.removeprefix("tokens:"))
-
-    def _drain_driver(self) -> None:
-        for message in self._link.drain():
-            self._receive(self, message)
+        for instance_key in self._inbox.instances:
+            self.drop_instance(instance_key)
 
     def _provide(self, name: str) -> list[int]:
         """On the descriptor server's thread: a new ring for an instance's tokens."""
-        if not name.startswith("tokens:"):
+        if not name.startswith(_RING):
             raise KeyError(name)
         fds = create_ring()
         reader = RingReader(duplicate_fds(fds))
-        self._loop.call_soon_threadsafe(self._watch, name, reader)
+        self._loop.call_soon_threadsafe(self._watch, name.removeprefix(_RING), reader)
         return fds
 
-    def _watch(self, name: str, reader: RingReader) -> None:
-        self._rings[name] = reader
-        self._loop.add_reader(reader.data_fd, self._drain_ring, reader)
-
-    def _drain_ring(self, reader: RingReader) -> None:
-        for message in reader.drain():
-            self._receive(self, message)
+    def _watch(self, instance_key: str, reader: RingReader) -> None:
+        self._inbox.add(instance_key, reader)
+        self._loop.add_reader(reader.data_fd, self._inbox.take_from, instance_key)

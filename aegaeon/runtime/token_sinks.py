@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from typing import Any
 
-from aegaeon.runtime.fd_exchange import fetch_fds
+from aegaeon.runtime.fd_exchange import FdExchangeError, fetch_fds
 from aegaeon.runtime.messages import Tokens
 from aegaeon.runtime.ring import RingWriter
 
+logger = logging.getLogger(__name__)
+
 
 class TokenSinks:
-    """The frontends that this instance knows."""
+    """The frontends that this instance knows. What is sent to others, which have gone or never came, is for nobody."""
 
     def __init__(self, instance_name: str) -> None:
         self._instance_name = instance_name
         self._writers: dict[str, RingWriter] = {}
 
     def attach(self, frontend_id: str, address: str) -> None:
-        """Open a ring to a frontend."""
-        self._writers[frontend_id] = RingWriter(fetch_fds(address, f"tokens:{self._instance_name}"))
+        """Open a ring to a frontend, unless it has gone by now."""
+        try:
+            fds = fetch_fds(address, f"tokens:{self._instance_name}")
+        except FdExchangeError as error:
+            logger.warning("frontend %s is gone: %s", frontend_id, error)
+        else:
+            self._writers[frontend_id] = RingWriter(fds)
+
+    def detach(self, frontend_id: str) -> None:
+        """A frontend has gone: what waits for it is for nobody."""
+        writer = self._writers.pop(frontend_id, None)
+        if writer is not None:
+            writer.close()
 
     def send(self, frontend_id: str, message: Any) -> None:
-        self._writers[frontend_id].send(message)
+        writer = self._writers.get(frontend_id)
+        if writer is not None:
+            writer.send(message)
 
     def send_tokens(self, time_s: float, items: list[tuple[str, str, int, int]]) -> None:
         """One step's tokens, as (frontend id, request id, index, token id): one message per frontend."""
@@ -31,6 +47,11 @@ class TokenSinks:
             by_frontend[frontend_id].append((request_id, index, token_id))
         for frontend_id, own in by_frontend.items():
             self.send(frontend_id, Tokens(time_s, tuple(own)))
+
+    @property
+    def pending(self) -> bool:
+        """Whether something waits for room in a ring."""
+        return any(writer.pending for writer in self._writers.values())
 
     @property
     def blocked_fds(self) -> list[int]:

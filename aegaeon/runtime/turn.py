@@ -36,6 +36,7 @@ class Turn:
         self.received_s = issued_s
         self.switched = False
         self.stopping = False
+        self.attempted: tuple[str, ...] | None = None  # what the driver was told that it does
         self.ending: TurnEndReason | None = None  # it is over as soon as what it wrote is safe
         self._quota_s = quota_s
         self._quota_from_s: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import quick_model_loader as qml
 from aegaeon.core.command import Command, FetchWeights, LoadWeights
 from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.event import Event, RequestArrived, TurnEnded, TurnEndReason, WeightsFetched
+from aegaeon.core.generation import FinishReason
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
@@ -38,6 +40,7 @@ SHAPE = KvShape((LayerKv(2, 8, 8),) * 2, element_bytes=4)
 SLAB_BYTES = 16 * SHAPE.block_bytes
 T = TypeVar("T")
 PROMPT = tuple(range(1, 21))
+EOS, STOP = 9, 8
 
 
 class Peer:
@@ -85,6 +88,7 @@ class World:
             lambda post, fail: HostWeightCache(8 << 20, paths, post, fail),
             MonotonicClock(),
             self._restart,
+            dict.fromkeys(specs, (EOS,)),
         )
         link, fds = create_link()
         self.driver.add_frontend("f", link)
@@ -106,10 +110,25 @@ class World:
         peer.link.send(m.Started(self.spec.instance_id, 1))
         return peer
 
-    def submit(self, request_id: str, model: str = "one", max_new_tokens: int = 50) -> None:
+    def submit(
+        self, request_id: str, model: str = "one", max_new_tokens: int = 50, generated_ids: tuple[int, ...] = ()
+    ) -> None:
         request = Request(request_id, model, MonotonicClock().now_s(), len(PROMPT), max_new_tokens)
-        sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0, seed=0)
-        self.frontend.link.send(m.Submit(request, "f", PROMPT, sampling))
+        sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0, seed=0, stop_token_ids=(STOP,))
+        self.frontend.link.send(m.Submit(request, "f", PROMPT, sampling, generated_ids))
+
+    def kill(self) -> None:
+        """The instance dies; the driver hears of it."""
+        key = f"i0:{self.incarnation}"
+        self.restart_seen.clear()
+        self.driver.wakeup.post(lambda: self.driver.instance_died(key, "killed"))
+
+    def resume(self, generated_ids: dict[str, tuple[int, ...]]) -> None:
+        """The frontend says what the clients have of all that was interrupted; a new process is asked for."""
+        for _ in generated_ids:
+            request_id = self.frontend.expect(m.Interrupted).request_id
+            self.frontend.link.send(m.Resume(request_id, generated_ids[request_id]))
+        assert self.restart_seen.wait(20)
 
     def close(self) -> None:
         self.driver.stop()
@@ -309,3 +328,246 @@ def test_when_blocks_run_out_the_latest_request_makes_room_and_is_computed_again
     assert again.state.token_ids == (*PROMPT, 7, 8)
     assert again.state.kv_tokens == 0
     world.close()
+
+
+# --- what a request goes on from --------------------------------------------------------------------------------------
+
+
+def members(turn: m.RunTurn) -> dict[str, m.Member]:
+    return {member.request_id: member for member in (*turn.prefill, *turn.decode)}
+
+
+def test_a_request_goes_on_from_what_its_client_has_and_not_from_what_was_reported(world: World):
+    instance = world.join()
+    world.submit("a")
+    prefill(instance)
+    decode = instance.expect(m.RunTurn)
+    progress = m.Progress("a", (101, 102, 103), len(PROMPT) + 3)
+    instance.link.send(m.TurnOver(decode.turn_id, TurnEndReason.QUOTA, (progress,), (), switched=False))
+    instance.expect(m.RunTurn)
+    world.kill()
+    world.resume({"a": (100,)})
+    state = members(world.join().expect(m.RunTurn))["a"].state
+    assert state is not None
+    assert state.token_ids == (*PROMPT, 100)
+    assert state.kv_tokens == len(PROMPT)  # one token must be fed for the next to be chosen
+
+
+def test_kv_of_other_tokens_than_the_client_has_does_not_count(world: World):
+    instance = world.join()
+    world.submit("a")
+    prefill(instance)
+    decode = instance.expect(m.RunTurn)
+    progress = m.Progress("a", (101, 102, 103), len(PROMPT) + 3)
+    instance.link.send(m.TurnOver(decode.turn_id, TurnEndReason.QUOTA, (progress,), (), switched=False))
+    instance.expect(m.RunTurn)
+    world.kill()
+    world.resume({"a": (100, 7, 7, 7)})
+    state = members(world.join().expect(m.RunTurn))["a"].state
+    assert state is not None
+    assert (state.token_ids, state.kv_tokens) == ((*PROMPT, 100, 7, 7, 7), len(PROMPT) + 1)
+
+
+@pytest.mark.parametrize(
+    ("generated_ids", "reason"),
+    [((100, 101), FinishReason.LENGTH), ((100, EOS), FinishReason.STOP), ((STOP,), FinishReason.STOP)],
+)
+def test_a_request_that_has_all_its_tokens_is_finished_and_not_run_again(
+    world: World, generated_ids: tuple[int, ...], reason: FinishReason
+):
+    instance = world.join()
+    world.submit("a", max_new_tokens=2)
+    prefill(instance)
+    instance.expect(m.RunTurn)
+    world.kill()
+    world.resume({"a": generated_ids})
+    assert world.frontend.expect(m.Finished) == m.Finished("a", reason, len(generated_ids))
+    world.submit("b")
+    assert set(members(world.join().expect(m.RunTurn))) == {"b"}
+
+
+def test_what_another_driver_began_goes_on_or_is_over(world: World):
+    world.submit("whole", max_new_tokens=2, generated_ids=(100, 101))
+    assert world.frontend.expect(m.Finished) == m.Finished("whole", FinishReason.LENGTH, 2)
+    world.submit("begun", max_new_tokens=5, generated_ids=(100, 101))
+    state = members(world.join().expect(m.RunTurn))["begun"].state
+    assert state is not None
+    assert (state.token_ids, state.prompt_tokens, state.kv_tokens) == ((*PROMPT, 100, 101), len(PROMPT), 0)
+
+
+def test_a_request_that_lost_its_kv_as_its_instance_died_waits_for_what_its_client_has(tmp_path: Path):
+    world = World(tmp_path, slabs=1)
+    instance = world.join()
+    world.submit("a", max_new_tokens=2)
+    prefill(instance)
+    decode = instance.expect(m.RunTurn)
+    world.submit("b")
+    instance.expect(m.JoinTurn)
+    instance.link.send(m.Prefilled(decode.turn_id, m.Progress("b", (7,), len(PROMPT))))
+    instance.link.send(m.NeedBlocks(decode.turn_id, "a", 15 * 16))
+    assert instance.expect(m.Forget).request_ids == ("b",)
+    world.kill()
+    world.resume({"a": (100, 101), "b": (7, 11, 12)})
+    state = members(world.join().expect(m.RunTurn))["b"].state
+    assert state is not None
+    assert (state.token_ids, state.kv_tokens) == ((*PROMPT, 7, 11, 12), 0)
+    world.close()
+
+
+@pytest.mark.parametrize("prefilled_first", [True, False])
+def test_a_request_whose_forgetting_was_under_way_at_the_death_is_not_waited_for(tmp_path: Path, prefilled_first: bool):
+    world = World(tmp_path)
+    instance = world.join()
+    world.submit("a")
+    turn = instance.expect(m.RunTurn)
+    world.frontend.link.send(m.Cancel("a"))
+    instance.expect(m.Forget)
+    if prefilled_first:
+        instance.link.send(m.Prefilled(turn.turn_id, m.Progress("a", (100,), len(PROMPT))))
+    world.kill()
+    assert world.restart_seen.wait(20)
+    world.join()
+    world.close()
+    assert world.kv.used_bytes == 0
+
+
+def test_a_frontend_that_goes_takes_its_requests_with_it_also_those_it_owes_an_answer_for(world: World):
+    instance = world.join()
+    link, fds = create_link()
+    world.driver.wakeup.post(lambda: world.driver.add_frontend("g", link))
+    gone = Peer(fds)
+    gone.link.send(m.AttachFrontend("g", "nowhere"))
+    request = Request("theirs", "one", MonotonicClock().now_s(), len(PROMPT), 50)
+    gone.link.send(m.Submit(request, "g", PROMPT, SamplingParams(temperature=0.0, seed=0)))
+    prefill(instance)
+    instance.expect(m.RunTurn)
+    world.kill()
+    gone.expect(m.Interrupted)
+    gone.link.send(m.DetachFrontend("g"))
+    assert world.restart_seen.wait(20)
+    world.join()
+    world.close()
+    assert world.kv.used_bytes == 0
+
+
+def test_the_death_of_a_frontends_process_is_noticed(world: World):
+    instance = world.join()
+    process = subprocess.Popen(["sleep", "1000"])
+    link, fds = create_link()
+    world.driver.wakeup.post(lambda: world.driver.add_frontend("g", link))
+    gone = Peer(fds)
+    gone.link.send(m.AttachFrontend("g", "nowhere", process.pid))
+    request = Request("theirs", "one", MonotonicClock().now_s(), len(PROMPT), 50)
+    gone.link.send(m.Submit(request, "g", PROMPT, SamplingParams(temperature=0.0, seed=0)))
+    instance.expect(m.RunTurn)
+    process.kill()
+    process.wait()
+    assert instance.expect(m.DetachFrontend).frontend_id == "g"
+    assert instance.expect(m.Forget).request_ids == ("theirs",)
+
+
+# --- who is suspected -------------------------------------------------------------------------------------------------
+
+
+def dies_in_a_step(world: World, instance: Peer, turn: m.RunTurn, *attempt: str, have: int = 0) -> Peer:
+    """The instance dies in a step of these requests, or, where there are none, as it binds the model. The next one."""
+    instance.link.send(m.Attempt(turn.turn_id, attempt))
+    world.kill()
+    world.resume({name: tuple(range(100, 100 + have)) for name in members(turn)})
+    return world.join()
+
+
+def test_a_request_that_two_instances_died_of_runs_alone_and_then_fails_and_its_model_goes_on(world: World):
+    for name in ("a", "poison", "b"):
+        world.submit(name)
+    instance = world.join()
+    for _ in range(2):
+        turn = instance.expect(m.RunTurn)
+        assert {"a", "poison", "b"} == set(members(turn))
+        instance = dies_in_a_step(world, instance, turn, "poison")
+    alone = instance.expect(m.RunTurn)
+    while set(members(alone)) != {"poison"}:  # the others may go first, but not with it
+        assert "poison" not in members(alone)
+        instance.link.send(m.TurnOver(alone.turn_id, TurnEndReason.QUOTA, (), tuple(members(alone)), switched=False))
+        alone = instance.expect(m.RunTurn)
+    assert alone.quota_s is not None  # the others do not wait for its end
+    assert members(alone)["poison"].state is not None
+    instance = dies_in_a_step(world, instance, alone, "poison")
+    failed = world.frontend.expect(m.Failed)
+    assert failed.request_id == "poison"
+    assert "3 instances died" in failed.reason
+    assert "killed" in failed.reason
+    assert set(members(instance.expect(m.RunTurn))) == {"a", "b"}
+    world.submit("c")
+    assert [world.frontend.expect(m.Accepted).request_id for _ in range(4)][-1] == "c"
+    assert not [x for x in world.frontend.inbox if isinstance(x, m.ModelState)]
+
+
+def test_a_suspect_does_not_join_a_turn_of_others_nor_they_its_own(world: World):
+    instance = world.join()
+    world.submit("suspect")
+    for _ in range(2):
+        instance = dies_in_a_step(world, instance, instance.expect(m.RunTurn), "suspect")
+    alone = instance.expect(m.RunTurn)
+    world.submit("late")
+    world.frontend.expect(m.Accepted)
+    progress = m.Progress("suspect", tuple(range(100, 110)), len(PROMPT) + 9)
+    instance.link.send(m.Prefilled(alone.turn_id, progress))  # it got somewhere: it is not suspected any more
+    instance.link.send(m.TurnOver(alone.turn_id, TurnEndReason.QUOTA, (m.Progress("suspect", (), 29),), (), False))
+    later = instance.expect(m.RunTurn)
+    assert not [x for x in instance.inbox if isinstance(x, m.JoinTurn) and x.turn_id == alone.turn_id]
+    seen = set(members(later))
+    while seen != {"suspect", "late"}:
+        seen |= {member.request_id for member in instance.expect(m.JoinTurn).prefill}
+
+
+def test_kills_from_outside_speak_neither_against_requests_that_get_on_nor_against_their_model(world: World):
+    instance = world.join()
+    world.submit("a")
+    for kill in range(6):
+        turn = instance.expect(m.RunTurn)
+        instance = dies_in_a_step(world, instance, turn, "a", have=8 * kill)
+    assert set(members(instance.expect(m.RunTurn))) == {"a"}
+    assert not [x for x in world.frontend.inbox if isinstance(x, m.ModelState | m.Failed)]
+
+
+def test_who_was_in_the_turn_but_not_in_the_step_is_not_suspected(world: World):
+    for name in ("a", "b"):
+        world.submit(name)
+    instance = world.join()
+    for _ in range(2):
+        instance = dies_in_a_step(world, instance, instance.expect(m.RunTurn), "a")
+    turns = [instance.expect(m.RunTurn)]
+    assert len(members(turns[0])) == 1
+    instance = dies_in_a_step(world, instance, turns[0], *members(turns[0]))
+    assert "b" in members(instance.expect(m.RunTurn))
+
+
+def test_a_model_that_instances_die_of_as_they_bind_it_is_failed_and_no_other(world: World):
+    world.submit("a")
+    instance = world.join()
+    for _ in range(2):
+        instance = dies_in_a_step(world, instance, instance.expect(m.RunTurn))
+    instance.link.send(m.Attempt(instance.expect(m.RunTurn).turn_id, ()))
+    world.kill()
+    assert world.frontend.expect(m.ModelState).model == "one"
+    assert world.frontend.expect(m.Rejected).request_id == "a"
+    world.submit("other", "two")
+    assert world.join().expect(m.RunTurn).model == "two"
+
+
+def test_a_turn_that_never_reached_its_instance_speaks_against_nobody(world: World):
+    """What ended before the death is read after it, and the scheduler gives the dead one a turn."""
+    world.submit("a")
+    instance = world.join()
+    for _ in range(4):
+        turn = instance.expect(m.RunTurn)
+        over = m.TurnOver(turn.turn_id, TurnEndReason.QUOTA, (), tuple(members(turn)), switched=False)
+        world.driver.wakeup.post(lambda over=over, instance=instance: instance.link.send(over))
+        world.kill()
+        world.resume({"a": ()})
+        instance = world.join()
+    world.submit("b")
+    seen: set[str] = set(members(instance.expect(m.RunTurn)))
+    while seen != {"a", "b"}:
+        seen |= {member.request_id for member in instance.expect(m.JoinTurn).prefill}
