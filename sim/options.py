@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aegaeon.core.slo import Slo
 from aegaeon.settings.sizes import parse_bytes
-from aegaeon.workload import SyntheticSpec
+from aegaeon.workload import TIME_UNITS, SyntheticSpec
 from sim.errors import InputError
 from sim.hardware import HardwareOptions
 from sim.output import sweep_file_name
@@ -52,6 +52,9 @@ def parser(program: str = "sim.simulate") -> argparse.ArgumentParser:
     load.add_argument("--seed", type=int, default=0, help="of generated workloads")
     load.add_argument(
         "--trace", type=Path, metavar="FILE", help="a workload CSV, or a trace in one of the known formats"
+    )
+    load.add_argument(
+        "--trace-unit", choices=list(TIME_UNITS), help="of the trace's times; default: what the trace itself tells"
     )
     load.add_argument(
         "--slo", default="1.0", metavar="X|ttft=S,tpot=S", help="a scale for both targets, or the targets"
@@ -197,7 +200,7 @@ def _trace_plan(options: argparse.Namespace, policies: Sequence[str]) -> SweepPl
             "--trace has its own arrivals: leave out --arrival-rate; --num-models spreads it over N models"
         )
     models = options.num_models[0] if options.num_models else 1
-    choice = WorkloadChoice(trace=options.trace, models=models, seed=options.seed)
+    choice = WorkloadChoice(trace=options.trace, unit=options.trace_unit, models=models, seed=options.seed)
     stem = options.trace.name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl")
     return SweepPlan(f"sim-trace-{stem}.json", tuple(Point(models, policy, choice) for policy in policies))
 

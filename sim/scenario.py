@@ -5,8 +5,6 @@ Does not know: policies, hardware beyond the device that profiles are for, runs.
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -113,19 +111,8 @@ def _require_fit(arrivals: Sequence[Arrival], origin: str, limit_tokens: int) ->
     worst = max(arrivals, key=lambda arrival: arrival.input_tokens + arrival.output_tokens)
     tokens = worst.input_tokens + worst.output_tokens
     if tokens > limit_tokens:
-        where = f"{origin}{_line_of(Path(origin), worst)}"
+        where = f"{origin}:{worst.line}" if worst.line else origin
         raise InputError(
             f"{where}: {worst.input_tokens} prompt and {worst.output_tokens} new tokens exceed the context limit of "
             f"{limit_tokens}; shorten the request or raise --max-context"
         )
-
-
-def _line_of(path: Path, arrival: Arrival) -> str:
-    """``:<line>`` of a request in a trace file; empty where the workload is no file."""
-    if not path.is_file():
-        return ""
-    opener = gzip.open if path.suffix == ".gz" else open
-    lengths = {str(arrival.input_tokens), str(arrival.output_tokens)}
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        return next((f":{reader.line_num}" for row in reader if lengths <= set(row)), "")

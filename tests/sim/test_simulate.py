@@ -106,6 +106,33 @@ def test_a_workload_file_is_used_where_there_is_one(tmp_path: Path) -> None:
     assert {name: len(gaps) for name, gaps in requests.items()} == {"0": 20, "1": 17}
 
 
+@pytest.mark.parametrize("policy", ["slack", "aegaeon", "sllm", "sllm+", "muxserve", "dedicated"])
+def test_time_in_which_nothing_happens_costs_nothing(tmp_path: Path, policy: str) -> None:
+    """Thirty years between two requests; a step of the simulator for each second of them would take for ever."""
+    (tmp_path / "years.csv").write_text(HEADER + "00:00:01.000,m,5,6\n262800:00:00.000,m,5,6\n")
+    arguments = ["--trace", "years.csv", "--devices", "2xh100", "--policy", policy, "--bound", "--out", "out"]
+    assert main(arguments) == 0
+    (requests,) = load(tmp_path / "out/sim-trace-years.json").values()
+    assert [len(gaps) for gaps in requests.values()] == [6, 6]
+
+
+def test_a_trace_since_1970_begins_with_its_first_request(tmp_path: Path) -> None:
+    (tmp_path / "epoch.csv").write_text(
+        "req_time,prompt_len,output_len,adapter_dir\n1700000000.5,3,5,a\n1700000001.5,3,5,b\n"
+    )
+    assert main(["--trace", "epoch.csv", "--out", "out", *SMALL]) == 0
+    (point,) = json.loads((tmp_path / "out/sim-trace-epoch.summary.json").read_text())["points"].values()
+    assert 1 < point["makespan_s"] < 3
+
+
+def test_a_request_that_is_too_long_is_named_by_its_line_in_json_lines_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.jsonl").write_text('{"timestamp": 0, "input_length": 99999, "output_length": 5}\n')
+    assert main(["--trace", "long.jsonl", "--out", "out", *SMALL]) == 2
+    assert "long.jsonl:1: 99999 prompt" in capsys.readouterr().err
+
+
 def test_a_chrome_trace_shows_turns_switches_and_kv(tmp_path: Path) -> None:
     arguments = ["--num-models", "4", "--arrival-rate", "0.3", "--chrome-trace", "trace.json", "--out", "out", *SMALL]
     assert main(arguments) == 0
