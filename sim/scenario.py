@@ -58,9 +58,9 @@ def find_workload(spec: SyntheticSpec) -> Path | None:
     return next((path for folder in WORKLOAD_FOLDERS if (path := folder / spec.file_name).is_file()), None)
 
 
-def read_or_make(spec: SyntheticSpec, lengths: LengthSource) -> tuple[list[Arrival], str]:
-    """The arrivals of a synthetic workload and where they come from: its file, else made by its seed."""
-    path = find_workload(spec)
+def read_or_make(spec: SyntheticSpec, lengths: LengthSource, look: bool = True) -> tuple[list[Arrival], str]:
+    """The arrivals of a synthetic workload and where they come from: its file (if ``look``), else made by its seed."""
+    path = find_workload(spec) if look else None
     if path is not None:
         return read_trace(path), str(path)
     return synthesize(spec, lengths), f"generated, seed {spec.seed}"

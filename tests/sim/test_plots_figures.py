@@ -140,7 +140,7 @@ def test_stricter_targets_score_records_that_were_served_for_the_usual_ones(
 def test_a_file_that_holds_no_records_is_named(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "sim-model16-16-rate0.1-scale-1.0-1.0.json"
+    file = tmp_path / "sim-model16-rate0.1-scale-1.0-1.0.json"
     file.write_text(content, encoding="utf-8")
     assert plot_e2e.main(["--spec", "0.1", "--json", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert str(file) in capsys.readouterr().err
@@ -190,7 +190,7 @@ def test_keys_may_be_written_with_quotes(tmp_path: Path) -> None:
 
 
 def test_a_sweep_of_rates_is_told_from_a_sweep_of_models(tmp_path: Path) -> None:
-    write_simulation(tmp_path / "sim-model40-40-rate0.05-scale-1.0-1.0.json", {(0.05, "sllm"): 1.0, (0.1, "sllm"): 1.0})
+    write_simulation(tmp_path / "sim-model40-rate0.05-scale-1.0-1.0.json", {(0.05, "sllm"): 1.0, (0.1, "sllm"): 1.0})
     assert [outcome.load for outcome in read_records([tmp_path])] == [Load(40, 0.05), Load(40, 0.1)]
 
 
@@ -283,7 +283,7 @@ def test_a_load_without_records_lists_those_there_are(
     ("script", "name", "shares"),
     [
         (plot_a10, "sim-model4-10-rate0.1-scale-1.0-1.0-ttft5.0-tpot0.05.json", {(4, "aegaeon"): 1.0}),
-        (plot_tp4, "sim-model4-4-rate0.1-0.2-scale-1.0-1.0-ttft10.0-tpot0.2.json", {(0.1, "aegaeon"): 1.0}),
+        (plot_tp4, "sim-model4-rate0.1-0.2-scale-1.0-1.0-ttft10.0-tpot0.2.json", {(0.1, "aegaeon"): 1.0}),
     ],
 )
 def test_a_curve_per_slo(
