@@ -299,14 +299,13 @@ def test_a_curve_per_slo(
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-def test_without_out_the_pdf_lies_where_the_artifact_has_it(
+def test_without_out_no_figure_of_the_project_is_touched_and_the_pdf_lies_where_the_artifact_has_it(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("plots.options.PLOTS", tmp_path)
-    monkeypatch.setattr("plots.options.FIGURES", tmp_path / "figures")
     assert plot_e2e.main(["--spec", "0.1", "--json", str(records)]) == 0
     written = [str(file.relative_to(tmp_path)) for file in sorted(tmp_path.rglob("0.1.*"))]
-    assert written == ["0.1.pdf", "figures/0.1.pdf", "figures/0.1.png"]
+    assert written == ["0.1.pdf", "out/0.1.pdf", "out/0.1.png"]
 
 
 def test_figures_without_records_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
