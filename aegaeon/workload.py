@@ -13,14 +13,18 @@ import argparse
 import csv
 import gzip
 import json
+import logging
 import os
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from types import MappingProxyType
+from typing import Any, Protocol, Self, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +33,7 @@ MIN_OUTPUT_TOKENS = 16
 SHAREGPT_VARIABLE = "AEGAEON_SHAREGPT_PATH"
 CSV_COLUMNS = ("Request Time", "Model Name", "Input Length", "Output Length")
 QUANTILE_TABLE = Path(__file__).parent / "data" / "sharegpt_lengths.csv"
+_LOG = logging.getLogger(__name__)
 
 
 class WorkloadError(ValueError):
@@ -43,6 +48,7 @@ class Arrival:
     model: str
     input_tokens: int
     output_tokens: int
+    line: int = field(default=0, compare=False, repr=False)  # of the file it was read from; 0 where it was not
 
     def __post_init__(self) -> None:
         if not 0 <= self.time_s < float("inf"):
@@ -265,94 +271,217 @@ def _parse_date(text: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-@dataclass(frozen=True, slots=True)
-class _TraceColumns:
-    """How one kind of trace names its columns. Without a model column, all requests are for ``model_name``.
+# --- traces ----------------------------------------------------------------------------------------------------------
 
-    ``calendar``: times are dates, so the workload starts at the first request.
+TIME_UNITS: Mapping[str, float] = MappingProxyType({"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9})
+"""Seconds of each unit."""
+
+_TIMES = (  # names of columns and fields, as ``_plain`` writes them
+    *("request time", "timestamp", "req time", "arrival time", "arrival timestamp", "arrived at", "time"),
+    *("timestamp s", "timestamp ms", "arrival time s", "arrival time ms", "time s", "time ms"),
+)
+_MODELS = ("model name", "model", "adapter dir")
+_INPUTS = (
+    *("input length", "contexttokens", "request tokens", "prompt len", "prompt length", "input len"),
+    *("input tokens", "prompt tokens", "context tokens", "num prefill tokens"),
+)
+_OUTPUTS = (
+    *("output length", "generatedtokens", "response tokens", "output len", "response length"),
+    *("output tokens", "generated tokens", "completion tokens", "num decode tokens"),
+)
+_KNOWN_COLUMNS = (
+    "Request Time, Model Name, Input Length, Output Length (the artifact's); TIMESTAMP, ContextTokens, GeneratedTokens "
+    "(Azure's); Timestamp, Model, Request tokens, Response tokens (BurstGPT's); req_time, adapter_dir, prompt_len, "
+    "output_len (VTC's)"
+)
+_KNOWN_FIELDS = "timestamp, input_length, output_length (Mooncake's), and model where there are several"
+_LEAST_SINCE_1970 = (("ns", 1e17), ("us", 1e14), ("ms", 1e11))
+"""Numbers from here on are of that unit: in seconds they would be years beyond 5000."""
+_LONGEST_LEAD_S = 86_400.0
+"""A clock whose first request comes later than this was not started for the trace."""
+_LONGEST_MEAN_GAP_S = 30.0
+"""Whole numbers in JSON lines that are further apart are milliseconds: few traces have so few requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """What a trace calls the things that count. Without a model all requests are for ``one_model``.
+
+    ``unit`` of times, where the names tell it.
     """
 
     time: str
     inputs: str
     outputs: str
     model: str | None
-    seconds: Callable[[str], float]
-    model_name: str = ""
-    calendar: bool = False
+    one_model: str
+    unit: str | None
 
-    def matches(self, header: Sequence[str]) -> bool:
-        return {self.time, self.inputs, self.outputs, *((self.model,) if self.model else ())} <= set(header)
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Self:
+        """Case, underscores and blanks around do not matter. Raises ``KeyError`` for what is missing."""
+        known = {_plain(name): name for name in names}
+        time, inputs, outputs = (_one_of(known, wanted) for wanted in (_TIMES, _INPUTS, _OUTPUTS))
+        model = next((known[name] for name in _MODELS if name in known), None)
+        told = "ms" if "hash ids" in known else _plain(time).rpartition(" ")[2]  # hash_ids: Mooncake's lines
+        one_model = "azure" if inputs == "ContextTokens" else "mooncake" if inputs == "input_length" else "trace"
+        return cls(time, inputs, outputs, model, one_model, told if told in TIME_UNITS else None)
 
-    def parse(self, row: Mapping[str, str]) -> Arrival:
-        if None in row.values():
-            raise ValueError("the row has fewer columns than the header")
-        model = row[self.model] if self.model else self.model_name
-        return Arrival(self.seconds(row[self.time]), model, int(row[self.inputs]), int(row[self.outputs]))
+    def arrival(self, values: Mapping[str, Any], time: float, line: int) -> Arrival:
+        """Raises ``ValueError`` or ``KeyError`` where a value is missing or is not what it must be."""
+        model = str(values[self.model]).strip() if self.model else self.one_model
+        return Arrival(time, model, _tokens(values[self.inputs]), _tokens(values[self.outputs]), line)
+
+    def asks_for_nothing(self, values: Mapping[str, Any]) -> bool:
+        """Whether a request has no output: one that failed, in most traces."""
+        return _tokens(values[self.outputs]) == 0
 
 
-_TRACE_KINDS = (
-    _TraceColumns("Request Time", "Input Length", "Output Length", "Model Name", _parse_clock),
-    _TraceColumns("TIMESTAMP", "ContextTokens", "GeneratedTokens", None, _parse_date, "azure", calendar=True),
-    _TraceColumns("req_time", "prompt_len", "output_len", "adapter_dir", float),
-)
+def _plain(name: str) -> str:
+    return " ".join(re.sub(r"[\W_]+", " ", name).lower().split())
 
 
-def read_trace(path: Path) -> list[Arrival]:
-    """Read a trace (``.csv`` or ``.jsonl``, plain or ``.gz``), by arrival time; its kind is known by its columns.
+def _one_of(known: Mapping[str, str], wanted: Sequence[str]) -> str:
+    found = next((known[name] for name in wanted if name in known), None)
+    if found is None:
+        raise KeyError("timestamp" if wanted is _TIMES else wanted[0].replace(" ", "_"))
+    return found
 
-    CSV: the artifact's columns, Azure's (TIMESTAMP, ContextTokens, GeneratedTokens: times from the first request on,
-    one model) and VTC's LMSYS columns. JSON lines: Mooncake's requests (one model). Raises ``WorkloadError`` naming
-    file and line.
+
+def _tokens(value: Any) -> int:
+    """A whole number, however it is written (``18.0`` is one)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a number of tokens")
+    number = float(value)
+    if not number.is_integer():  # neither are inf and nan
+        raise ValueError(f"{value!r} is not a whole number of tokens")
+    return int(number)
+
+
+def _parse_number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a time")
+    return float(value)
+
+
+def _time_parser(example: Any) -> Callable[[Any], float]:
+    """What reads times like the example."""
+    if isinstance(example, str) and re.match(r"\s*\d+:", example):
+        return _parse_clock
+    return _parse_date if isinstance(example, str) and re.match(r"\s*\d{4}-\d", example) else _parse_number
+
+
+def read_trace(path: Path, unit: str | None = None) -> list[Arrival]:
+    """Read a trace (CSV or JSON lines, plain or ``.gz``), by arrival time; its kind is known by its names.
+
+    CSV: the artifact's columns, Azure's, BurstGPT's and VTC's, or other usual names for them. JSON lines: Mooncake's
+    fields, with a ``model`` or without. Times are clocks (``HH:MM:SS.mmm``), dates, or numbers. Numbers are seconds;
+    milliseconds where their name says ``ms``, in Mooncake's lines (which have ``hash_ids``), and where they are so
+    large, or so far apart, that they can be nothing else; ``unit`` (of ``TIME_UNITS``) overrules all that. Dates, and
+    clocks that were not started for the trace (since 1970, say) count from the first request. Requests for no output
+    are left out, and a warning says how many.
+
+    Raises ``WorkloadError`` naming file and line.
     """
     opener = gzip.open if path.suffix == ".gz" else open
-    lines = ".jsonl" in path.suffixes
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline=None if lines else "") as file:
-            arrivals = _read_lines(path, file) if lines else _read_rows(path, file)
+        with opener(path, "rt", encoding="utf-8-sig", newline=None) as file:
+            trace = _read(path, file)
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
         raise WorkloadError(f"{path}: cannot be read ({error})") from error
-    if not arrivals:
-        raise WorkloadError(f"{path}: no request in it")
-    return arrivals
+    if trace.empty:
+        _LOG.warning("%s: requests for no output tokens are left out: %d", path, trace.empty)
+    if not trace.arrivals:
+        left_out = f" with output tokens ({trace.empty} without are left out)" if trace.empty else ""
+        raise WorkloadError(f"{path}: no request in it{left_out}")
+    return trace.from_start(unit)
 
 
-def _read_rows(path: Path, file: TextIO) -> list[Arrival]:
-    reader = csv.DictReader(file)
-    columns = _columns_of(path, reader.fieldnames or ())
-    arrivals = []
+@dataclass(slots=True)
+class _Trace:
+    """What is in a file, times as they are written. ``empty``: requests for no output, left out."""
+
+    fields: _Fields
+    json: bool
+    parse: Callable[[Any], float] | None = None
+    arrivals: list[Arrival] = field(default_factory=list)
+    empty: int = 0
+
+    def add(self, values: Mapping[str, Any], line: int) -> None:
+        """Raises ``ValueError`` or ``KeyError``."""
+        self.parse = self.parse or _time_parser(values[self.fields.time])
+        time = self.parse(values[self.fields.time])
+        if self.fields.asks_for_nothing(values):
+            self.empty += 1
+        else:
+            self.arrivals.append(self.fields.arrival(values, time, line))
+
+    def from_start(self, unit: str | None) -> list[Arrival]:
+        """By time, in seconds from the workload's start."""
+        ordered = sorted(self.arrivals, key=lambda arrival: arrival.time_s)
+        factor = TIME_UNITS[self._unit(ordered, unit)]
+        first_s = ordered[0].time_s * factor
+        start_s = first_s if self.parse is _parse_date or first_s > _LONGEST_LEAD_S else 0.0
+        return [replace(arrival, time_s=round(arrival.time_s * factor - start_s, 6)) for arrival in ordered]
+
+    def _unit(self, ordered: Sequence[Arrival], told: str | None) -> str:
+        if self.parse is not _parse_number:
+            return "s"
+        known = told or self.fields.unit
+        first, last = ordered[0].time_s, ordered[-1].time_s
+        since_1970 = next((unit for unit, least in _LEAST_SINCE_1970 if first >= least), None)
+        if known or since_1970 or not self.json:
+            return known or since_1970 or "s"
+        whole = all(arrival.time_s.is_integer() for arrival in ordered)
+        return "ms" if whole and last - first > _LONGEST_MEAN_GAP_S * (len(ordered) - 1) else "s"
+
+
+def _read(path: Path, file: TextIO) -> _Trace:
+    first = file.readline()
+    lines = chain((first,), file)
+    if ".jsonl" in path.suffixes or first.lstrip().startswith("{"):
+        return _read_objects(path, lines)
+    return _read_table(path, lines, max(",;\t", key=first.count))
+
+
+def _read_table(path: Path, lines: Iterable[str], delimiter: str) -> _Trace:
+    reader = csv.DictReader(lines, delimiter=delimiter)
+    names = list(reader.fieldnames or ())
     try:
-        for row in reader:
-            arrivals.append(columns.parse(row))  # noqa: PERF401 - the line number is wanted at the failing row
+        trace = _Trace(_Fields.of(names), json=False)
+    except KeyError:
+        empty = "" if names else " (the file is empty)"
+        raise WorkloadError(
+            f"{path}:1: unknown columns {', '.join(names)!r}{empty}; known traces have: {_KNOWN_COLUMNS}"
+        ) from None
+    try:
+        for values in reader:
+            if None in values.values():
+                raise ValueError("the row has fewer columns than the header")
+            trace.add(values, reader.line_num)
     except (ValueError, csv.Error) as error:
         raise WorkloadError(f"{path}:{reader.line_num}: {error}") from error
-    arrivals.sort(key=lambda arrival: arrival.time_s)
-    start_s = arrivals[0].time_s if columns.calendar and arrivals else 0.0
-    return [replace(arrival, time_s=round(arrival.time_s - start_s, 6)) for arrival in arrivals]
+    return trace
 
 
-def _columns_of(path: Path, header: Sequence[str]) -> _TraceColumns:
-    for columns in _TRACE_KINDS:
-        if columns.matches(header):
-            return columns
-    known = "; ".join(f"{kind.time}, {kind.inputs}, {kind.outputs}" for kind in _TRACE_KINDS)
-    raise WorkloadError(f"{path}:1: unknown columns {', '.join(header)!r}; known traces have: {known}")
-
-
-def _read_lines(path: Path, file: TextIO) -> list[Arrival]:
-    arrivals: list[Arrival] = []
-    for number, line in enumerate(file, 1):
+def _read_objects(path: Path, lines: Iterable[str]) -> _Trace:
+    trace: _Trace | None = None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            arrivals.append(_parse_line(json.loads(line)))
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise ValueError(f"expected a JSON object, got {line.strip()[:40]}")
+            trace = trace or _Trace(_Fields.of(values), json=True)
+            trace.add(values, number)
         except KeyError as error:
-            known = "timestamp (ms), input_length, output_length"
-            raise WorkloadError(f"{path}:{number}: no {error} in it; known lines have: {known}") from error
-        except (TypeError, ValueError) as error:
+            raise WorkloadError(f"{path}:{number}: no {error} in it; known lines have: {_KNOWN_FIELDS}") from error
+        except ValueError as error:
             raise WorkloadError(f"{path}:{number}: {error}") from error
-    return sorted(arrivals, key=lambda arrival: arrival.time_s)
-
-
-def _parse_line(line: Mapping[str, Any]) -> Arrival:
-    return Arrival(line["timestamp"] / 1000, "mooncake", int(line["input_length"]), int(line["output_length"]))
+    if trace is None:
+        raise WorkloadError(f"{path}: no request in it")
+    return trace
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from aegaeon.workload import TIME_UNITS
 from benchmark.plan import DEFAULT_MODELS
 from benchmark.small_models import BENCH_MODELS_DIR
 from benchmark.usage import UsageError
@@ -45,7 +46,8 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--workloads", type=Path, default=Path("workloads"), metavar="DIR", help="folder of synth-*.csv (./workloads)"
     )
-    group.add_argument("--trace", type=Path, metavar="FILE", help="replay this trace (.csv, .csv.gz) instead")
+    group.add_argument("--trace", type=Path, metavar="FILE", help="replay this trace (.csv, .jsonl, .gz) instead")
+    group.add_argument("--trace-unit", choices=list(TIME_UNITS), help="of the trace's times (what the trace tells)")
     group.add_argument("--time-scale", type=amount, default=1.0, metavar="X", help="multiplies times; 0.5 halves them")
     group.add_argument("--max-input-tokens", type=count, metavar="N", help="longer prompts are cut")
     group.add_argument("--max-output-tokens", type=count, metavar="N", help="longer outputs are cut")

@@ -50,12 +50,12 @@ def _trace_plan(options: argparse.Namespace) -> Plan:
             input_tokens=max(1, round(arrival.input_tokens * options.inlen_scale)),
             output_tokens=max(1, round(arrival.output_tokens * options.outlen_scale)),
         )
-        for arrival in read_trace(options.trace)
+        for arrival in read_trace(options.trace, options.trace_unit)
     ]
     if options.num_models and len({arrival.model for arrival in arrivals}) == 1:
         names = [f"model_{index:02d}" for index in range(options.num_models)]
         arrivals = spread(arrivals, names, options.seed or 0)
-    label = options.trace.name.removesuffix(".gz").removesuffix(".csv").removeprefix("synth-")
+    label = options.trace.name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl").removeprefix("synth-")
     return Plan(arrivals, label, str(options.trace))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from plots.crossing import LEVEL, Crossing, Kind, crossing
+from plots.crossing import LEVEL, Crossing, Kind, bound_crossing
 from plots.curve import Curve
 from plots.style import INK, Look, add_legend
 
@@ -36,7 +36,7 @@ def draw_bound(axes: Axes, points: Sequence[tuple[float, float]], digits: int = 
 
     A line where the load is 1; at the edge what it is there, if that is elsewhere.
     """
-    limit = crossing([(x, -load) for x, load in points], level=-1.0)
+    limit = bound_crossing(points)
     if limit.kind is Kind.CROSSES:
         x, text = limit.x, f"bound: {limit.text(digits)}"
         axes.axvline(x, color=INK, linewidth=1.0, linestyle="--", zorder=1.5)
@@ -59,15 +59,21 @@ def reach(curve: Curve, digits: int) -> str:
 
 def _mark_crossings(axes: Axes, curves: Sequence[Curve], looks: Sequence[Look], digits: int) -> None:
     """A line from each crossing down to its number; numbers that would touch go into rows above each other."""
-    low, high = axes.get_xlim()
-    rows: list[float] = []  # where the last number of each row stands
+    rows: list[float] = []  # where the last number of each row stands, in shares of the width
     marks = [(curve.crossing, look) for curve, look in zip(curves, looks, strict=True)]
     for point, look in sorted(marks, key=lambda mark: mark[0].x):
         if point.kind is Kind.CROSSES:
-            free = [row for row, x in enumerate(rows) if point.x - x > LABEL_WIDTH * (high - low)]
+            place = _share_of_width(axes, point.x)
+            free = [row for row, last in enumerate(rows) if place - last > LABEL_WIDTH]
             row = free[0] if free else len(rows)
-            rows[row : row + 1] = [point.x]
+            rows[row : row + 1] = [place]
             _mark(axes, point, look, point.text(digits), height=LABEL_HEIGHT * (row + 0.6))
+
+
+def _share_of_width(axes: Axes, x: float) -> float:
+    """Where an x lies between the left and the right end, whatever the scale."""
+    low, high, at = axes.get_xaxis_transform().transform([(end, 0) for end in (*axes.get_xlim(), x)])[:, 0]
+    return float((at - low) / (high - low))
 
 
 def _mark(axes: Axes, crossing: Crossing, look: Look, text: str, height: float) -> None:

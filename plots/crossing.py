@@ -54,3 +54,8 @@ def crossing(points: Sequence[tuple[float, float]], level: float = LEVEL) -> Cro
         if below < level:
             return Crossing(Kind.CROSSES, left + (above - level) / (above - below) * (right - left))
     return Crossing(Kind.BEYOND, ordered[-1][0])
+
+
+def bound_crossing(points: Sequence[tuple[float, float]]) -> Crossing:
+    """Where the load of the bound, ``points`` (x, load), first exceeds 1: what is beyond cannot be in time."""
+    return crossing([(x, -load) for x, load in points], level=-1.0)

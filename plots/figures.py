@@ -2,6 +2,9 @@
 
     python3 -m plots.figures [--json DIR] [--out DIR] [--keep]
 
+Two sets. *The paper, reproduced*: constants and systems of the SOSP'25 artifact, ``qos``, Figures 11 to 17. *What this
+project does*: today's constants, ``slo_attainment``, the sweeps as far as ``slack`` goes, and the bound.
+
 Does not know: how anything is simulated or drawn.
 """
 
@@ -12,9 +15,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -26,19 +29,90 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from plots import plot_a10, plot_autoscale_cdf, plot_breakdown, plot_e2e, plot_frag, plot_kvcache_cdf, plot_tp4
 from plots.claims import Result, claims_page
+from plots.crossing import bound_crossing
 from plots.options import FIGURES, PLOTS, RECORDS, command_line, say
 from plots.outcome import Load
-from plots.panel import A10_PANELS, BASE_SLO, PANELS, TP4_PANELS, Panel
-from plots.records import curves_of, read_records
+from plots.panel import A10_PANELS, BASE_SLO, FAR_PANELS, PANELS, TP4_PANELS, Panel
+from plots.records import bound_of, curves_of, read_records
 from plots.token_gaps import Metric
 from plots.usage import UsageError
 
-POLICIES = ("aegaeon", "sllm", "sllm+", "muxserve")
 BLIND = frozenset({"sllm", "sllm+", "muxserve", "dedicated"})  # to targets: one run is scored by any
 MEASURED = PLOTS.parent / "benchmark" / "results"  # real runs that are part of the project
 MEASURED_ON = "2-core CPU"
 SWITCH_LOAD = Load(80, 0.1)
+FAR_LOADS = ("64x0.1", "128x0.1", "192x0.1", "48x0.5", "144x0.5")
+FAR_LOAD = ("--num-models", "192", "--arrival-rate", "0.1")
+
+
+@dataclass(frozen=True, slots=True)
+class FigureSet:
+    """Panels that are simulated and scored alike. ``name``: of the folder of its records."""
+
+    name: str
+    panels: Mapping[str, Panel]
+    policies: tuple[str, ...]
+    metric: Metric
+    arguments: tuple[str, ...]
+    bound: bool = False
+
+    def of_policies(self, policies: Sequence[str] | None) -> FigureSet:
+        """The set with other systems, if there are some."""
+        return replace(self, policies=tuple(policies)) if policies else self
+
+    def sweeps(self, records: Path) -> list[Sweep]:
+        """Everything that its figures show."""
+        chosen = {
+            spec: [policy for policy in self.policies if panel.slo == BASE_SLO or policy not in BLIND]
+            for spec, panel in self.panels.items()
+        }
+        return [
+            Sweep.of(self.panels[spec], names, records / self.name, self.arguments)
+            for spec, names in chosen.items()
+            if names
+        ]
+
+    def results(self, records: Path) -> list[Result]:
+        """The curves of all panels. Raises ``UsageError`` where one has no records."""
+        outcomes = read_records([records / self.name])
+        return [
+            Result.of(
+                panel,
+                curves_of(panel, outcomes, self.metric, None, lambda _: None),
+                bound_crossing(bound_of(panel, outcomes)) if self.bound else None,
+            )
+            for panel in self.panels.values()
+        ]
+
+    def missing(self, records: Path) -> list[str]:
+        """Points without a record. Raises ``UsageError`` where a whole panel has none."""
+        outcomes = read_records([records / self.name])
+        for panel in self.panels.values():
+            if all(panel.x_of(outcome.load) is None for outcome in outcomes):
+                raise UsageError(f"no records for {panel.figure}, {panel.title} in {records / self.name}; omit --keep")
+        there = {(outcome.policy, outcome.load, outcome.slo) for outcome in outcomes}
+        return [
+            f"{policy} at {x:g}, {panel.title}"
+            for panel in self.panels.values()
+            for policy in self.policies
+            for x, load in zip(panel.xs, panel.loads, strict=True)
+            if not {(policy, load, slo) for slo in (panel.slo, *([BASE_SLO] if policy in BLIND else []))} & there
+        ]
+
+
+PAPER = FigureSet(
+    "paper", PANELS, ("aegaeon", "sllm", "sllm+", "muxserve"), Metric.QOS, ("--compat", "artifact", "--seed", "0")
+)
+FAR = FigureSet(
+    "far",
+    FAR_PANELS,
+    ("slack", "aegaeon", "sllm", "sllm+", "muxserve"),
+    Metric.SLO_ATTAINMENT,
+    ("--bound",),
+    bound=True,
+)
 ERROR_LINES = 12  # of a sweep that failed
+SOME_POINTS = 3  # of those that are missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +123,10 @@ class Sweep:
     weight: float
 
     @classmethod
-    def of(cls, panel: Panel, policies: Sequence[str], out: Path) -> Sweep:
+    def of(cls, panel: Panel, policies: Sequence[str], out: Path, more: Sequence[str]) -> Sweep:
         """The points of a panel for some systems."""
         where = ("--policy", *policies, "--out", str(out.resolve()), "--workers", "1")
-        return cls((*panel.simulate_arguments, *where), sum(map(panel.requests_per_s, panel.xs)) * len(policies))
+        return cls((*panel.simulate_arguments, *more, *where), sum(map(panel.requests_per_s, panel.xs)) * len(policies))
 
     def run(self) -> None:
         """Raises ``UsageError`` with the simulator's own words if it fails."""
@@ -75,43 +149,52 @@ class Drawing:
         self.script.draw(self.script.options().parse_args(self.arguments))
 
 
-def sweeps(records: Path, policies: Sequence[str]) -> list[Sweep]:
-    """Everything that the figures show; Figure 17 is of Aegaeon alone."""
-    chosen = {
-        spec: [policy for policy in policies if panel.slo == BASE_SLO or policy not in BLIND]
-        for spec, panel in PANELS.items()
-    }
+def sweeps(records: Path, sets: Sequence[FigureSet]) -> list[Sweep]:
+    """Everything that the figures show; Figure 17 is of Aegaeon alone, with today's constants."""
+    hardware = [(panel, records / panel.spec) for panel in (*A10_PANELS, *TP4_PANELS)]
     return [
-        *(Sweep.of(PANELS[spec], names, records) for spec, names in chosen.items() if names),
-        *(Sweep.of(panel, POLICIES[:1], records / panel.spec) for panel in (*A10_PANELS, *TP4_PANELS)),
+        *(sweep for one in sets for sweep in one.sweeps(records)),
+        *(Sweep.of(panel, ("aegaeon",), folder, ("--seed", "0")) for panel, folder in hardware),
     ]
 
 
-def drawings(records: Path, out: Path) -> list[Drawing]:
-    """Every figure; attainment by both metrics, ``qos`` in a folder of its own."""
-    made = []
-    for metric, folder in ((Metric.SLO_ATTAINMENT, out), (Metric.QOS, out / "qos")):
-        by_metric = ["--out", str(folder), "--metric", metric]
-        made += [Drawing(plot_e2e, ("--spec", spec, "--json", str(records), *by_metric)) for spec in PANELS]
-        made += [Drawing(plot_a10, ("--json", str(records / "a10"), *by_metric))]
-        made += [Drawing(plot_tp4, ("--json", str(records / "tp4"), *by_metric))]
-    made += [Drawing(script, ("--json", str(records), "--out", str(out))) for script in (plot_autoscale_cdf, plot_frag)]
-    both = ("--json", str(records), str(MEASURED), "--measured-on", MEASURED_ON, "--out", str(out))
-    return [*made, Drawing(plot_breakdown, both), Drawing(plot_kvcache_cdf, both)]
+def drawings(records: Path, out: Path, paper: FigureSet = PAPER, far: FigureSet = FAR) -> list[Drawing]:
+    """Every figure."""
+    return [*_far_drawings(far, records / far.name, out), *_paper_drawings(paper, records, out / paper.name)]
 
 
-def write_claims(records: Path, page: Path) -> None:
-    """Our crossing points beside the published claims."""
-    outcomes = read_records([records])
-    results = {
-        metric: [
-            Result.of(panel, curves_of(panel, outcomes, metric, None, lambda _: None)) for panel in PANELS.values()
-        ]
-        for metric in Metric
-    }
-    page.parent.mkdir(parents=True, exist_ok=True)
+def _far_drawings(far: FigureSet, records: Path, out: Path) -> Iterator[Drawing]:
+    places = ("--json", str(records), "--out", str(out))
+    for spec in far.panels:
+        yield Drawing(plot_e2e, ("--spec", spec, "--far", "--bound", "--metric", far.metric, *places))
+    first = ("--policy", far.policies[0], *places)
+    yield Drawing(plot_breakdown, ("--loads", *FAR_LOADS, *first))
+    yield Drawing(plot_kvcache_cdf, ("--loads", *FAR_LOADS, *first))
+    yield Drawing(plot_autoscale_cdf, (*FAR_LOAD, *first))
+    yield Drawing(plot_frag, (*FAR_LOAD, *first))
+
+
+def _paper_drawings(paper: FigureSet, records: Path, out: Path) -> Iterator[Drawing]:
+    metric = ("--metric", paper.metric, "--out", str(out))
+    simulated = str(records / paper.name)
+    for spec in paper.panels:
+        yield Drawing(plot_e2e, ("--spec", spec, "--json", simulated, *metric))
+    yield Drawing(plot_a10, ("--json", str(records / "a10"), *metric))
+    yield Drawing(plot_tp4, ("--json", str(records / "tp4"), *metric))
+    first = ("--policy", paper.policies[0], "--out", str(out))
+    for script in (plot_autoscale_cdf, plot_frag):
+        yield Drawing(script, ("--json", simulated, *first))
+    for script in (plot_breakdown, plot_kvcache_cdf):
+        yield Drawing(script, ("--json", simulated, str(MEASURED), "--measured-on", MEASURED_ON, *first))
+
+
+def write_claims(records: Path, page: Path, paper: FigureSet = PAPER, far: FigureSet = FAR) -> None:
+    """Our crossing points beside the published claims, and how far this project goes."""
+    results = {paper.metric: paper.results(records)}
+    outcomes = read_records([records / paper.name])
     switch_s = {o.policy: o.detail().switch_s for o in outcomes if o.load == SWITCH_LOAD and o.slo == BASE_SLO}
-    page.write_text(claims_page(results, switch_s), encoding="utf-8")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(claims_page(results, switch_s, far.results(records)), encoding="utf-8")
 
 
 def simulate(jobs: Sequence[Sweep], progress: Progress) -> None:
@@ -130,25 +213,43 @@ def simulate(jobs: Sequence[Sweep], progress: Progress) -> None:
 def make(options: argparse.Namespace, console: Console) -> None:
     """Simulate, draw, write. Raises ``UsageError``."""
     began_s = time.monotonic()
+    sets = [one.of_policies(options.policy) for one in (PAPER, FAR)]
+    out = options.out or (PLOTS / "out" if options.policy else FIGURES)
+    claims = options.claims or (out if options.policy else PLOTS) / "claims.md"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         if not options.keep:
-            simulate(sweeps(options.json, options.policy), progress)
+            simulate(sweeps(options.json, sets), progress)
+        for one in sets:
+            _require_all(one, options.json)
         simulated_s = time.monotonic() - began_s
-        for drawing in progress.track(drawings(options.json, options.out), description="drawing"):
+        for drawing in progress.track(drawings(options.json, out, *sets), description="drawing"):
             drawing.draw()
-    write_claims(options.json, options.claims)
-    console.print(f"{options.claims} and the figures in {options.out}")
+    write_claims(options.json, claims, *sets)
+    console.print(f"{claims} and the figures in {out}")
     console.print(f"simulated in {simulated_s:.0f} s, all in {time.monotonic() - began_s:.0f} s")
+
+
+def _require_all(one: FigureSet, records: Path) -> None:
+    """A figure of the project never shows a part of its sweep. Raises ``UsageError``."""
+    missing = one.missing(records)
+    if missing:
+        some = "; ".join(missing[:SOME_POINTS])
+        raise UsageError(
+            f"no record in {records / one.name} for {len(missing)} points, such as {some}; omit --keep, or draw "
+            "what there is with plot_e2e.py"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status."""
     options = command_line(__doc__)
     options.add_argument("--json", type=Path, default=RECORDS, metavar="DIR", help="where records go and come from")
-    options.add_argument("--out", type=Path, default=FIGURES, metavar="DIR", help="where figures go")
-    options.add_argument("--claims", type=Path, default=PLOTS / "claims.md", metavar="FILE", help="the page of claims")
-    options.add_argument("--policy", nargs="+", default=POLICIES, metavar="NAME", help="systems that are compared")
+    options.add_argument("--out", type=Path, metavar="DIR", help="where figures go, default plots/figures")
+    options.add_argument("--claims", type=Path, metavar="FILE", help="the page of claims, default plots/claims.md")
+    options.add_argument(
+        "--policy", nargs="+", metavar="NAME", help="compare these systems instead; figures then go to plots/out"
+    )
     options.add_argument("--keep", action="store_true", help="draw the records that are there, simulate nothing")
     try:
         make(options.parse_args(arguments), Console(highlight=False))

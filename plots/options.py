@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aegaeon.core.slo import Slo
+from plots.outcome import Load
 from plots.token_gaps import Metric
 from plots.usage import UsageError
 
 PLOTS = Path(__file__).parent
 RECORDS = PLOTS / "json"
-FIGURES = PLOTS / "figures"
+FIGURES = PLOTS / "figures"  # part of the project: only ``make figures``, which draws all of them, writes there
+
+TYPICAL_LOAD = Load(32, 0.1)  # of Figures 15(a) and 16 in the artifact
 
 
 def command_line(docstring: str | None) -> argparse.ArgumentParser:
@@ -28,23 +31,25 @@ def command_line(docstring: str | None) -> argparse.ArgumentParser:
 def parser(description: str | None, subfolder: str = "") -> argparse.ArgumentParser:
     """Options of every figure: where records are, where pictures go, what real records were measured on.
 
-    Records of a figure with hardware of its own are in a ``subfolder`` of ``plots/json``, if they are not in it.
+    Records of a figure with hardware of its own are in a ``subfolder`` of ``plots/json``, if they are not in it; those
+    that the artifact comes with in one of ``plots``.
     """
     made = command_line(description)
-    folders = [folder for folder in (RECORDS, RECORDS / subfolder) if folder.is_dir()]
+    also = [f"plots/json/{subfolder}", f"plots/{subfolder}"] if subfolder else []
+    folders = [folder for folder in (RECORDS, *(PLOTS.parent / name for name in also)) if folder.is_dir()]
     made.add_argument(
         "--json",
         type=_folder,
         nargs="+",
         default=list(dict.fromkeys(folders)) or [RECORDS],
         metavar="DIR",
-        help=f"where records are, default plots/json{f' and plots/json/{subfolder}' if subfolder else ''}",
+        help=f"where records are, default {', '.join(['plots/json', *also])}",
     )
     made.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where the PDF and PNG go; default plots/figures, and the PDF beside the script too, as in the artifact",
+        help="where the PDF and PNG go; default plots/out, and the PDF beside the script too, as in the artifact",
     )
     made.add_argument(
         "--measured-on",
@@ -80,13 +85,33 @@ def add_policy(options: argparse.ArgumentParser) -> None:
     options.add_argument("--policy", default="aegaeon", help="the system that is shown, default aegaeon")
 
 
+def add_loads(options: argparse.ArgumentParser) -> None:
+    """The option that chooses several loads."""
+    options.add_argument(
+        "--loads", type=_load, nargs="+", metavar="NxR", help="models x requests/s of each, such as 32x0.1"
+    )
+
+
 def add_load(options: argparse.ArgumentParser) -> None:
     """The options that choose one outcome: a system at one load."""
     add_policy(options)
-    options.add_argument("--num-models", type=int, default=80, metavar="N", help="models of the load, default 80")
-    options.add_argument(
-        "--arrival-rate", type=float, default=0.1, metavar="R", help="requests/s of each model, default 0.1"
-    )
+    options.add_argument("--num-models", type=int, metavar="N", help="models of the load, default 32")
+    options.add_argument("--arrival-rate", type=float, metavar="R", help="requests/s of each model, default 0.1")
+
+
+def chosen_load(options: argparse.Namespace) -> Load | None:
+    """What ``add_load`` was told; None if it was told nothing."""
+    if options.num_models is None and options.arrival_rate is None:
+        return None
+    return Load(options.num_models or TYPICAL_LOAD.models, options.arrival_rate or TYPICAL_LOAD.rate)
+
+
+def _load(text: str) -> Load:
+    models, _, rate = text.partition("x")
+    try:
+        return Load(int(models), float(rate))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODELSxRATE, such as 32x0.1") from None
 
 
 def _folder(text: str) -> Path:
@@ -111,7 +136,7 @@ def _slo(text: str) -> Slo:
 
 def destinations(out: Path | None) -> list[Path]:
     """Folders for the figure: the first gets PDF and PNG, others the PDF."""
-    return [out] if out else [FIGURES, PLOTS]
+    return [out] if out else [PLOTS / "out", PLOTS]
 
 
 def say(text: str) -> None:

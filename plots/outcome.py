@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,11 @@ class Load:
     rate: float
     inlen_scale: float = 1.0
     outlen_scale: float = 1.0
+
+    @classmethod
+    def of(cls, models: int, rate: float, inlen_scale: float = 1.0, outlen_scale: float = 1.0) -> Self:
+        """With the rate that is meant: ``3 * 0.05`` is written 0.15000000000000002 in names of the artifact's files."""
+        return cls(models, round(rate, 6), inlen_scale, outlen_scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
     python3 plot_a10.py
 
-Reads ``plots/json/a10`` and ``plots/json``. Writes ``a10.png`` and ``a10.pdf``, see ``plot_e2e.py`` for where.
+Reads ``plots/json``, ``plots/json/a10``, and what the artifact comes with, ``plots/a10/<models>-<rate>.json``. Writes
+``a10.png`` and ``a10.pdf``, see ``plot_e2e.py`` for where.
 
 Does not know: how records are found and read.
 """

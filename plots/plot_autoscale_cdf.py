@@ -1,6 +1,6 @@
 """Figure 15(a): how long a switch of models takes, by model.
 
-    python3 plot_autoscale_cdf.py [--num-models 80 --arrival-rate 0.1]
+    python3 plot_autoscale_cdf.py [--num-models 32 --arrival-rate 0.1]
 
 Writes ``autoscale_cdf.png`` and ``autoscale_cdf.pdf``, see ``plot_e2e.py`` for where.
 
@@ -18,8 +18,7 @@ if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from plots.cdf import draw_cdf
-from plots.options import add_load, destinations, parser, run
-from plots.outcome import Load
+from plots.options import add_load, chosen_load, destinations, parser, run
 from plots.records import read_records
 from plots.selection import at_load, load_name
 from plots.style import figure_style, model_name, new_figure, system_name, write_figure
@@ -28,8 +27,8 @@ from plots.usage import UsageError
 
 def draw(options: argparse.Namespace) -> list[Path]:
     """Draw the figure, return the files."""
-    load = Load(options.num_models, options.arrival_rate)
-    outcome = at_load(read_records(options.json, options.measured_on), options.policy, load)
+    outcome = at_load(read_records(options.json, options.measured_on), options.policy, chosen_load(options))
+    load = outcome.load
     fastest_first = sorted(outcome.detail().switch_s.items(), key=lambda item: item[1].mean)
     switch_s = {model_name(kind): times_s for kind, times_s in fastest_first}
     if not switch_s:

@@ -21,7 +21,7 @@ if not __package__:  # run as a script: the folder above has the packages
 
 from plots.bars import Part, draw_shares
 from plots.cdf import duration
-from plots.options import add_policy, destinations, parser, run, say
+from plots.options import add_loads, add_policy, destinations, parser, run, say
 from plots.outcome import Outcome
 from plots.records import read_records
 from plots.selection import load_name, typical
@@ -41,12 +41,12 @@ PARTS = (  # in the order of LatencyParts
 def draw(options: argparse.Namespace) -> list[Path]:
     """Draw the figure, return the files."""
     bars: dict[str, list[float]] = {}
-    for outcome in typical(read_records(options.json, options.measured_on), options.policy):
+    for outcome in typical(read_records(options.json, options.measured_on), options.policy, options.loads):
         parts = outcome.detail().parts
         if parts is None:
-            say(f"{_row_name(outcome)}: its records have no latency parts; skipped")
+            say(f"{_row_name(outcome, options.policy)}: its records have no latency parts; skipped")
         else:
-            bars[_row_name(outcome)] = list(astuple(parts))
+            bars[_row_name(outcome, options.policy)] = list(astuple(parts))
     if not bars:
         raise UsageError("no record has latency parts; simulate again, or replay against a server that tells timelines")
     with figure_style():
@@ -57,14 +57,17 @@ def draw(options: argparse.Namespace) -> list[Path]:
         return write_figure(figure, destinations(options.out), "latency_breakdown")
 
 
-def _row_name(outcome: Outcome) -> str:
-    return f"{load_name(outcome.load)}\n{outcome.source}"
+def _row_name(outcome: Outcome, policy: str) -> str:
+    """A real run of another policy says so."""
+    other = f", {system_name(outcome.policy)}" if outcome.policy != policy else ""
+    return f"{load_name(outcome.load)}{other}\n{outcome.source}"
 
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
     made = parser(__doc__)
     add_policy(made)
+    add_loads(made)
     return made
 
 

@@ -1,9 +1,10 @@
 """Figures 11 to 13: attainment of each system as models or rates grow.
 
     python3 plot_e2e.py --spec 0.1
+    python3 plot_e2e.py --spec 0.1 --far --json json/far
 
-Writes ``<spec>.png`` and ``<spec>.pdf`` into ``plots/figures``, and the PDF beside this script, where the artifact has
-it; with ``--out`` only there.
+Writes ``<spec>.png`` and ``<spec>.pdf`` into ``plots/out``, and the PDF beside this script, where the artifact has it;
+with ``--out`` only there.
 
 Does not know: how records are found and read.
 """
@@ -18,22 +19,29 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
 from plots.attainment import draw_attainment, draw_bound
 from plots.curve import Origin
 from plots.options import add_metric, add_slo, destinations, parser, run, say
-from plots.panel import DIGITS, PANELS
+from plots.panel import DIGITS, FAR_PANELS, PANELS
 from plots.records import bound_of, curves_of, read_records
 from plots.style import figure_style, metric_label, new_figure, system_look, write_figure
 
 
 def draw(options: argparse.Namespace) -> list[Path]:
     """Draw one panel, return the files."""
-    panel = PANELS[options.spec]
+    panel = (FAR_PANELS if options.far else PANELS)[options.spec]
     records = read_records(options.json, options.measured_on)
     found = curves_of(panel, records, options.metric, options.slo, say)
     bound = bound_of(panel, records) if options.bound else []
     with figure_style():
         figure, axes = new_figure(4.7, 3.4 + 0.2 * len(found))
+        if panel.log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
         looks = [system_look(policy, curve.source.origin is Origin.MEASURED) for policy, curve in found]
         draw_attainment(axes, [curve for _, curve in found], looks, DIGITS[panel.axis])
         if bound:
@@ -48,6 +56,7 @@ def options() -> argparse.ArgumentParser:
     """The command line."""
     made = parser(__doc__)
     made.add_argument("--spec", required=True, choices=list(PANELS), help="the panel")
+    made.add_argument("--far", action="store_true", help="the sweep that goes as far as this project, not the paper's")
     made.add_argument("--bound", action="store_true", help="also where no policy can keep every deadline")
     add_metric(made)
     add_slo(made)

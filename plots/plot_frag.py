@@ -1,6 +1,6 @@
 """Figure 16: how much of the host KV cache's slabs is used, per block shape and over all.
 
-    python3 plot_frag.py [--num-models 80 --arrival-rate 0.1]
+    python3 plot_frag.py [--num-models 32 --arrival-rate 0.1]
 
 A slab serves one block shape at a time; what its blocks do not use is fragmented. Writes ``frag.png`` and ``frag.pdf``,
 see ``plot_e2e.py`` for where.
@@ -19,8 +19,8 @@ if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from plots.bars import Part, draw_shares
-from plots.options import add_load, destinations, parser, run
-from plots.outcome import Load, SlabUse
+from plots.options import add_load, chosen_load, destinations, parser, run
+from plots.outcome import SlabUse
 from plots.records import read_records
 from plots.selection import at_load, load_name
 from plots.style import PALETTE, figure_style, new_figure, system_name, write_figure
@@ -32,8 +32,8 @@ GIB = 1 << 30
 
 def draw(options: argparse.Namespace) -> list[Path]:
     """Draw the figure, return the files."""
-    load = Load(options.num_models, options.arrival_rate)
-    outcome = at_load(read_records(options.json, options.measured_on), options.policy, load)
+    outcome = at_load(read_records(options.json, options.measured_on), options.policy, chosen_load(options))
+    load = outcome.load
     slabs = outcome.detail().slabs
     if not slabs:
         raise UsageError(f"the records of {load_name(load)} ({outcome.source}) do not tell the use of slabs")

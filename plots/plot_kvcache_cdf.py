@@ -18,7 +18,7 @@ if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from plots.cdf import draw_cdf
-from plots.options import add_policy, destinations, parser, run, say
+from plots.options import add_loads, add_policy, destinations, parser, run, say
 from plots.outcome import Distribution
 from plots.records import read_records
 from plots.selection import load_name, typical
@@ -29,8 +29,9 @@ from plots.usage import UsageError
 def draw(options: argparse.Namespace) -> list[Path]:
     """Draw the figure, return the files."""
     curves: dict[str, Distribution] = {}
-    for outcome in typical(read_records(options.json, options.measured_on), options.policy):
-        name = f"{load_name(outcome.load)} ({outcome.source})"
+    for outcome in typical(read_records(options.json, options.measured_on), options.policy, options.loads):
+        other = f", {system_name(outcome.policy)}" if outcome.policy != options.policy else ""
+        name = f"{load_name(outcome.load)}{other} ({outcome.source})"
         kv_sync_s = outcome.detail().kv_sync_s
         if kv_sync_s is None:
             say(f"{name}: its records do not tell KV synchronisation; skipped")
@@ -53,6 +54,7 @@ def options() -> argparse.ArgumentParser:
     """The command line."""
     made = parser(__doc__)
     add_policy(made)
+    add_loads(made)
     return made
 
 

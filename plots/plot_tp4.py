@@ -2,7 +2,8 @@
 
     python3 plot_tp4.py
 
-Reads ``plots/json/tp4`` and ``plots/json``. Writes ``tp4.png`` and ``tp4.pdf``, see ``plot_e2e.py`` for where.
+Reads ``plots/json``, ``plots/json/tp4``, and what the artifact comes with, ``plots/tp4/<models>-<rate>.json``. Writes
+``tp4.png`` and ``tp4.pdf``, see ``plot_e2e.py`` for where.
 
 Does not know: how records are found and read.
 """

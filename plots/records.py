@@ -13,7 +13,7 @@ from aegaeon.core.slo import Slo
 from plots.curve import UNKNOWN_DEVICE, Curve, Source
 from plots.outcome import Outcome
 from plots.panel import BASE_SLO, Panel
-from plots.run_file import read_run
+from plots.run_file import read_artifact_run, read_run
 from plots.sim_file import SUMMARY_SUFFIX, read_simulation
 from plots.style import system_name, system_rank
 from plots.token_gaps import Metric
@@ -37,6 +37,12 @@ def read_records(directories: Sequence[Path], measured_on: str | None = None) ->
         elif file.name.startswith("sim-") and not file.name.endswith(SUMMARY_SUFFIX):
             outcomes += read_simulation(file)
     return outcomes
+
+
+def read_artifact_runs(directories: Sequence[Path], device: str, slos: Sequence[Slo]) -> list[Outcome]:
+    """What the artifact comes with for Figure 17, scored by each of these targets."""
+    files = sorted({file for directory in directories for file in directory.glob("*.json")})
+    return [outcome for file in files for outcome in read_artifact_run(file, device, slos)]
 
 
 def curves_of(

@@ -1,12 +1,15 @@
 """Reads the records of a real run: ``run-<models>-<rate>-<inlen>-<outlen>-ttft<TTFT>-tpot<TPOT>.json``, in seconds.
 
+Each record says which ``policy`` ran; null where the client of a running server did not know. The
+artifact's records have no policy: there is one.
+
 Does not know: figures, simulated records.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,29 +22,46 @@ from plots.curve import Origin, Source
 from plots.json_file import read_object, reading
 from plots.outcome import Detail, Distribution, Load, Outcome
 from plots.token_gaps import TokenGaps
+from plots.usage import UsageError
 
 NUMBER = r"(\d+(?:\.\d+)?)"
 NAME = re.compile(rf"run-(\d+)-{NUMBER}-{NUMBER}-{NUMBER}-ttft{NUMBER}-tpot{NUMBER}\.json")
-POLICY = "aegaeon"  # what a pool runs; its records do not name it
+ARTIFACT_NAME = re.compile(rf"(\d+)-{NUMBER}\.json")  # of the results for Figure 17 that the artifact comes with
+OUR_IDS = re.compile(r".+-\d{5}")  # of requests in records of this project
+POLICY = "aegaeon"  # of records that do not say it: the artifact's, which has no other
 PARTS = ("prefill_wait_time", "prefill_time", "decode_wait_time", "decode_time", "control_overhead", "block_overhead")
 
 
 def read_run(path: Path, device: str) -> Outcome | None:
     """What the file holds, ``device`` being what it was measured on; None if it is not the run of a synthetic workload.
 
-    Raises ``UsageError``, when it is asked for its contents, if they are not records.
+    Raises ``UsageError`` if the file holds no records.
     """
     matched = NAME.fullmatch(path.name)
     if matched is None:
         return None
     models, *numbers = matched.groups()
-    contents = _Contents(path)
     rate, inlen_scale, outlen_scale, ttft_s, tpot_s = map(float, numbers)
+    load = Load.of(int(models), rate, inlen_scale, outlen_scale)
+    return _outcome(_Contents(path), device, load, Slo(ttft_s, tpot_s))
+
+
+def read_artifact_run(path: Path, device: str, slos: Sequence[Slo]) -> list[Outcome]:
+    """``<models>-<rate>.json``, as an outcome for each of the targets it is scored by; none if it is no such file."""
+    matched = ARTIFACT_NAME.fullmatch(path.name)
+    if matched is None:
+        return []
+    contents = _Contents(path)
+    load = Load.of(int(matched[1]), float(matched[2]))
+    return [_outcome(contents, device, load, slo) for slo in slos]
+
+
+def _outcome(contents: _Contents, device: str, load: Load, slo: Slo) -> Outcome:
     return Outcome(
-        policy=POLICY,
+        policy=contents.policy,
         source=Source(Origin.MEASURED, device),
-        load=Load(int(models), rate, inlen_scale, outlen_scale),
-        slo=Slo(ttft_s, tpot_s),
+        load=load,
+        slo=slo,
         gaps=lambda: contents.gaps,
         detail=lambda: contents.detail,
     )
@@ -54,19 +74,30 @@ class _Contents:
         self._path = path
 
     @cached_property
-    def _requests(self) -> list[Mapping[str, Any]]:
-        return list(read_object(self._path).values())
+    def _requests(self) -> Mapping[str, Mapping[str, Any]]:
+        return read_object(self._path)
+
+    @cached_property
+    def policy(self) -> str:
+        """What the pool ran; empty where its client was not told."""
+        with reading(self._path, "policy"):
+            stated = {request["policy"] or "" for request in self._requests.values() if "policy" in request}
+        if len(stated) > 1:
+            raise UsageError(f"{self._path} has records of several policies: {', '.join(sorted(stated))}")
+        if not stated and any(map(OUR_IDS.fullmatch, self._requests)):
+            raise UsageError(f"{self._path} does not say which policy ran, as earlier versions did not: make it again")
+        return stated.pop() if stated else POLICY
 
     @cached_property
     def gaps(self) -> TokenGaps:
         with reading(self._path, "per_token times"):
-            return TokenGaps.of([request["per_token"] for request in self._requests], unit_s=1.0)
+            return TokenGaps.of([request["per_token"] for request in self._requests.values()], unit_s=1.0)
 
     @cached_property
     def detail(self) -> Detail:
         """Of the requests that completed and told a timeline."""
         with reading(self._path, "latency parts"):
-            told = [[request[part] for part in PARTS] for request in self._requests if request["ttft"] >= 0]
+            told = [[request[part] for part in PARTS] for request in self._requests.values() if request["ttft"] >= 0]
             parts_s = np.array([parts for parts in told if None not in parts], dtype=float)
         if not len(parts_s):
             return Detail()

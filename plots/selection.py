@@ -8,34 +8,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from plots.curve import Origin
+from plots.options import TYPICAL_LOAD
 from plots.outcome import Load, Outcome
 from plots.panel import BASE_SLO
 from plots.usage import UsageError
 
-LOADS = (Load(16, 0.1), Load(48, 0.1), Load(80, 0.1), Load(16, 0.5), Load(32, 0.5), Load(48, 0.5))
+LOADS = (Load(16, 0.1), Load(32, 0.1), Load(64, 0.1), Load(16, 0.5), Load(32, 0.5))
+"""Of Figures 14 and 15(b) in the artifact."""
 
 
-def typical(outcomes: Iterable[Outcome], policy: str) -> list[Outcome]:
-    """The policy's outcomes at typical loads, lightest rate first, and all its measured ones. Raises ``UsageError``."""
-    latest = {(o.load.rate, o.load.models, o.source): o for o in outcomes if _is_base(o, policy)}
-    chosen = [
-        outcome
-        for _, outcome in sorted(latest.items(), key=lambda item: (item[0][:2], str(item[0][2])))
-        if outcome.load in LOADS or outcome.source.origin is Origin.MEASURED
-    ]
-    if not chosen:
-        raise UsageError(_nothing(policy, "at any of " + ", ".join(map(load_name, LOADS))))
-    return chosen
+def typical(outcomes: Iterable[Outcome], policy: str, loads: Sequence[Load] | None = None) -> list[Outcome]:
+    """The policy's outcomes at these loads, lightest rate first, and all measured ones, whatever the policy.
+
+    Without ``loads``: at those of the artifact, else at all there are. Raises ``UsageError``.
+    """
+    base = [outcome for outcome in outcomes if _is_base(outcome)]
+    latest = {(o.load.rate, o.load.models, str(o.source), o.policy): o for o in base if _is_shown(o, policy)}
+    ordered = [outcome for _, outcome in sorted(latest.items())]
+    chosen = [o for o in ordered if o.load in (loads or LOADS) or o.source.origin is Origin.MEASURED]
+    if not chosen and (loads or not ordered):
+        raise UsageError(_nothing(policy, "at any of " + ", ".join(map(load_name, loads or LOADS))))
+    return chosen or ordered
 
 
-def at_load(outcomes: Sequence[Outcome], policy: str, load: Load) -> Outcome:
-    """The policy's latest outcome at one load. Raises ``UsageError`` that lists the loads there are."""
-    served = [outcome for outcome in outcomes if _is_base(outcome, policy)]
-    there = [outcome for outcome in served if outcome.load == load]
+def at_load(outcomes: Sequence[Outcome], policy: str, load: Load | None) -> Outcome:
+    """The policy's latest outcome at one load. Raises ``UsageError`` that lists the loads there are.
+
+    Without ``load``: at the artifact's, else at the largest there is.
+    """
+    served = [outcome for outcome in outcomes if _is_base(outcome) and outcome.policy == policy]
+    there = [outcome for outcome in served if outcome.load == (load or TYPICAL_LOAD)]
+    if not there and load is None:
+        there = sorted(served, key=lambda outcome: (outcome.load.models, outcome.load.rate))
     if not there:
         known = sorted({(outcome.load.rate, outcome.load.models) for outcome in served})
         listed = ", ".join(load_name(Load(models, rate)) for rate, models in known) or "none"
-        raise UsageError(f"{_nothing(policy, 'at ' + load_name(load))}; records there are: {listed}")
+        raise UsageError(f"{_nothing(policy, 'at ' + load_name(load or TYPICAL_LOAD))}; records there are: {listed}")
     return there[-1]
 
 
@@ -44,9 +52,14 @@ def load_name(load: Load) -> str:
     return f"{load.models} x {load.rate:g}/s"
 
 
-def _is_base(outcome: Outcome, policy: str) -> bool:
+def _is_base(outcome: Outcome) -> bool:
     scales = (outcome.load.inlen_scale, outcome.load.outlen_scale)
-    return outcome.policy == policy and outcome.slo == BASE_SLO and scales == (1.0, 1.0) and not outcome.refused
+    return outcome.slo == BASE_SLO and scales == (1.0, 1.0) and not outcome.refused
+
+
+def _is_shown(outcome: Outcome, policy: str) -> bool:
+    """A real run tells what it is of; simulated ones are many."""
+    return outcome.policy == policy or outcome.source.origin is Origin.MEASURED
 
 
 def _nothing(policy: str, where: str) -> str:

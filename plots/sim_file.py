@@ -1,7 +1,8 @@
 """Reads simulated records: ``sim-model<first>-<last>-rate<r>-scale-<inlen>-<outlen>.json``, in milliseconds.
 
-Targets other than the usual ones follow in the name. A summary beside it, ``<same name>.summary.json``, says on which
-device, and has the metrics and distributions; without it, token times alone give the metrics.
+With one number of models the name begins with ``sim-model<n>-rate``; targets other than the usual ones follow in it.
+The artifact's own files are read too. A summary beside it, ``<same name>.summary.json``, says on which device, and has
+the metrics and distributions; without it, token times alone give the metrics.
 
 Does not know: figures, real records.
 """
@@ -22,14 +23,17 @@ from aegaeon.core.timeline import LatencyParts
 from plots.curve import UNKNOWN_DEVICE, Origin, Source
 from plots.json_file import read_object, reading
 from plots.outcome import Detail, Distribution, Load, Outcome, SlabUse
+from plots.style import policy_of
 from plots.token_gaps import Metric, TokenGaps
 
 SUMMARY_SUFFIX = ".summary.json"
 NUMBER = r"(\d+(?:\.\d+)?)"
 NAME = re.compile(
-    rf"sim-model(\d+)-(\d+)-rate{NUMBER}(?:-{NUMBER})?-scale-{NUMBER}-{NUMBER}(?:-ttft{NUMBER}-tpot{NUMBER})?\.json"
+    rf"sim-model(\d+)(?:-(\d+))?-rate{NUMBER}(?:-{NUMBER})?-scale-{NUMBER}-{NUMBER}(?:-ttft{NUMBER}-tpot{NUMBER})?\.json"
 )
-KEY = re.compile(r"\(\s*([\d.]+)\s*,\s*['\"]?([^'\"]+?)['\"]?\s*\)")
+KEY = re.compile(
+    r"\(\s*([\d.]+)\s*,\s*['\"]?([^'\"]+?)['\"]?\s*\)"
+)  # (16, sllm), (16, <sim.SeLLMPolicy object at 0x7f>)
 DEVICE = re.compile(r"\b[a-z]+\d\w*")
 PARTS = ("prefill_wait_s", "prefill_s", "decode_wait_s", "decode_s", "control_s", "block_s")
 
@@ -61,8 +65,8 @@ class _Contents:
         if matched is None:
             raise ValueError(f"{key!r} is not (x, policy)")
         return Outcome(
-            policy=matched[2],
-            source=Source(Origin.SIMULATED, self._device(matched[2])),
+            policy=policy_of(matched[2]),
+            source=Source(Origin.SIMULATED, self._device(policy_of(matched[2]))),
             load=self._load(float(matched[1])),
             slo=self._slo,
             gaps=lambda: self._gaps(key),
@@ -74,9 +78,9 @@ class _Contents:
     def _load(self, x: float) -> Load:
         """``x`` counts models, unless the file has one number of models and it is another number."""
         first, last, rate, _, inlen_scale, outlen_scale, _, _ = self._name.groups()
-        sweeps_rate = first == last and x != int(first)
+        sweeps_rate = last in (None, first) and x != int(first)
         models, rate_per_s = (int(first), x) if sweeps_rate else (int(x), float(rate))
-        return Load(models, rate_per_s, float(inlen_scale), float(outlen_scale))
+        return Load.of(models, rate_per_s, float(inlen_scale), float(outlen_scale))
 
     @property
     def _slo(self) -> Slo:
@@ -95,7 +99,7 @@ class _Contents:
     def _devices_used(self, policy: str) -> list[int]:
         """At each point of a policy, where the summary says so."""
         points = self._summary.get("points", {}).items()
-        named = [(matched[2], point) for key, point in points if (matched := KEY.fullmatch(key))]
+        named = [(policy_of(matched[2]), point) for key, point in points if (matched := KEY.fullmatch(key))]
         return [point["devices"] for name, point in named if name == policy and "devices" in point]
 
     def _gaps(self, key: str) -> TokenGaps:

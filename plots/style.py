@@ -1,4 +1,4 @@
-"""How figures look: one colour, marker and dash per system, fonts for print, and how they are written.
+"""How figures look: the one table of systems (name, colour, marker, dash, order), fonts, and how files are written.
 
 Systems can be told apart without colour. Files are the same bytes for the same numbers.
 
@@ -8,10 +8,11 @@ Does not know: what a figure shows.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
@@ -30,9 +31,7 @@ HATCHES = ("", "////", "", "\\\\\\\\", "....", "xxxx")
 Colour = tuple[float, float, float]
 
 PALETTE: list[Colour] = sns.color_palette("colorblind")
-_DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (5, 1.2, 1, 1.2), (7, 2), (3, 1, 1, 1, 1, 1), (2, 2))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_COLOURS = (0, 3, 2, 1, 4, 5, 7)  # of the palette: all that print well
+_BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _GREY = (PALETTE[index] for index in (0, 1, 2, 3, 4, 5, 7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,8 @@ class Look:
     colour: Colour
     marker: str
     dash: tuple[float, ...]
-
     hollow: bool = False  # markers are rings: what was measured, beside what was simulated
+    bold: bool = False
 
     @property
     def line(self) -> dict[str, Any]:
@@ -51,21 +50,40 @@ class Look:
         dash = (0, self.dash) if self.dash else "-"
         full = {"markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
         ring = {"markersize": 7.5, "markerfacecolor": "none", "markeredgecolor": self.colour, "markeredgewidth": 1.6}
-        return {"color": self.colour, "marker": self.marker, "linestyle": dash, **(ring if self.hollow else full)}
+        width = {"linewidth": 2.4} if self.bold else {}
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linestyle": dash,
+            **width,
+            **(ring if self.hollow else full),
+        }
 
 
-LOOKS = tuple(
-    Look(PALETTE[colour], marker, dash) for colour, marker, dash in zip(_COLOURS, _MARKERS, _DASHES, strict=True)
+@dataclass(frozen=True, slots=True)
+class System:
+    """How a system is called and drawn in every figure. ``aliases``: its names in other people's records."""
+
+    name: str
+    look: Look
+    aliases: tuple[str, ...] = ()
+
+
+SYSTEMS: Mapping[str, System] = MappingProxyType(  # by policy, in the order of legends
+    {
+        "slack": System("this project (slack)", Look(_RED, "o", (), bold=True)),
+        "aegaeon": System("Aegaeon (SOSP'25)", Look(_BLUE, "s", ())),
+        "sllm": System("ServerlessLLM", Look(_GREEN, "^", (4, 1.5)), ("SeLLMPolicy",)),
+        "sllm+": System("ServerlessLLM+", Look(_ORANGE, "D", (1, 1)), ("SeLLMPlusPolicy",)),
+        "muxserve": System("MuxServe", Look(_PINK, "v", (5, 1.2, 1, 1.2))),
+        "dedicated": System("one GPU per model", Look(_BROWN, "P", (7, 2))),
+    }
 )
+_OTHER = Look(_GREY, "X", (2, 2))
+LOOKS = (*(system.look for system in SYSTEMS.values()), _OTHER)
+"""For lines that are no systems, in turn."""
+
 SIZE = re.compile(r"[\d.]+b")  # of a model: billions of parameters
-SYSTEMS = {
-    "aegaeon": "Aegaeon",
-    "sllm": "ServerlessLLM",
-    "sllm+": "ServerlessLLM+",
-    "muxserve": "MuxServe",
-    "dedicated": "one GPU per model",
-    "slack": "slack",
-}
 
 
 def tint(colour: Colour, white: float = 0.6) -> Colour:
@@ -74,9 +92,15 @@ def tint(colour: Colour, white: float = 0.6) -> Colour:
     return red, green, blue
 
 
+def policy_of(name: str) -> str:
+    """The policy that a record calls so; the artifact writes ``<sim.scheduler.SeLLMPolicy object at 0x7f..>``."""
+    words = re.findall(r"\w+", name)
+    return next((policy for policy, system in SYSTEMS.items() if set(system.aliases) & {*words}), name)
+
+
 def system_name(policy: str) -> str:
     """How a policy is called on a figure."""
-    return SYSTEMS.get(policy, policy)
+    return SYSTEMS[policy].name if policy in SYSTEMS else policy or "policy not stated"
 
 
 def model_name(kind: str) -> str:
@@ -85,7 +109,7 @@ def model_name(kind: str) -> str:
 
 
 def system_rank(policy: str) -> tuple[int, str]:
-    """Sorts systems as the paper lists them, unknown ones last."""
+    """Sorts systems as ``SYSTEMS`` has them, unknown ones last."""
     known = list(SYSTEMS)
     return (known.index(policy) if policy in known else len(known), policy)
 
@@ -96,8 +120,8 @@ def metric_label(metric: Metric) -> str:
 
 
 def system_look(policy: str, measured: bool = False) -> Look:
-    """The look that a system has in every figure; those we have no name for share the last one."""
-    return replace(LOOKS[min(system_rank(policy)[0], len(LOOKS) - 1)], hollow=measured)
+    """The look that a system has in every figure; those we have no name for share one."""
+    return replace(SYSTEMS[policy].look if policy in SYSTEMS else _OTHER, hollow=measured)
 
 
 def readable_on(colour: Colour) -> str:

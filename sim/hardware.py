@@ -30,6 +30,7 @@ ARTIFACT_MODELS_PER_DEVICE = 2
 _LANE_BYTES_PER_S = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}  # PCIe, one direction
 _ARTIFACT_LANE_BYTES_PER_S = {3: GIB, 4: 2 * GIB, 5: 4 * GIB, 6: 8 * GIB}
 _LINK = re.compile(r"gen([3-6])x(1|2|4|8|16)")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +110,18 @@ def _link_bytes_per_s(options: HardwareOptions, device: DeviceSpec) -> float:
     name = options.h2d or ("gen4x16" if options.artifact else None)
     if name is None:
         return device.host_link_bytes_per_s * LINK_EFFICIENCY
+    efficiency = ARTIFACT_EFFICIENCY if options.artifact else LINK_EFFICIENCY
+    return _named_bytes_per_s(name, options.artifact) * efficiency
+
+
+def _named_bytes_per_s(name: str, artifact: bool) -> float:
+    """The rate of ``gen4x16``, or of ``32`` (GB/s; the artifact's are GiB/s)."""
     matched = _LINK.fullmatch(name.lower())
-    if matched is None:
-        raise InputError(f"--h2d {name!r} is no host link: give gen3x16, gen4x16, gen5x16, gen6x16 (or x8, x4, x2, x1)")
-    generation, lanes = int(matched[1]), int(matched[2])
-    if options.artifact:
-        return _ARTIFACT_LANE_BYTES_PER_S[generation] * lanes * ARTIFACT_EFFICIENCY
-    return _LANE_BYTES_PER_S[generation] * lanes * LINK_EFFICIENCY
+    if matched is not None:
+        lane_bytes_per_s = _ARTIFACT_LANE_BYTES_PER_S if artifact else _LANE_BYTES_PER_S
+        return lane_bytes_per_s[int(matched[1])] * int(matched[2])
+    if _NUMBER.fullmatch(name) and float(name) > 0:
+        return float(name) * (GIB if artifact else 1e9)
+    raise InputError(
+        f"--h2d {name!r} is no host link: give gen3x16, gen4x16, gen5x16, gen6x16 (or x8, x4, x2, x1), or GB/s, as 32"
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aegaeon.core.slo import Slo
 from aegaeon.settings.sizes import parse_bytes
-from aegaeon.workload import SyntheticSpec
+from aegaeon.workload import TIME_UNITS, SyntheticSpec
 from sim.errors import InputError
 from sim.hardware import HardwareOptions
 from sim.output import sweep_file_name
@@ -49,9 +49,14 @@ def parser(program: str = "sim.simulate") -> argparse.ArgumentParser:
     load.add_argument(
         "--duration", type=float, metavar="S", help="of generated workloads; default 120 up to 0.1 req/s, else 60"
     )
-    load.add_argument("--seed", type=int, default=0, help="of generated workloads")
+    load.add_argument(
+        "--seed", type=int, help="of generated workloads, default 0; where it is given no file is looked for"
+    )
     load.add_argument(
         "--trace", type=Path, metavar="FILE", help="a workload CSV, or a trace in one of the known formats"
+    )
+    load.add_argument(
+        "--trace-unit", choices=list(TIME_UNITS), help="of the trace's times; default: what the trace itself tells"
     )
     load.add_argument(
         "--slo", default="1.0", metavar="X|ttft=S,tpot=S", help="a scale for both targets, or the targets"
@@ -75,7 +80,7 @@ def parser(program: str = "sim.simulate") -> argparse.ArgumentParser:
     pool.add_argument(
         "--nodes", type=int, default=1, metavar="N", help="the devices are spread over N nodes, each with a scheduler"
     )
-    pool.add_argument("--h2d", metavar="LINK", help="host link, e.g. gen4x16; default: the device's")
+    pool.add_argument("--h2d", metavar="LINK", help="host link, e.g. gen4x16, or GB/s; default: the device's")
     pool.add_argument("--swap-overhead", type=float, default=0.0, metavar="MS", help="added to every switch")
     pool.add_argument(
         "--host-memory", default="2TB", metavar="SIZE", help="for weights, per node; the rest is read from disk"
@@ -169,7 +174,7 @@ def _sweep_plan(
         Point(
             rate if len(rates) > 1 else count,
             policy,
-            WorkloadChoice(synthetic=_spec(options, count, rate)),
+            WorkloadChoice(synthetic=_spec(options, count, rate), file=options.seed is None),
             weight=count * rate,
         )
         for rate in rates
@@ -186,7 +191,7 @@ def _spec(options: argparse.Namespace, models: int, rate_per_s: float) -> Synthe
         options.duration if options.duration is not None else (120.0 if rate_per_s <= 0.1 else 60.0),
         options.inlen_scale,
         options.outlen_scale,
-        options.seed,
+        options.seed or 0,
         options.max_context,
     )
 
@@ -197,7 +202,7 @@ def _trace_plan(options: argparse.Namespace, policies: Sequence[str]) -> SweepPl
             "--trace has its own arrivals: leave out --arrival-rate; --num-models spreads it over N models"
         )
     models = options.num_models[0] if options.num_models else 1
-    choice = WorkloadChoice(trace=options.trace, models=models, seed=options.seed)
+    choice = WorkloadChoice(trace=options.trace, unit=options.trace_unit, models=models, seed=options.seed or 0)
     stem = options.trace.name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl")
     return SweepPlan(f"sim-trace-{stem}.json", tuple(Point(models, policy, choice) for policy in policies))
 

@@ -1,10 +1,10 @@
 """The files of a sweep, as the SOSP'25 artifact names and fills them, and a summary beside each.
 
-``sim-model<first>-<last>-rate<r>-scale-<inlen>-<outlen>.json``::
+``sim-model<first>-<last>-rate<r>-scale-<inlen>-<outlen>.json``, with one number of models ``sim-model<n>-rate...``::
 
     {"(<x>, <policy>)": {"<request id>": [ttft_ms, gap_ms, ...], "<dropped request>": [-1]}}
 
-``x`` is the number of models, or the rate where that is what is swept: ``sim-model40-40-rate0.05-0.7-scale-1.0-1.0``.
+``x`` is the number of models, or the rate where that is what is swept: ``sim-model40-rate0.05-0.7-scale-1.0-1.0.json``.
 Other SLOs than the default are named after the scales: ``...-1.0-1.0-ttft5.0-tpot0.05.json``. A trace's file is
 ``sim-trace-<name>.json``.
 
@@ -54,9 +54,12 @@ def point_key(x: float, policy: str) -> str:
 
 def sweep_file_name(models: Sequence[int], rates: Sequence[float], inlen: float, outlen: float, slo: Slo) -> str:
     """The artifact's name of a sweep over ``models`` or ``rates``."""
-    rate = f"{rates[0]}" if len(rates) == 1 else f"{rates[0]}-{rates[-1]}"
     suffix = "" if slo == Slo() else f"-ttft{slo.ttft_s}-tpot{slo.tpot_s}"
-    return f"sim-model{models[0]}-{models[-1]}-rate{rate}-scale-{inlen}-{outlen}{suffix}.json"
+    return f"sim-model{_span(models)}-rate{_span(rates)}-scale-{inlen}-{outlen}{suffix}.json"
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{values[0]}" if len(values) == 1 else f"{values[0]}-{values[-1]}"
 
 
 def texts_body(texts: Mapping[str, str]) -> str:

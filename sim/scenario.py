@@ -5,8 +5,6 @@ Does not know: policies, hardware beyond the device that profiles are for, runs.
 
 from __future__ import annotations
 
-import csv
-import gzip
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,9 +58,9 @@ def find_workload(spec: SyntheticSpec) -> Path | None:
     return next((path for folder in WORKLOAD_FOLDERS if (path := folder / spec.file_name).is_file()), None)
 
 
-def read_or_make(spec: SyntheticSpec, lengths: LengthSource) -> tuple[list[Arrival], str]:
-    """The arrivals of a synthetic workload and where they come from: its file, else made by its seed."""
-    path = find_workload(spec)
+def read_or_make(spec: SyntheticSpec, lengths: LengthSource, look: bool = True) -> tuple[list[Arrival], str]:
+    """The arrivals of a synthetic workload and where they come from: its file (if ``look``), else made by its seed."""
+    path = find_workload(spec) if look else None
     if path is not None:
         return read_trace(path), str(path)
     return synthesize(spec, lengths), f"generated, seed {spec.seed}"
@@ -113,19 +111,8 @@ def _require_fit(arrivals: Sequence[Arrival], origin: str, limit_tokens: int) ->
     worst = max(arrivals, key=lambda arrival: arrival.input_tokens + arrival.output_tokens)
     tokens = worst.input_tokens + worst.output_tokens
     if tokens > limit_tokens:
-        where = f"{origin}{_line_of(Path(origin), worst)}"
+        where = f"{origin}:{worst.line}" if worst.line else origin
         raise InputError(
             f"{where}: {worst.input_tokens} prompt and {worst.output_tokens} new tokens exceed the context limit of "
             f"{limit_tokens}; shorten the request or raise --max-context"
         )
-
-
-def _line_of(path: Path, arrival: Arrival) -> str:
-    """``:<line>`` of a request in a trace file; empty where the workload is no file."""
-    if not path.is_file():
-        return ""
-    opener = gzip.open if path.suffix == ".gz" else open
-    lengths = {str(arrival.input_tokens), str(arrival.output_tokens)}
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        return next((f":{reader.line_num}" for row in reader if lengths <= set(row)), "")

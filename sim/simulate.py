@@ -90,7 +90,7 @@ def _header(options: argparse.Namespace, setting: Setting, hardware: Hardware) -
     return {
         "device": hardware.label,
         "slo": {"ttft_s": setting.slo.ttft_s, "tpot_s": setting.slo.tpot_s},
-        "seed": options.seed,
+        "seed": options.seed or 0,
         "compat": options.compat,
         "nodes": setting.hardware.nodes,
         "mix": list(setting.mix),

@@ -28,10 +28,16 @@ from sim.trace_recorder import TraceRecorder
 
 @dataclass(frozen=True, slots=True)
 class WorkloadChoice:
-    """A synthetic workload, or a trace file whose requests are spread over ``models`` where it names one model only."""
+    """A synthetic workload, or a trace file whose requests are spread over ``models`` where it names one model only.
+
+    ``file``: the synthetic workload's file is read where there is one. ``unit`` of the trace's times, where it is given
+    (see ``read_trace``).
+    """
 
     synthetic: SyntheticSpec | None = None
+    file: bool = True
     trace: Path | None = None
+    unit: str | None = None
     models: int = 1
     seed: int = 0
 
@@ -126,9 +132,9 @@ def _book(directory: Path) -> ProfileBook:
 
 def _arrivals(workload: WorkloadChoice) -> tuple[list[Arrival], str]:
     if workload.trace is not None:
-        return _spread_over(read_trace(workload.trace), workload), str(workload.trace)
+        return _spread_over(read_trace(workload.trace, workload.unit), workload), str(workload.trace)
     assert workload.synthetic is not None, "a workload is synthetic or a trace"
-    return read_or_make(workload.synthetic, default_lengths(os.environ))
+    return read_or_make(workload.synthetic, default_lengths(os.environ), workload.file)
 
 
 def _spread_over(arrivals: list[Arrival], workload: WorkloadChoice) -> list[Arrival]:

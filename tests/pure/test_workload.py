@@ -223,10 +223,14 @@ def test_mooncake_traces_are_json_lines_with_milliseconds(tmp_path: Path) -> Non
     ("line", "message"),
     [
         ("not json", "Expecting value"),
-        ("[1, 2]", "indices must be integers"),
+        ("[1, 2]", "expected a JSON object"),
         ('{"id": "trace_0002", "requests": []}', "no 'timestamp' in it; known lines have: timestamp"),
-        ('{"timestamp": 1, "input_length": 5, "output_length": 0}', "at least 1 token"),
-        ('{"timestamp": "soon", "input_length": 5, "output_length": 6}', "unsupported operand"),
+        ('{"timestamp": 1, "input_length": 5}', "no 'output_length' in it"),
+        ('{"timestamp": 1, "input_length": 5, "output_length": -1}', "at least 1 token"),
+        ('{"timestamp": 1, "input_length": 5, "output_length": 2.5}', "not a whole number"),
+        ('{"timestamp": 1, "input_length": 5, "output_length": null}', "not a number of tokens"),
+        ('{"timestamp": null, "input_length": 5, "output_length": 6}', "None is not a time"),
+        ('{"timestamp": "soon", "input_length": 5, "output_length": 6}', "soon"),
     ],
 )
 def test_errors_in_json_lines_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
@@ -248,7 +252,9 @@ ARTIFACT_HEADER = "Request Time,Model Name,Input Length,Output Length\n"
         (ARTIFACT_HEADER + "00:00:01.000,m,5,6\nsoon,m,5,6\n", 3, "HH:MM:SS"),
         (ARTIFACT_HEADER + "00:00:01.000,m,five,6\n", 2, "five"),
         (ARTIFACT_HEADER + "00:00:01.000,m,5\n", 2, "fewer columns"),
-        (ARTIFACT_HEADER + "00:00:01.000,m,5,0\n", 2, "at least 1 token"),
+        (ARTIFACT_HEADER + "00:00:01.000,m,0,5\n", 2, "at least 1 token"),
+        (ARTIFACT_HEADER + "00:00:01.000,m,5,-1\n", 2, "at least 1 token"),
+        (ARTIFACT_HEADER + "00:00:01.000,m,5,1.5\n", 2, "not a whole number"),
         (ARTIFACT_HEADER + "00:00:-1.000,m,5,6\n", 2, "must not be negative"),
         (ARTIFACT_HEADER + "00:00:nan,m,5,6\n", 2, "must not be negative"),
         (ARTIFACT_HEADER + "00:00:01.000,,5,6\n", 2, "model name is empty"),
@@ -279,6 +285,116 @@ def test_missing_and_empty_traces_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text(ARTIFACT_HEADER)
     with pytest.raises(WorkloadError, match="no request"):
         read_trace(tmp_path / "empty.csv")
+
+
+VTC_HEADER = "req_time,prompt_len,output_len,adapter_dir\n"
+
+
+def read_text(directory: Path, name: str, text: str, unit: str | None = None) -> list[Arrival]:
+    """The trace that a file with this text is."""
+    (directory / name).write_bytes(text.encode())
+    return read_trace(directory / name, unit)
+
+
+@pytest.mark.parametrize(
+    "start", ["1700000000", "1700000000000", "1700000000000000", "1700000000000000000", "10000000"]
+)
+def test_times_since_1970_count_from_the_first_request_in_any_unit(tmp_path: Path, start: str) -> None:
+    seconds = 10 ** max(0, len(start) - 10)
+    rows = f"{int(start) + 3 * seconds},3,5,a\n{start},3,5,b\n"  # out of order
+    arrivals = read_text(tmp_path, "epoch.csv", VTC_HEADER + rows)
+    assert [(a.time_s, a.model) for a in arrivals] == [(0.0, "b"), (3.0, "a")]
+
+
+def test_fractions_of_times_since_1970_are_kept(tmp_path: Path) -> None:
+    arrivals = read_text(tmp_path, "epoch.csv", VTC_HEADER + "1700000000.25,3,5,a\n1700000001.5,3,5,b\n")
+    assert [a.time_s for a in arrivals] == [0.0, 1.25]
+
+
+def test_a_lead_of_a_trace_that_has_its_own_clock_is_kept(tmp_path: Path) -> None:
+    assert [a.time_s for a in read_text(tmp_path, "own.csv", VTC_HEADER + "600,3,5,a\n601,3,5,b\n")] == [600.0, 601.0]
+
+
+def test_burstgpt_traces_are_read_without_their_failures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    rows = "5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,0,1087,API log\n118,GPT-4,417,276,693,API log\n"
+    arrivals = read_text(tmp_path, "burst.csv", header + rows)
+    assert arrivals == [Arrival(5.0, "ChatGPT", 472, 18), Arrival(118.0, "GPT-4", 417, 276)]
+    assert "requests for no output tokens are left out: 1" in caplog.text
+
+
+def test_burstgpt_traces_with_sessions_are_read_too(tmp_path: Path) -> None:
+    header = "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    row = "5.0,1,2.5,ChatGPT,472.0,18.0,490.0,Conversation log\n"
+    assert read_text(tmp_path, "burst.csv", header + row) == [Arrival(5.0, "ChatGPT", 472, 18)]
+
+
+def test_a_trace_of_failures_only_says_so(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=r"no request in it with output tokens \(2 without are left out\)"):
+        read_text(tmp_path, "burst.csv", VTC_HEADER + "1,3,0,a\n2,3,0,a\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "times_s"),
+    [
+        ('{"timestamp": 0, "X": 1}\n{"timestamp": 2500, "X": 1}\n', [0.0, 2.5]),  # far apart: milliseconds
+        ('{"timestamp": 0, "X": 1}\n{"timestamp": 4, "X": 1}\n', [0.0, 4.0]),
+        ('{"timestamp": 0.5, "X": 1}\n{"timestamp": 100.25, "X": 1}\n', [0.5, 100.25]),
+        ('{"timestamp": 0, "X": 1, "hash_ids": [1]}\n{"timestamp": 4, "X": 1, "hash_ids": [2]}\n', [0.0, 0.004]),
+        ('{"timestamp": 1700000000.5, "X": 1}\n{"timestamp": 1700000001.5, "X": 1}\n', [0.0, 1.0]),
+        ('{"timestamp": 1700000000500, "X": 1}\n{"timestamp": 1700000001500, "X": 1}\n', [0.0, 1.0]),
+        ('{"timestamp_ms": 3, "X": 1}\n{"timestamp_ms": 4, "X": 1}\n', [0.003, 0.004]),
+        ('{"timestamp_s": 100, "X": 1}\n{"timestamp_s": 900, "X": 1}\n', [100.0, 900.0]),
+        (
+            '{"arrival_time": "2024-05-10T00:00:00Z", "X": 1}\n{"arrival_time": "2024-05-10T00:00:02Z", "X": 1}\n',
+            [0, 2],
+        ),
+    ],
+)
+def test_json_lines_tell_their_unit(tmp_path: Path, lines: str, times_s: list[float]) -> None:
+    text = lines.replace('"X": 1', '"input_length": 3, "output_length": 4')
+    assert [a.time_s for a in read_text(tmp_path, "lines.jsonl", text)] == times_s
+
+
+def test_a_unit_that_is_given_counts(tmp_path: Path) -> None:
+    line = '{"timestamp": 4, "input_length": 3, "output_length": 4, "hash_ids": [1]}\n'
+    assert [a.time_s for a in read_text(tmp_path, "lines.jsonl", line, "s")] == [4.0]
+    assert [a.time_s for a in read_text(tmp_path, "table.csv", VTC_HEADER + "4,3,5,a\n", "ms")] == [0.004]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_endings_marks_and_blank_lines_do_not_matter(tmp_path: Path, ending: str, mark: str) -> None:
+    table = mark + ending.join([VTC_HEADER.strip(), "1,3,5,a", "", "2,4,6,b", ""])
+    assert read_text(tmp_path, "t.csv", table) == [Arrival(1.0, "a", 3, 5), Arrival(2.0, "b", 4, 6)]
+    line = '{"timestamp": 1, "input_length": 3, "output_length": 5, "model": "a"}'
+    assert read_text(tmp_path, "t.jsonl", mark + ending.join([line, "", line, ""])) == [Arrival(1.0, "a", 3, 5)] * 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "REQ_TIME,PROMPT_LEN,OUTPUT_LEN,ADAPTER_DIR",
+        " Req Time , Prompt Len, Output Len ,Adapter Dir",
+        "Request Time;Input Length;Output Length;Model Name",
+        "arrival_time\tinput_tokens\toutput_tokens\tmodel",
+    ],
+)
+def test_headers_may_be_written_otherwise(tmp_path: Path, header: str) -> None:
+    between = next(sign for sign in ";\t," if sign in header)
+    text = f"{header}\n" + between.join(["1.5", "3", "5", " a "]) + "\n"
+    assert read_text(tmp_path, "t.csv", text) == [Arrival(1.5, "a", 3, 5)]
+
+
+@pytest.mark.parametrize("name", ["empty.csv", "empty.jsonl", "blank.csv"])
+def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(WorkloadError, match=rf"{name}.*(the file is empty|no request in it)"):
+        read_text(tmp_path, name, "\n\n" if name.startswith("blank") else "")
+
+
+def test_each_request_knows_the_line_it_came_from(tmp_path: Path) -> None:
+    arrivals = read_text(tmp_path, "t.csv", VTC_HEADER + "2,3,5,a\n\n1,3,5,b\n")
+    assert [(a.model, a.line) for a in arrivals] == [("b", 4), ("a", 2)]
 
 
 def test_spreading_a_trace_changes_models_only() -> None:

@@ -140,7 +140,7 @@ def test_stricter_targets_score_records_that_were_served_for_the_usual_ones(
 def test_a_file_that_holds_no_records_is_named(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "sim-model16-16-rate0.1-scale-1.0-1.0.json"
+    file = tmp_path / "sim-model16-rate0.1-scale-1.0-1.0.json"
     file.write_text(content, encoding="utf-8")
     assert plot_e2e.main(["--spec", "0.1", "--json", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert str(file) in capsys.readouterr().err
@@ -190,7 +190,7 @@ def test_keys_may_be_written_with_quotes(tmp_path: Path) -> None:
 
 
 def test_a_sweep_of_rates_is_told_from_a_sweep_of_models(tmp_path: Path) -> None:
-    write_simulation(tmp_path / "sim-model40-40-rate0.05-scale-1.0-1.0.json", {(0.05, "sllm"): 1.0, (0.1, "sllm"): 1.0})
+    write_simulation(tmp_path / "sim-model40-rate0.05-scale-1.0-1.0.json", {(0.05, "sllm"): 1.0, (0.1, "sllm"): 1.0})
     assert [outcome.load for outcome in read_records([tmp_path])] == [Load(40, 0.05), Load(40, 0.1)]
 
 
@@ -283,7 +283,7 @@ def test_a_load_without_records_lists_those_there_are(
     ("script", "name", "shares"),
     [
         (plot_a10, "sim-model4-10-rate0.1-scale-1.0-1.0-ttft5.0-tpot0.05.json", {(4, "aegaeon"): 1.0}),
-        (plot_tp4, "sim-model4-4-rate0.1-0.2-scale-1.0-1.0-ttft10.0-tpot0.2.json", {(0.1, "aegaeon"): 1.0}),
+        (plot_tp4, "sim-model4-rate0.1-0.2-scale-1.0-1.0-ttft10.0-tpot0.2.json", {(0.1, "aegaeon"): 1.0}),
     ],
 )
 def test_a_curve_per_slo(
@@ -299,14 +299,13 @@ def test_a_curve_per_slo(
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-def test_without_out_the_pdf_lies_where_the_artifact_has_it(
+def test_without_out_no_figure_of_the_project_is_touched_and_the_pdf_lies_where_the_artifact_has_it(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("plots.options.PLOTS", tmp_path)
-    monkeypatch.setattr("plots.options.FIGURES", tmp_path / "figures")
     assert plot_e2e.main(["--spec", "0.1", "--json", str(records)]) == 0
     written = [str(file.relative_to(tmp_path)) for file in sorted(tmp_path.rglob("0.1.*"))]
-    assert written == ["0.1.pdf", "figures/0.1.pdf", "figures/0.1.png"]
+    assert written == ["0.1.pdf", "out/0.1.pdf", "out/0.1.png"]
 
 
 def test_figures_without_records_say_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

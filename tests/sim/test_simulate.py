@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aegaeon.core.slo import Slo
+from aegaeon.workload import QuantileTable, SyntheticSpec, read_trace, synthesize
 from sim.options import make_plans, parser
 from sim.simulate import main
 
@@ -43,7 +44,7 @@ def test_a_sweep_writes_the_artifacts_file(tmp_path: Path, capsys: pytest.Captur
 
 def test_the_summary_says_what_the_figures_need(tmp_path: Path) -> None:
     assert main(["--num-models", "4", "--arrival-rate", "0.2", "--out", "out", *SMALL]) == 0
-    summary = json.loads((tmp_path / "out/sim-model4-4-rate0.2-scale-1.0-1.0.summary.json").read_text())
+    summary = json.loads((tmp_path / "out/sim-model4-rate0.2-scale-1.0-1.0.summary.json").read_text())
     assert summary["device"] == "4 x h100"
     assert summary["slo"] == {"ttft_s": 10.0, "tpot_s": 0.1}
     (point,) = summary["points"].values()
@@ -68,7 +69,7 @@ def test_the_bound_is_computed_where_it_is_asked_for(tmp_path: Path, capsys: pyt
 
 def test_rates_are_swept_where_there_is_one_number_of_models(tmp_path: Path) -> None:
     assert main(["--num-models", "4", "--arrival-rate", "0.1", "0.2", "--slo", "0.5", "--out", "out", *SMALL]) == 0
-    points = load(tmp_path / "out/sim-model4-4-rate0.1-0.2-scale-1.0-1.0-ttft5.0-tpot0.05.json")
+    points = load(tmp_path / "out/sim-model4-rate0.1-0.2-scale-1.0-1.0-ttft5.0-tpot0.05.json")
     assert list(points) == ["(0.1, aegaeon)", "(0.2, aegaeon)"]
 
 
@@ -84,7 +85,7 @@ def test_equal_seeds_give_equal_bytes_whatever_the_number_of_processes(tmp_path:
 def test_another_seed_gives_another_workload(tmp_path: Path) -> None:
     for out, seed in (("a", "1"), ("b", "2")):
         assert main(["--num-models", "4", "--arrival-rate", "0.2", "--seed", seed, "--out", out, *SMALL]) == 0
-    name = "sim-model4-4-rate0.2-scale-1.0-1.0.json"
+    name = "sim-model4-rate0.2-scale-1.0-1.0.json"
     assert (tmp_path / "a" / name).read_bytes() != (tmp_path / "b" / name).read_bytes()
 
 
@@ -102,8 +103,65 @@ def test_a_workload_file_is_used_where_there_is_one(tmp_path: Path) -> None:
     Path("workloads").mkdir()
     Path("workloads/synth-2-0.1-1.0-1.0.csv").write_text(HEADER + "00:00:00.000,a,100,20\n00:00:01.000,b,100,17\n")
     assert main(["--num-models", "2", "--arrival-rate", "0.1", "--out", "out", *SMALL]) == 0
-    (requests,) = load(tmp_path / "out/sim-model2-2-rate0.1-scale-1.0-1.0.json").values()
+    (requests,) = load(tmp_path / "out/sim-model2-rate0.1-scale-1.0-1.0.json").values()
     assert {name: len(gaps) for name, gaps in requests.items()} == {"0": 20, "1": 17}
+
+
+def test_a_seed_that_is_given_makes_the_workload_whatever_file_there_is(tmp_path: Path) -> None:
+    Path("workloads").mkdir()
+    Path("workloads/synth-2-0.1-1.0-1.0.csv").write_text(HEADER + "00:00:00.000,a,100,20\n")
+    assert main(["--num-models", "2", "--arrival-rate", "0.1", "--seed", "0", "--out", "out", *SMALL]) == 0
+    (point,) = json.loads(Path("out/sim-model2-rate0.1-scale-1.0-1.0.summary.json").read_text())["points"].values()
+    assert point["workload"] == "generated, seed 0"
+
+
+def test_the_example_workload_is_what_its_readme_says() -> None:
+    example = Path(__file__).parents[2] / "workloads" / "synth-4-0.1-1.0-1.0.csv"
+    assert read_trace(example) == synthesize(SyntheticSpec(4, 0.1), QuantileTable.shipped())
+
+
+@pytest.mark.parametrize(
+    ("link", "compat", "bytes_per_s"),
+    [
+        ("32", [], 0.8 * 32e9),
+        ("31.5", [], 0.8 * 31.5e9),
+        ("gen4x16", [], 0.8 * 16 * 1.969e9),
+        ("32", ["--compat", "artifact"], 16 * 2**30),
+        ("gen4x16", ["--compat", "artifact"], 16 * 2**30),
+    ],
+)
+def test_the_host_link_has_a_name_or_a_rate(tmp_path: Path, link: str, compat: list[str], bytes_per_s: float) -> None:
+    sweep = ["--num-models", "1", "--arrival-rate", "0.1", "--out", "out", *SMALL]
+    assert main([*sweep, "--h2d", link, *compat]) == 0
+    summary = json.loads(Path("out/sim-model1-rate0.1-scale-1.0-1.0.summary.json").read_text())
+    assert summary["constants"]["weight_bytes_per_s"] == pytest.approx(bytes_per_s)
+
+
+@pytest.mark.parametrize("policy", ["slack", "aegaeon", "sllm", "sllm+", "muxserve", "dedicated"])
+def test_time_in_which_nothing_happens_costs_nothing(tmp_path: Path, policy: str) -> None:
+    """Thirty years between two requests; a step of the simulator for each second of them would take for ever."""
+    (tmp_path / "years.csv").write_text(HEADER + "00:00:01.000,m,5,6\n262800:00:00.000,m,5,6\n")
+    arguments = ["--trace", "years.csv", "--devices", "2xh100", "--policy", policy, "--bound", "--out", "out"]
+    assert main(arguments) == 0
+    (requests,) = load(tmp_path / "out/sim-trace-years.json").values()
+    assert [len(gaps) for gaps in requests.values()] == [6, 6]
+
+
+def test_a_trace_since_1970_begins_with_its_first_request(tmp_path: Path) -> None:
+    (tmp_path / "epoch.csv").write_text(
+        "req_time,prompt_len,output_len,adapter_dir\n1700000000.5,3,5,a\n1700000001.5,3,5,b\n"
+    )
+    assert main(["--trace", "epoch.csv", "--out", "out", *SMALL]) == 0
+    (point,) = json.loads((tmp_path / "out/sim-trace-epoch.summary.json").read_text())["points"].values()
+    assert 1 < point["makespan_s"] < 3
+
+
+def test_a_request_that_is_too_long_is_named_by_its_line_in_json_lines_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "long.jsonl").write_text('{"timestamp": 0, "input_length": 99999, "output_length": 5}\n')
+    assert main(["--trace", "long.jsonl", "--out", "out", *SMALL]) == 2
+    assert "long.jsonl:1: 99999 prompt" in capsys.readouterr().err
 
 
 def test_a_chrome_trace_shows_turns_switches_and_kv(tmp_path: Path) -> None:
@@ -173,7 +231,7 @@ def test_bad_traces_are_named_with_file_and_line(
 def test_a_pool_that_cannot_hold_a_model_says_so(tmp_path: Path) -> None:
     arguments = ["--num-models", "4", "--arrival-rate", "0.2", "--devices", "2xa10", "--mix", "llama-2-13b"]
     assert main([*arguments, "--duration", "20", "--policy", "aegaeon", "--out", "out"]) == 0
-    summary = json.loads((tmp_path / "out/sim-model4-4-rate0.2-scale-1.0-1.0.summary.json").read_text())
+    summary = json.loads((tmp_path / "out/sim-model4-rate0.2-scale-1.0-1.0.summary.json").read_text())
     assert "cannot hold the largest model" in summary["no_placement"]["(4, aegaeon)"]
 
 
@@ -212,7 +270,7 @@ def test_the_environment_sets_the_base_targets(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(os.environ, "AEGAEON_TTFT_SLO", "5")
     monkeypatch.setitem(os.environ, "AEGAEON_TPOT_SLO", "0.2")
     assert main(["--num-models", "2", "--arrival-rate", "0.2", "--slo", "2", "--out", "out", *SMALL]) == 0
-    assert (tmp_path / "out/sim-model2-2-rate0.2-scale-1.0-1.0-ttft10.0-tpot0.4.json").exists()
+    assert (tmp_path / "out/sim-model2-rate0.2-scale-1.0-1.0-ttft10.0-tpot0.4.json").exists()
 
 
 def test_instances_that_wait_for_each_others_model_do_not_end_turns_for_ever(tmp_path: Path) -> None:
