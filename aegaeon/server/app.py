@@ -6,6 +6,7 @@ Does not know: tokens, models' insides, processes; all it asks of the serving sy
 from __future__ import annotations
 
 import hmac
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from aegaeon.server.reply import Reply, ReplyContext, StreamReply, WholeReply
 from aegaeon.server.running import RunningRequests
 from aegaeon.server.schema import ChatRequest, CompletionRequest, GenerationFields, parse
 from aegaeon.server.wire import ChatWire, CompletionWire, Wire
+
+logger = logging.getLogger(__name__)
 
 TIMELINE_HEADER = "X-Aegaeon-Timeline"
 
@@ -80,8 +83,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         message = f"{error.detail}: {request.method} {request.url.path}"
         return ApiError(error.status_code, message, headers=error.headers).response()
 
-    async def client_gone(_: Request, __: Any) -> None:
+    async def client_gone(request: Request, _: Any) -> None:
         """There is nobody to answer."""
+        logger.debug("request %s: the client has gone within its body", request.state.request_id)
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(GenerationError, generation_error)
