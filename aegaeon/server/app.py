@@ -25,6 +25,7 @@ from aegaeon.server.admin import admin_router
 from aegaeon.server.answer import Answer
 from aegaeon.server.body import read_json
 from aegaeon.server.errors import ApiError, from_generation
+from aegaeon.server.limits import RequestLimits
 from aegaeon.server.metrics import Metrics
 from aegaeon.server.middleware import RequestMiddleware
 from aegaeon.server.reply import Reply, ReplyContext, StreamReply, WholeReply
@@ -41,14 +42,15 @@ TIMELINE_HEADER = "X-Aegaeon-Timeline"
 class ServerOptions:
     """How the API behaves.
 
-    ``api_keys``: where not empty, ``/v1`` and ``/admin`` want one of them as bearer token. ``max_choices`` bounds
-    prompts times ``n`` of one request. ``registry`` takes the server's metrics, and may hold others'. ``now_s`` is the
+    ``api_keys``: where not empty, ``/v1`` and ``/admin`` want one of them as bearer token; likewise ``metrics_keys``
+    for ``/metrics``. ``cors_origins``: whose pages may use the API from a browser. ``registry`` takes the server's metrics, and may hold others'. ``now_s`` is the
     node's monotonic clock. ``state``: data that ``/admin/state`` shows; without it there is no such page.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    max_body_bytes: int = 16 << 20
-    max_choices: int = 128
+    metrics_keys: tuple[str, ...] = field(default=(), repr=False)
+    cors_origins: tuple[str, ...] = ()
+    limits: RequestLimits = RequestLimits()
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     now_s: Callable[[], float] = time.monotonic
     state: Callable[[], dict[str, Any]] | None = None
@@ -161,13 +163,13 @@ class _Endpoints:
         raise UnknownModelError(f"There is no model {name!r} here; see /v1/models.")
 
     async def chat(self, request: Request) -> Response:
-        fields = parse(ChatRequest, await read_json(request, self._options.max_body_bytes))
+        fields = parse(ChatRequest, await read_json(request, self._options.limits.max_body_bytes))
         answer_id = f"chatcmpl-{uuid.uuid4().hex}"
         wire = ChatWire(answer_id, fields.model, int(time.time()), include_usage=fields.include_usage)
         return self._reply(request, fields, answer_id, wire)
 
     async def complete(self, request: Request) -> Response:
-        fields = parse(CompletionRequest, await read_json(request, self._options.max_body_bytes))
+        fields = parse(CompletionRequest, await read_json(request, self._options.limits.max_body_bytes))
         answer_id = f"cmpl-{uuid.uuid4().hex}"
         wire = CompletionWire(answer_id, fields.model, int(time.time()), include_usage=fields.include_usage)
         return self._reply(request, fields, answer_id, wire)
@@ -186,7 +188,7 @@ class _Endpoints:
     def _generations(self, fields: GenerationFields, answer_id: str) -> list[GenerationRequest]:
         """One generation per prompt and choice."""
         prompts = fields.prompts
-        count, limit = len(prompts) * fields.choices, self._options.max_choices
+        count, limit = len(prompts) * fields.choices, self._options.limits.max_choices
         if count > limit:
             message = f"At most {limit} choices (prompts times n) in one request, got {count}."
             raise ApiError(400, message, param="prompt" if len(prompts) > 1 else "n")
