@@ -279,9 +279,16 @@ async def test_without_descriptors_clients_wait_and_the_log_has_one_line(
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\nA b\x7f: \x00\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"]
-    + [b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"]
-    + [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", request(b"", "/v1/completions", "Content-Length: 5")],
+    [
+        b"\x16\x03\x01\x02\x00\x01",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\nA b\x7f: \x00\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        request(b"", "/v1/completions", "Content-Length: 5"),
+    ],
 )
 async def test_what_is_not_http_gets_an_error_object(
     frontend: ScriptedFrontend, caplog: pytest.LogCaptureFixture, garbage: bytes
@@ -310,7 +317,11 @@ async def test_a_body_that_breaks_off_in_garbage_is_refused(frontend: ScriptedFr
         error(await exchanged(address, head), 400)
 
 
-H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA")
+H2C = (
+    "Connection: Upgrade, HTTP2-Settings",
+    "Upgrade: h2c",
+    "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA",
+)
 
 
 @pytest.mark.parametrize("piece_bytes", [1 << 20, 1, 100])
@@ -433,5 +444,3 @@ async def test_no_way_of_leaving_is_an_error(
         assert (await health(address)).startswith(b"HTTP/1.1 200")
         writer.close()
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
-
-
