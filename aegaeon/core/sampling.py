@@ -63,8 +63,6 @@ class SamplingParams:
             raise SamplingError("seed", "must fit in 64 bits")
         if any(not text for text in self.stop):
             raise SamplingError("stop", "stop strings must not be empty")
-        if len(self.stop) > 16:
-            raise SamplingError("stop", f"at most 16 stop strings, got {len(self.stop)}")
 
     @property
     def greedy(self) -> bool:

@@ -23,6 +23,7 @@ from aegaeon.core.generation import (
     ModelCard,
     ModelUnavailableError,
     OverloadedError,
+    Prompt,
     PromptError,
     UnknownModelError,
 )
@@ -36,7 +37,8 @@ from aegaeon.runtime.gateway import Endpoint, RemoteConnection
 from aegaeon.runtime.generation_stream import GenerationStream
 from aegaeon.runtime.node_connection import NodeConnection
 from aegaeon.runtime.prepare import PreparedModel
-from aegaeon.runtime.text import ModelText, StopStrings
+from aegaeon.runtime.prompt_encoder import PromptEncoder
+from aegaeon.runtime.text import ModelText, PromptTooLongError, StopStrings
 from aegaeon.scheduler.router import Router
 from aegaeon.scheduler.routing import choose_node
 
@@ -123,6 +125,7 @@ class PoolFrontend:
         self._nodes: list[NodePeer] = []
         self._streams: dict[str, _UnderWay] = {}
         self._failures: dict[str, str] = {}
+        self._encoder = PromptEncoder()
 
     def connect(self, node_id: str, address: str) -> None:
         """Take this node's driver into the pool; its descriptor server is at ``address``."""
@@ -150,6 +153,7 @@ class PoolFrontend:
             under_way.stream.fail(EngineError("the service is shutting down"))
         for node in self._nodes:
             node.close()
+        self._encoder.close()
 
     # --- Frontend ---------------------------------------------------------------------------------------------------
 
@@ -177,7 +181,7 @@ class PoolFrontend:
             raise UnknownModelError(f"The model '{request.model}' does not exist here. Models: {names}")
         if request.model in self._failures:
             raise ModelUnavailableError(self._failures[request.model])
-        prompt_ids = await asyncio.to_thread(model.text.encode, request.prompt)
+        prompt_ids = await self._encode(model, request.prompt)
         sampling = _fit(model, prompt_ids, request)
         stream = self._open(request, model, prompt_ids, sampling)
         try:
@@ -186,6 +190,12 @@ class PoolFrontend:
             await stream.cancel()
             raise
         return stream
+
+    async def _encode(self, model: ServedModel, prompt: Prompt) -> tuple[int, ...]:
+        try:
+            return await self._encoder.encode(model.text, prompt, model.spec.max_context_tokens)
+        except PromptTooLongError as error:
+            raise _prompt_too_long(model, f"at least {error.tokens}", prompt) from None
 
     def _open(
         self, request: GenerationRequest, model: ServedModel, prompt_ids: tuple[int, ...], sampling: SamplingParams
@@ -320,17 +330,19 @@ def _is_warm(state: m.NodeState | None, model: str) -> bool:
 def _fit(model: ServedModel, prompt_ids: Sequence[int], request: GenerationRequest) -> SamplingParams:
     """Check the prompt, settle the output limit and the seed."""
     limit, sampling = model.spec.max_context_tokens, request.sampling
+    room = limit - len(prompt_ids)
+    if room < 1:
+        raise _prompt_too_long(model, str(len(prompt_ids)), request.prompt)
+    if room < sampling.max_new_tokens and not request.fit_context:
+        raise ContextLengthError(
+            f"{_context(model)} However, you requested {len(prompt_ids) + sampling.max_new_tokens} tokens "
+            f"({len(prompt_ids)} in the {_param(request.prompt)}, {sampling.max_new_tokens} in the completion). "
+            f"Please reduce the length of the {_param(request.prompt)} or completion.",
+            "max_tokens",
+        )
     bad = next((token for token in prompt_ids if not 0 <= token < model.vocab_size), None)
     if bad is not None:
         raise PromptError(f"token id {bad} is not in the model's vocabulary of {model.vocab_size}", "prompt")
-    room = limit - len(prompt_ids)
-    if room < 1 or (room < sampling.max_new_tokens and not request.fit_context):
-        asked = f" and {sampling.max_new_tokens} were asked for" if room >= 1 else ""
-        raise ContextLengthError(
-            f"This model's context is {limit} tokens; the prompt has {len(prompt_ids)}{asked}. "
-            "Shorten the prompt or lower max_tokens.",
-            "messages" if isinstance(request.prompt, ChatPrompt) else "prompt",
-        )
     seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
     new_tokens = min(sampling.max_new_tokens, room)
     return replace(
@@ -339,6 +351,21 @@ def _fit(model: ServedModel, prompt_ids: Sequence[int], request: GenerationReque
         max_new_tokens=new_tokens,
         min_new_tokens=min(sampling.min_new_tokens, new_tokens),
     )
+
+
+def _context(model: ServedModel) -> str:
+    """In the words that clients look for."""
+    return f"This model's maximum context length is {model.spec.max_context_tokens} tokens."
+
+
+def _prompt_too_long(model: ServedModel, tokens: str, prompt: Prompt) -> ContextLengthError:
+    param = _param(prompt)
+    message = f"{_context(model)} However, your {param} resulted in {tokens} tokens. "
+    return ContextLengthError(f"{message}Please reduce the length of the {param}.", param)
+
+
+def _param(prompt: Prompt) -> str:
+    return "messages" if isinstance(prompt, ChatPrompt) else "prompt"
 
 
 def _rejection(message: m.Rejected) -> GenerationError:

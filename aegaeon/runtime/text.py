@@ -22,11 +22,23 @@ UTF8_MAX_BYTES = 4
 # A template is the model's own code and may fail in any way that code without input and output can.
 _RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "tekken.json", "*.model", "*.tiktoken")
+# A text with fewer characters than this for each token that it may have is encoded without counting first.
+_LIKELY_TOKEN_CHARS = 4
+_PIECE_CHARS = 16 << 10
+_CUT_TOKENS = 64  # what cutting a text in two may add to its tokens, generously
 _TEMPLATE_OPTIONS = frozenset({"add_generation_prompt", "continue_final_message"})
 
 
 class TokenizerError(Exception):
     """A model directory has no usable tokenizer; the message says why."""
+
+
+class PromptTooLongError(Exception):
+    """A prompt has more tokens than it may; ``tokens`` is a lower bound of how many."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"at least {tokens} tokens")
+        self.tokens = tokens
 
 
 class ModelText:
@@ -49,16 +61,19 @@ class ModelText:
         """Whether chats can be rendered."""
         return bool(self._tokenizer.chat_template)
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """A prompt's token ids; those of a ``TokenPrompt`` are not checked. Raises ``PromptError``."""
+    def encode(self, prompt: Prompt, most_tokens: int | None = None) -> tuple[int, ...]:
+        """A prompt's token ids; those of a ``TokenPrompt`` are not checked. Raises ``PromptError``.
+
+        ``most_tokens``: far longer prompts need not be encoded whole to be told apart; ``PromptTooLongError`` then.
+        """
         match prompt:
             case TokenPrompt(token_ids=token_ids):
                 return token_ids
             case TextPrompt(text=text):
-                return self._ids(text, add_special_tokens=True)
+                return self._ids(text, most_tokens, add_special_tokens=True)
             case ChatPrompt():
                 # The template writes the special tokens itself.
-                return self._ids(self.render(prompt), add_special_tokens=False)
+                return self._ids(self.render(prompt), most_tokens, add_special_tokens=False)
 
     def render(self, chat: ChatPrompt) -> str:
         """The text that the model's chat template makes of messages. Raises ``PromptError``."""
@@ -83,7 +98,21 @@ class ModelText:
         visible = (token_id for token_id in reversed(context) if self._vocabulary.visible(token_id))
         return TextStream(self._vocabulary, list(islice(visible, UTF8_MAX_BYTES))[::-1])
 
-    def _ids(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+    def _ids(self, text: str, most_tokens: int | None, *, add_special_tokens: bool) -> tuple[int, ...]:
+        if most_tokens is not None and len(text) > _LIKELY_TOKEN_CHARS * most_tokens:
+            self._refuse_if_too_long(text, most_tokens)
+        return self._encoded(text, add_special_tokens=add_special_tokens)
+
+    def _refuse_if_too_long(self, text: str, most_tokens: int) -> None:
+        """Count in pieces, as far as needed: of a text far too long one never has to hold all tokens."""
+        tokens = 0
+        for start in range(0, len(text), _PIECE_CHARS):
+            piece = text[start : start + _PIECE_CHARS]
+            tokens += max(0, len(self._encoded(piece, add_special_tokens=False)) - _CUT_TOKENS)
+            if tokens > most_tokens:
+                raise PromptTooLongError(tokens)
+
+    def _encoded(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
     def _allowed(self, template_kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

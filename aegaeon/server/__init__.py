@@ -4,6 +4,7 @@ Does not know: tokenizers, engines, processes, where tokens come from.
 """
 
 from aegaeon.server.app import ServerOptions, create_app
+from aegaeon.server.limits import ConnectionLimits, RequestLimits
 from aegaeon.server.serve import AddressError, bind, serve
 
-__all__ = ["AddressError", "ServerOptions", "bind", "create_app", "serve"]
+__all__ = ["AddressError", "ConnectionLimits", "RequestLimits", "ServerOptions", "bind", "create_app", "serve"]

@@ -15,7 +15,7 @@ def admin_router(state: Callable[[], dict[str, Any]]) -> APIRouter:
     """GET /admin/state."""
     router = APIRouter(prefix="/admin")
 
-    @router.get("/state")
+    @router.api_route("/state", methods=["GET", "HEAD"])
     async def read_state() -> dict[str, Any]:  # async: on the loop's own thread, where the state changes
         return state()
 

@@ -5,16 +5,17 @@ Does not know: tokens, models' insides, processes; all it asks of the serving sy
 
 from __future__ import annotations
 
-import hmac
+import logging
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
@@ -22,30 +23,38 @@ from aegaeon import __version__
 from aegaeon.core.generation import Frontend, GenerationError, GenerationRequest, ModelCard, UnknownModelError
 from aegaeon.server.admin import admin_router
 from aegaeon.server.answer import Answer
-from aegaeon.server.body import read_json
+from aegaeon.server.body import BodyReader
 from aegaeon.server.errors import ApiError, from_generation
+from aegaeon.server.keys import wants_key
+from aegaeon.server.limits import RequestLimits
 from aegaeon.server.metrics import Metrics
-from aegaeon.server.middleware import RequestMiddleware
+from aegaeon.server.middleware import FailureMiddleware, RequestMiddleware
 from aegaeon.server.reply import Reply, ReplyContext, StreamReply, WholeReply
 from aegaeon.server.running import RunningRequests
 from aegaeon.server.schema import ChatRequest, CompletionRequest, GenerationFields, parse
 from aegaeon.server.wire import ChatWire, CompletionWire, Wire
 
+logger = logging.getLogger(__name__)
+
 TIMELINE_HEADER = "X-Aegaeon-Timeline"
+EXPOSED_HEADERS = ["X-Request-Id", "Retry-After", "X-Aegaeon-TTFT-Ms", "X-Aegaeon-TPOT-Ms"]
+READ = ["GET", "HEAD"]
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """How the API behaves.
 
-    ``api_keys``: where not empty, ``/v1`` and ``/admin`` want one of them as bearer token. ``max_choices`` bounds
-    prompts times ``n`` of one request. ``registry`` takes the server's metrics, and may hold others'. ``now_s`` is the
-    node's monotonic clock. ``state``: data that ``/admin/state`` shows; without it there is no such page.
+    ``api_keys``: where not empty, ``/v1`` and ``/admin`` want one of them as bearer token; likewise ``metrics_keys``
+    for ``/metrics``. ``cors_origins``: whose pages may use the API from a browser. ``registry`` takes the server's
+    metrics, and may hold others'. ``now_s`` is the node's monotonic clock. ``state``: data that ``/admin/state`` shows;
+    without it there is no such page.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    max_body_bytes: int = 16 << 20
-    max_choices: int = 128
+    metrics_keys: tuple[str, ...] = field(default=(), repr=False)
+    cors_origins: tuple[str, ...] = ()
+    limits: RequestLimits = field(default_factory=RequestLimits)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     now_s: Callable[[], float] = time.monotonic
     state: Callable[[], dict[str, Any]] | None = None
@@ -59,13 +68,23 @@ def create_app(frontend: Frontend, options: ServerOptions | None = None) -> Fast
     # No generated docs: bodies are parsed by hand, and the pages would load scripts from elsewhere.
     app = FastAPI(title="Aegaeon", version=__version__, openapi_url=None, redirect_slashes=False)
     app.state.running = running
+    app.add_middleware(FailureMiddleware)
+    if options.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.cors_origins,
+            allow_credentials="*" not in options.cors_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
     app.add_middleware(RequestMiddleware, metrics=metrics)
     _add_error_handlers(app)
     endpoints = _Endpoints(ReplyContext(frontend, running, options.now_s), options, metrics)
     app.include_router(endpoints.api())
     app.include_router(endpoints.operations())
     if options.state is not None:
-        app.include_router(admin_router(options.state), dependencies=[Depends(endpoints.authorize)])
+        app.include_router(admin_router(options.state), dependencies=[wants_key(options.api_keys)])
     return app
 
 
@@ -80,8 +99,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         message = f"{error.detail}: {request.method} {request.url.path}"
         return ApiError(error.status_code, message, headers=error.headers).response()
 
-    async def client_gone(_: Request, __: Any) -> None:
+    async def client_gone(request: Request, _: Any) -> None:
         """There is nobody to answer."""
+        logger.debug("request %s: the client has gone within its body", request.state.request_id)
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(GenerationError, generation_error)
@@ -97,13 +117,13 @@ class _Endpoints:
         self._frontend = context.frontend
         self._options = options
         self._metrics = metrics
-        self._keys = tuple(key.encode() for key in options.api_keys)
+        self._bodies = BodyReader(options.limits.max_body_bytes)
 
     def api(self) -> APIRouter:
         """The OpenAI API."""
-        router = APIRouter(prefix="/v1", dependencies=[Depends(self.authorize)])
-        router.add_api_route("/models", self.list_models, methods=["GET"], response_model=None)
-        router.add_api_route("/models/{name:path}", self.show_model, methods=["GET"], response_model=None)
+        router = APIRouter(prefix="/v1", dependencies=[wants_key(self._options.api_keys)])
+        router.add_api_route("/models", self.list_models, methods=READ, response_model=None)
+        router.add_api_route("/models/{name:path}", self.show_model, methods=READ, response_model=None)
         router.add_api_route("/chat/completions", self.chat, methods=["POST"], response_model=None)
         router.add_api_route("/completions", self.complete, methods=["POST"], response_model=None)
         return router
@@ -111,23 +131,12 @@ class _Endpoints:
     def operations(self) -> APIRouter:
         """Routes for those who run the service."""
         router = APIRouter()
-        router.add_api_route("/", self.hint, methods=["GET"], response_model=None)
-        router.add_api_route("/health", self.health, methods=["GET"], response_model=None)
-        router.add_api_route("/ready", self.ready, methods=["GET"], response_model=None)
-        router.add_api_route("/metrics", self.metrics, methods=["GET"], response_model=None)
+        router.add_api_route("/", self.hint, methods=READ, response_model=None)
+        router.add_api_route("/health", self.health, methods=READ, response_model=None)
+        router.add_api_route("/ready", self.ready, methods=READ, response_model=None)
+        keys = [wants_key(self._options.metrics_keys)]
+        router.add_api_route("/metrics", self.metrics, methods=READ, response_model=None, dependencies=keys)
         return router
-
-    async def authorize(self, request: Request) -> None:
-        """Raises ``ApiError`` 401 unless the client has a key, or none is needed."""
-        if not self._keys:
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = token.strip().encode()
-        known = [hmac.compare_digest(given, key) for key in self._keys]
-        if scheme.lower() != "bearer" or not any(known):
-            message = "No valid API key: send it as Authorization: Bearer KEY."
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise ApiError(401, message, kind="authentication_error", code="invalid_api_key", headers=headers)
 
     async def hint(self) -> Response:
         return JSONResponse(
@@ -157,19 +166,31 @@ class _Endpoints:
         raise UnknownModelError(f"There is no model {name!r} here; see /v1/models.")
 
     async def chat(self, request: Request) -> Response:
-        fields = parse(ChatRequest, await read_json(request, self._options.max_body_bytes))
         answer_id = f"chatcmpl-{uuid.uuid4().hex}"
+        fields, requests = await self._read(request, ChatRequest, answer_id)
         wire = ChatWire(answer_id, fields.model, int(time.time()), include_usage=fields.include_usage)
-        return self._reply(request, fields, answer_id, wire)
+        return self._reply(request, fields, requests, wire)
 
     async def complete(self, request: Request) -> Response:
-        fields = parse(CompletionRequest, await read_json(request, self._options.max_body_bytes))
         answer_id = f"cmpl-{uuid.uuid4().hex}"
+        fields, requests = await self._read(request, CompletionRequest, answer_id)
         wire = CompletionWire(answer_id, fields.model, int(time.time()), include_usage=fields.include_usage)
-        return self._reply(request, fields, answer_id, wire)
+        return self._reply(request, fields, requests, wire)
 
-    def _reply(self, request: Request, fields: GenerationFields, answer_id: str, wire: Wire) -> Reply:
-        requests = self._generations(fields, answer_id)
+    async def _read(
+        self, request: Request, schema: type[GenerationFields], answer_id: str
+    ) -> tuple[GenerationFields, list[GenerationRequest]]:
+        """A request's fields and what they ask for. What takes long with a large body is done where that is parsed."""
+
+        def parsed(body: bytes) -> tuple[GenerationFields, list[GenerationRequest]]:
+            fields = parse(schema, body, self._options.limits)
+            return fields, self._generations(fields, answer_id)
+
+        return await self._bodies.read(request, parsed)
+
+    def _reply(
+        self, request: Request, fields: GenerationFields, requests: list[GenerationRequest], wire: Wire
+    ) -> Reply:
         with_timeline = request.headers.get(TIMELINE_HEADER) == "1"
         if with_timeline and len(requests) > 1:
             raise ApiError(400, f"{TIMELINE_HEADER} needs a request with one choice.", param=TIMELINE_HEADER)
@@ -182,7 +203,7 @@ class _Endpoints:
     def _generations(self, fields: GenerationFields, answer_id: str) -> list[GenerationRequest]:
         """One generation per prompt and choice."""
         prompts = fields.prompts
-        count, limit = len(prompts) * fields.choices, self._options.max_choices
+        count, limit = len(prompts) * fields.choices, self._options.limits.max_choices
         if count > limit:
             message = f"At most {limit} choices (prompts times n) in one request, got {count}."
             raise ApiError(400, message, param="prompt" if len(prompts) > 1 else "n")

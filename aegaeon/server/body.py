@@ -1,31 +1,97 @@
-"""Reads request bodies, as long as they are of a sane size and kind.
+"""Reads and parses request bodies, as long as they are of a sane size and kind; large ones few at a time, off the loop.
 
 Does not know: what is in them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from itertools import islice
+from typing import TypeVar
+
 from starlette.requests import Request
 
 from aegaeon.server.errors import ApiError
 
+Parsed = TypeVar("Parsed")
 
-async def read_json(request: Request, limit_bytes: int) -> bytes:
-    """The body of a request, not yet parsed. Raises ``ApiError`` 413 or 415."""
-    _require_json(request.headers.get("content-type"))
-    too_large = ApiError(413, f"The body is larger than {limit_bytes} bytes.", code="request_too_large")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise too_large
-    return bytes(body)
+SMALL_BYTES = 64 << 10  # are parsed where they are: that takes less than to hand them over
+LARGE_AT_ONCE = 16  # in memory, however many are sent
+_MAX_VALUES = 1_000_000  # strings, and places where a value may stand; a parser holds the interpreter for all of them
+_VALUE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,\[{]', re.DOTALL)
+_GZIP = 31  # zlib's window bits for a gzip header
+_ENCODINGS = {"": False, "identity": False, "gzip": True, "x-gzip": True}
+
+
+class BodyReader:
+    """Reads bodies of at most ``limit_bytes``, before and after decompression."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._thread = ThreadPoolExecutor(1, "large-bodies")
+
+    async def read(self, request: Request, parse: Callable[[bytes], Parsed]) -> Parsed:
+        """What ``parse`` makes of a body; a large one has a thread for that. Raises ``ApiError`` 400, 413 or 415."""
+        _require_json(request.headers.get("content-type"))
+        compressed = _is_compressed(request.headers.get("content-encoding"))
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared[:20]) > self._limit_bytes:
+            raise self._too_large()
+        async with AsyncExitStack() as held:
+            body = await self._collect(request, held)
+            if not compressed and len(body) <= SMALL_BYTES:
+                return parse(bytes(body))
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, self._parse_large, body, compressed, parse)
+
+    async def _collect(self, request: Request, held: AsyncExitStack) -> bytearray:
+        body = bytearray()
+        async for chunk in request.stream():
+            if len(body) <= SMALL_BYTES < len(body) + len(chunk):
+                await held.enter_async_context(self._large)
+            body += chunk
+            if len(body) > self._limit_bytes:
+                raise self._too_large()
+        return body
+
+    def _parse_large(self, body: bytearray, compressed: bool, parse: Callable[[bytes], Parsed]) -> Parsed:
+        data = self._decompressed(body) if compressed else bytes(body)
+        body.clear()
+        if next(islice(_VALUE.finditer(data), _MAX_VALUES, None), None) is not None:
+            raise ApiError(400, f"The body has more than {_MAX_VALUES} values.", code="request_too_large")
+        return parse(data)
+
+    def _decompressed(self, body: bytearray) -> bytes:
+        decompressor = zlib.decompressobj(_GZIP)
+        try:
+            data = decompressor.decompress(body, self._limit_bytes + 1)
+        except zlib.error as error:
+            raise ApiError(400, f"The body is not valid gzip: {error}", code="invalid_gzip") from None
+        if len(data) > self._limit_bytes:
+            raise self._too_large()
+        if not decompressor.eof or decompressor.unused_data:
+            raise ApiError(400, "The body is not one whole gzip member.", code="invalid_gzip")
+        return data
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"The body is larger than {self._limit_bytes} bytes.", code="request_too_large")
 
 
 def _require_json(content_type: str | None) -> None:
     kind = (content_type or "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise ApiError(415, f"The body must be JSON: send Content-Type: application/json, not {kind!r}.")
+
+
+def _is_compressed(content_encoding: str | None) -> bool:
+    coding = (content_encoding or "").strip().lower()
+    if coding not in _ENCODINGS:
+        message = f"Content-Encoding {coding!r} is not supported: send the body as it is, or as gzip."
+        raise ApiError(415, message, headers={"Accept-Encoding": "gzip, identity"})
+    return _ENCODINGS[coding]

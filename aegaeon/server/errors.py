@@ -23,6 +23,7 @@ from aegaeon.core.generation import (
 from aegaeon.core.sampling import SamplingError
 
 INVALID_REQUEST = "invalid_request_error"
+_MAX_MESSAGE_CHARS = 2000  # a message may repeat what the client sent, which may be long
 
 
 class ApiError(Exception):
@@ -38,7 +39,7 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= _MAX_MESSAGE_CHARS else message[:_MAX_MESSAGE_CHARS] + " ...")
         self.status = status
         self.kind = kind
         self.param = param

@@ -22,23 +22,8 @@ MAX_REQUEST_ID_CHARS = 128
 CLIENT_GONE_STATUS = 499
 
 
-@dataclass(slots=True)
-class _Exchange:
-    """One request and its response, so far."""
-
-    request_id: str
-    send_next: Send
-    status: int = CLIENT_GONE_STATUS
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            MutableHeaders(scope=message)[REQUEST_ID_HEADER] = self.request_id
-        await self.send_next(message)
-
-
 class RequestMiddleware:
-    """Gives every response an ``X-Request-Id``: the client's own, or a new one."""
+    """Gives every response an ``X-Request-Id``, the client's own or a new one, and counts it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -50,24 +35,50 @@ class RequestMiddleware:
             return
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
         valid = len(given) <= MAX_REQUEST_ID_CHARS and given.isascii() and given.isprintable()
-        exchange = _Exchange(given if given and valid else uuid.uuid4().hex, send)
-        scope.setdefault("state", {})["request_id"] = exchange.request_id
+        request_id = given if given and valid else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        response = _Response(send, request_id)
         try:
-            if not valid:
-                await _refuse_request_id()(scope, receive, exchange.send)
-            else:
-                await self._serve(exchange, scope, receive)
+            await (self._app if valid else _refuse_request_id())(scope, receive, response.send)
         finally:
-            self._metrics.http_requests.labels(_route(scope), str(exchange.status)).inc()
+            self._metrics.http_requests.labels(_route(scope), str(response.status)).inc()
 
-    async def _serve(self, exchange: _Exchange, scope: Scope, receive: Receive) -> None:
+
+class FailureMiddleware:
+    """Makes a bug an error object, and a line in the log that has its traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        response = _Response(send)
         try:
-            await self._app(scope, receive, exchange.send)
+            await self._app(scope, receive, response.send)
         except Exception:
-            logger.exception("request %s: %s %s failed", exchange.request_id, scope["method"], scope["path"])
-            if exchange.status != CLIENT_GONE_STATUS:
+            request_id = scope["state"]["request_id"]
+            logger.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
+            if response.status != CLIENT_GONE_STATUS:
                 raise
-            await internal_error(exchange.request_id).response()(scope, receive, exchange.send)
+            await internal_error(request_id).response()(scope, receive, send)
+
+
+@dataclass(slots=True)
+class _Response:
+    """What was sent so far. ``request_id``: to put in its head."""
+
+    send_next: Send
+    request_id: str | None = None
+    status: int = CLIENT_GONE_STATUS
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.request_id is not None:
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = self.request_id
+        await self.send_next(message)
 
 
 def _refuse_request_id() -> ASGIApp:

@@ -51,7 +51,10 @@ class Reply(Response):
         try:
             await self._context.running.run(receive, self._work(scope, receive, send))
             failed = False
-        except (ClientDisconnect, asyncio.CancelledError):
+        except ClientDisconnect:
+            failed = False  # nor is there anybody to tell, which Starlette would make a failure of once a stream began
+            logger.debug("request %s: the client has gone", scope["state"]["request_id"])
+        except asyncio.CancelledError:
             failed = False
             raise
         except Exception as error:

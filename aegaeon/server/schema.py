@@ -1,16 +1,17 @@
 """Bodies of generation requests, in the OpenAI API's words plus vLLM's names for what it lacks.
 
-Null means default everywhere. Fields that are unknown are ignored; fields of the OpenAI API that would change the
-answer and are not supported are refused, unless they have the value that changes nothing.
+Null means default everywhere. Numbers and switches may be written as text ("8", "true"), as in vLLM; a switch is no
+number. Fields that are unknown are ignored; fields that would change the answer and are not supported are refused,
+unless they have the value that changes nothing.
 
 Does not know: HTTP, who answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -19,50 +20,41 @@ from aegaeon.core.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from aegaeon.core.sampling import SamplingError, SamplingParams
 from aegaeon.core.slo import Slo
 from aegaeon.server.errors import ApiError, from_sampling, from_validation
+from aegaeon.server.limits import RequestLimits
 from aegaeon.server.prompts import TOKEN_ID_LIMIT, completion_prompts, message_text
+from aegaeon.server.unsupported import UNSUPPORTED, Neutral, refuse_unsupported, unsupported_parameter
 
 MAX_CHOICES_PER_PROMPT = 16
 NO_LIMIT_TOKENS = 2**31 - 1
 _SEEDS = 2**64
 
-# Field -> values that change nothing (null never does).
-UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "audio": (),
-    "echo": (False,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "prompt_logprobs": (),
-    "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "use_beam_search": (False,),
-    "verbosity": (),
-    "web_search_options": (),
-}
+MAX_STOP_TOKEN_IDS = 1024
 
-Count = Annotated[int, Field(ge=-NO_LIMIT_TOKENS, le=NO_LIMIT_TOKENS)]
-Limit = Annotated[int, Field(ge=1, le=NO_LIMIT_TOKENS)]
-TokenId = Annotated[int, Field(ge=0, lt=TOKEN_ID_LIMIT)]
-TargetSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a valid number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_switch)]
+Real = Annotated[float, BeforeValidator(_no_switch)]
+Count = Annotated[Whole, Field(ge=-NO_LIMIT_TOKENS, le=NO_LIMIT_TOKENS)]
+Limit = Annotated[Whole, Field(ge=1, le=NO_LIMIT_TOKENS)]
+TokenId = Annotated[Whole, Field(ge=0, lt=TOKEN_ID_LIMIT)]
+TargetSeconds = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
+# Of a list of a million wrong items one is told, and none is looked at after it.
+FAIL_FAST = Field(fail_fast=True)
 
 
 class _Fields(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class StreamOptions(_Fields):
     """What a stream carries besides text."""
+
+    unsupported: ClassVar[Neutral] = {"continuous_usage_stats": (False,)}
 
     include_usage: bool | None = None
 
@@ -81,22 +73,24 @@ def _stop_list(value: Any) -> Any:
 class GenerationFields(_Fields):
     """What chat and text completions have in common."""
 
+    unsupported: ClassVar[Neutral] = UNSUPPORTED
+
     model: Annotated[str, Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None = None
-    best_of: int | None = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None = None
+    best_of: Whole | None = None
     max_tokens: Limit | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_stop_list)] = None
+    temperature: Real | None = None
+    top_p: Real | None = None
+    presence_penalty: Real | None = None
+    frequency_penalty: Real | None = None
+    seed: Whole | None = None
+    stop: Annotated[Annotated[list[str], FAIL_FAST] | None, BeforeValidator(_stop_list)] = None
     top_k: Count | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    stop_token_ids: list[TokenId] | None = None
+    min_p: Real | None = None
+    repetition_penalty: Real | None = None
+    stop_token_ids: Annotated[list[TokenId], FAIL_FAST, Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
     slo: SloFields | None = None
@@ -175,14 +169,30 @@ class Message(_Fields):
 class ChatRequest(GenerationFields):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    # A template writes the special tokens itself.
+    unsupported: ClassVar[Neutral] = {**UNSUPPORTED, "add_special_tokens": (False,)}
+
+    messages: Annotated[list[Message], FAIL_FAST, Field(min_length=1)]
     max_completion_tokens: Limit | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _ends_one_way(self) -> Self:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise PydanticCustomError("two_ends", "add_generation_prompt and continue_final_message exclude each other")
+        return self
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
         messages = tuple(message.model_dump(exclude_none=True) for message in self.messages)
-        return (ChatPrompt(messages, self.chat_template_kwargs or {}),)
+        ends = {
+            "add_generation_prompt": self.add_generation_prompt,
+            "continue_final_message": self.continue_final_message,
+        }
+        given = {name: value for name, value in ends.items() if value is not None}
+        return (ChatPrompt(messages, {**given, **(self.chat_template_kwargs or {})}),)
 
     @property
     def limit_tokens(self) -> int | None:
@@ -191,6 +201,15 @@ class ChatRequest(GenerationFields):
 
 class CompletionRequest(GenerationFields):
     """Body of ``POST /v1/completions``."""
+
+    unsupported: ClassVar[Neutral] = {
+        **UNSUPPORTED,
+        "add_special_tokens": (True,),
+        "max_completion_tokens": (),  # the limit of a chat; here it is max_tokens
+        "add_generation_prompt": (),
+        "continue_final_message": (),
+        "chat_template_kwargs": ({},),
+    }
 
     prompt: Annotated[tuple[TextPrompt | TokenPrompt, ...], PlainValidator(completion_prompts)]
 
@@ -206,13 +225,14 @@ class CompletionRequest(GenerationFields):
 Schema = TypeVar("Schema", bound=GenerationFields)
 
 
-def parse(schema: type[Schema], body: bytes) -> Schema:
+def parse(schema: type[Schema], body: bytes, limits: RequestLimits) -> Schema:
     """A request body as ``schema``. Raises ``ApiError`` 400, naming the field at fault."""
     try:
         fields = schema.model_validate_json(body)
     except ValidationError as error:
         raise from_validation(error) from None
     _refuse_unsupported(fields)
+    _check_stops(fields.stop or (), limits)
     try:
         fields.sampling()
     except SamplingError as error:
@@ -221,16 +241,20 @@ def parse(schema: type[Schema], body: bytes) -> Schema:
 
 
 def _refuse_unsupported(fields: GenerationFields) -> None:
-    for name, value in (fields.model_extra or {}).items():
-        neutral = UNSUPPORTED.get(name)
-        if neutral is not None and value is not None and not any(_same(value, item) for item in neutral):
-            raise ApiError(400, f"{name} is not supported", param=name, code="unsupported_parameter")
+    refuse_unsupported(fields.model_extra or {}, fields.unsupported)
     if fields.best_of not in (None, fields.choices):
-        raise ApiError(400, "best_of is not supported (other than equal to n)", param="best_of")
-    if fields.stream_options is not None and not fields.stream:
+        raise unsupported_parameter("best_of", " (other than equal to n)")
+    if fields.stream_options is None:
+        return
+    refuse_unsupported(fields.stream_options.model_extra or {}, StreamOptions.unsupported, "stream_options.")
+    if not fields.stream:
         raise ApiError(400, "stream_options is only allowed with stream", param="stream_options")
 
 
-def _same(value: Any, neutral: Any) -> bool:
-    # True == 1 and 0 == False in Python, not in JSON.
-    return type(value) is type(neutral) and bool(value == neutral)
+def _check_stops(stops: Sequence[str], limits: RequestLimits) -> None:
+    if len(stops) > limits.max_stop_strings:
+        raise ApiError(400, f"stop: at most {limits.max_stop_strings} stop strings, got {len(stops)}", param="stop")
+    longest_chars = max(map(len, stops), default=0)
+    if longest_chars > limits.max_stop_chars:
+        message = f"stop: a stop string has at most {limits.max_stop_chars} characters, got {longest_chars}"
+        raise ApiError(400, message, param="stop")

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from aegaeon.server.accept import accept
+from aegaeon.server.limits import ConnectionLimits
+from aegaeon.server.protocol import HttpProtocol
 from aegaeon.server.running import RunningRequests
 
-KEEP_ALIVE_S = 75
 # What uvicorn waits after requests were cut off before it drops their connections.
 CUT_OFF_S = 5.0
 BACKLOG_CONNECTIONS = 2048
@@ -44,14 +46,22 @@ def _cannot_listen(host: str, port: int, reason: str) -> str:
     return f"Cannot listen on {host} port {port}: {reason}. Choose another address, or port 0 for any free one."
 
 
-async def serve(app: FastAPI, sock: socket.socket, *, on_started: Callable[[], None], grace_s: float = 5.0) -> None:
+async def serve(
+    app: FastAPI,
+    sock: socket.socket,
+    *,
+    on_started: Callable[[], None],
+    grace_s: float = 5.0,
+    limits: ConnectionLimits | None = None,
+) -> None:
     """Serve ``app`` on ``sock`` until this coroutine is cancelled; closes ``sock``.
 
     ``on_started`` is called once connections are accepted. On cancellation no more are; running requests may finish
     within ``grace_s``, then they are cut off (503, or an error event where the stream has begun). A second
     cancellation does not wait. Raises ``asyncio.CancelledError`` when all is done.
     """
-    server = _Server(_config(app, grace_s), app.state.running, on_started, grace_s)
+    limits = limits or ConnectionLimits()
+    server = _Server(_config(app, grace_s), app.state.running, on_started, grace_s, limits)
     running = asyncio.create_task(server.serve([sock]))
     try:
         await asyncio.shield(running)
@@ -70,7 +80,6 @@ def _config(app: FastAPI, grace_s: float) -> uvicorn.Config:
         ws="none",
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(grace_s + CUT_OFF_S),
     )
 
@@ -79,22 +88,37 @@ class _Server(uvicorn.Server):
     """Leaves signals to the caller, and cuts requests off itself, so that clients hear why."""
 
     def __init__(
-        self, config: uvicorn.Config, running: RunningRequests, on_started: Callable[[], None], grace_s: float
+        self,
+        config: uvicorn.Config,
+        running: RunningRequests,
+        on_started: Callable[[], None],
+        grace_s: float,
+        limits: ConnectionLimits,
     ) -> None:
         super().__init__(config)
         self._running = running
         self._on_started = on_started
         self._grace_s = grace_s
+        self._limits = limits
+        self._accepting: list[asyncio.Task[None]] = []
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        self._accepting = [asyncio.create_task(accept(sock, self._connection)) for sock in sockets or ()]
         self._on_started()
 
+    def _connection(self) -> HttpProtocol:
+        state = self.server_state
+        return HttpProtocol(self._limits, config=self.config, server_state=state, app_state=self.lifespan.state)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
         cut_off = asyncio.get_running_loop().call_later(self._grace_s, self._running.abort)
         try:
             await super().shutdown(sockets)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from aegaeon.core.generation import ChatPrompt, PromptError, TextPrompt, TokenPrompt
-from aegaeon.runtime.text import ModelText, StopStrings, TextStream, TokenizerError
+from aegaeon.runtime.text import ModelText, PromptTooLongError, StopStrings, TextStream, TokenizerError
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -242,6 +242,24 @@ def test_a_directory_without_a_tokenizer_is_a_clear_error(tmp_path: Path, files:
 def test_a_directory_that_does_not_exist_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="has no tokenizer"):
         ModelText(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["hello world " * 40_000, "a" * 400_000, "🙂" * 100_000, " " * 400_000])
+def test_a_prompt_that_is_far_too_long_is_not_encoded_whole(byte_level: Path, text: str) -> None:
+    model = ModelText(byte_level, chat_template=CHAT_TEMPLATE)
+    for prompt in (TextPrompt(text), ChatPrompt(({"role": "user", "content": text},))):
+        with pytest.raises(PromptTooLongError) as refused:
+            model.encode(prompt, 1000)
+        # Some pieces will do: a lower bound, and far from all there are.
+        assert 1000 < refused.value.tokens < 80_000
+
+
+def test_a_prompt_that_fits_is_never_called_too_long(byte_level: Path) -> None:
+    model = ModelText(byte_level)
+    for text in ("hello world " * 5000, "hello world, this is some text.\n" * 2000, "🙂 é 漢字" * 3000):
+        prompt = TextPrompt(text)
+        token_ids = model.encode(prompt)
+        assert model.encode(prompt, len(token_ids)) == token_ids
 
 
 # --- stop strings ---

@@ -10,7 +10,9 @@ import pytest
 from fastapi import FastAPI
 from scripted import NOW_S, ScriptedFrontend
 
-from aegaeon.server import ServerOptions, bind, create_app, serve
+from aegaeon.server import RequestLimits, ServerOptions, bind, create_app, serve
+
+LIMITS = RequestLimits(max_body_bytes=100_000, max_choices=20)
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ async def frontend() -> ScriptedFrontend:
 
 @pytest.fixture
 def app(frontend: ScriptedFrontend) -> FastAPI:
-    return create_app(frontend, ServerOptions(max_body_bytes=100_000, max_choices=20, now_s=lambda: NOW_S))
+    return create_app(frontend, ServerOptions(limits=LIMITS, now_s=lambda: NOW_S))
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scripted import ScriptedFrontend
 
 from aegaeon.server import ServerOptions, create_app
-from aegaeon.server.schema import UNSUPPORTED, ChatRequest, CompletionRequest
+from aegaeon.server.schema import ChatRequest, CompletionRequest
+from aegaeon.server.unsupported import UNSUPPORTED
 
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *UNSUPPORTED})
 JSON = st.recursive(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from typing import Any
 
 import httpx
@@ -210,9 +212,7 @@ async def test_prompts_of_all_forms(
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"frequency_penalty": -3}, "frequency_penalty"),
         ({"seed": 2**70}, "seed"),
-        ({"seed": "1"}, "seed"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": 10**30}, "max_tokens"),
         ({"max_tokens": 5, "min_tokens": 6}, "min_tokens"),
         ({"min_tokens": -1}, "min_tokens"),
@@ -223,17 +223,24 @@ async def test_prompts_of_all_forms(
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
         ({"n": 0}, "n"),
         ({"n": 17}, "n"),
-        ({"n": "2"}, "n"),
-        ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"slo": {"ttft_s": 1}}, "slo.tpot_s"),
         ({"slo": {"ttft_s": 0, "tpot_s": 1}}, "slo.ttft_s"),
-        ({"ignore_eos": 1}, "ignore_eos"),
         ({"model": 5}, "model"),
         ({"model": ""}, "model"),
         ({"model": None}, "model"),
         ({"best_of": 3}, "best_of"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": "5.5"}, "max_tokens"),
+        ({"max_tokens": "9" * 5000}, "max_tokens"),
+        ({"n": 1.5}, "n"),
+        ({"seed": "one"}, "seed"),
+        ({"temperature": "nan"}, "temperature"),
+        ({"stream": 2}, "stream"),
+        ({"stream": True, "stream_options": {"include_usage": "perhaps"}}, "stream_options.include_usage"),
+        ({"stop": ["x" * 1025]}, "stop"),
+        ({"stop_token_ids": [1] * 1025}, "stop_token_ids"),
+        ({"stop_token_ids": [True]}, "stop_token_ids[0]"),
     ],
 )
 async def test_wrong_values_name_their_field(
@@ -282,27 +289,73 @@ async def test_too_many_choices_are_refused(client: httpx.AsyncClient) -> None:
     _refused(await _complete(client, prompt=["x"] * 11, n=2), "prompt")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("functions", [{}]),
-        ("logprobs", True),
-        ("logprobs", 0),
-        ("top_logprobs", 3),
-        ("logit_bias", {"5": 1}),
-        ("response_format", {"type": "json_object"}),
-        ("modalities", ["audio"]),
-        ("suffix", "end"),
-        ("echo", True),
-        ("guided_json", {}),
-    ],
-)
-async def test_what_is_not_supported_is_refused_not_ignored(client: httpx.AsyncClient, name: str, value: Any) -> None:
+EFFECTIVE = {
+    "tools": [{"type": "function"}],
+    "tool_choice": "required",
+    "functions": [{}],
+    "logprobs": True,
+    "top_logprobs": 3,
+    "logit_bias": {"5": 1},
+    "response_format": {"type": "json_object"},
+    "modalities": ["audio"],
+    "suffix": "end",
+    "echo": True,
+    "reasoning_effort": "high",
+    "guided_json": {},
+    "guided_whitespace_pattern": " ",
+    "bad_words": ["x"],
+    "allowed_token_ids": [5],
+    "include_stop_str_in_output": True,
+    "truncate_prompt_tokens": 5,
+    "skip_special_tokens": False,
+    "detokenize": False,
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,
+    "logits_processors": ["x"],
+    "thinking_token_budget": 5,
+    "priority": 1,
+    "cache_salt": "x",
+    "request_id": "x",
+    "documents": [{"text": "x"}],
+    "length_penalty": 2,
+    "chat_template": "{{ x }}",
+    "include_reasoning": False,
+    "prompt_embeds": "x",
+    "use_beam_search": True,
+}
+
+
+@pytest.mark.parametrize("name", EFFECTIVE)
+async def test_what_is_not_supported_is_refused_not_ignored(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend, name: str
+) -> None:
     for post in (_chat, _complete):
-        error = _refused(await post(client, **{name: value}), name)
+        error = _refused(await post(client, **{name: EFFECTIVE[name]}), name)
         assert error["code"] == "unsupported_parameter"
+        assert name in error["message"]
+    assert not frontend.requests
+
+
+async def test_what_only_one_of_the_two_supports_is_refused_by_the_other(client: httpx.AsyncClient) -> None:
+    for fields in (
+        {"max_completion_tokens": 5},
+        {"continue_final_message": True},
+        {"add_generation_prompt": False},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"add_special_tokens": False},
+    ):
+        (name,) = fields
+        assert _refused(await _complete(client, **fields), name)["code"] == "unsupported_parameter"
+    assert _refused(await _chat(client, add_special_tokens=True), "add_special_tokens")["code"]
+    assert _refused(await _chat(client, best_of=3), "best_of")["code"] == "unsupported_parameter"
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    error = _refused(await _chat(client, stream=True, stream_options=usage), "stream_options.continuous_usage_stats")
+    assert error["code"] == "unsupported_parameter"
+
+
+async def test_tools_are_blamed_before_the_choice_between_them(client: httpx.AsyncClient) -> None:
+    choice = {"type": "function", "function": {"name": "f"}}
+    _refused(await _chat(client, tool_choice=choice, tools=[{"type": "function"}]), "tools")
 
 
 async def test_neutral_and_unknown_fields_are_fine(client: httpx.AsyncClient) -> None:
@@ -316,13 +369,57 @@ async def test_neutral_and_unknown_fields_are_fine(client: httpx.AsyncClient) ->
         "suffix": None,
         "echo": False,
         "best_of": 1,
+        "bad_words": [],
+        "length_penalty": 1,
+        "priority": 0,
+        "skip_special_tokens": True,
+        "detokenize": True,
+        "verbosity": "medium",
+        "reasoning_effort": "medium",
         "user": "me",
         "metadata": {"a": "b"},
         "store": False,
+        "service_tier": "auto",
+        "parallel_tool_calls": True,
+        "prediction": {"type": "content", "content": "x"},
         "no_such_field": [1, {"x": 2}],
     }
     for post in (_chat, _complete):
-        assert (await post(client, **neutral)).status_code == 200
+        answer = await post(client, **neutral)
+        assert answer.status_code == 200, answer.text
+    assert (await _chat(client, **dict.fromkeys(EFFECTIVE))).status_code == 200
+
+
+async def test_numbers_and_switches_may_be_text(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    fields = {"max_tokens": "8", "temperature": "0.5", "top_k": 3.0, "seed": "7", "n": "2", "stop_token_ids": ["4"]}
+    answer = await _chat(client, **fields, ignore_eos="true", stream=0)
+    assert len(answer.json()["choices"]) == 2
+    expected = SamplingParams(max_new_tokens=8, temperature=0.5, top_k=3, seed=7, stop_token_ids=(4,), ignore_eos=True)
+    assert frontend.requests[0].sampling == expected
+
+
+async def test_how_a_chat_ends_can_be_said_at_the_top(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    started = [*MESSAGES, {"role": "assistant", "content": "Come"}]
+    ends = {"continue_final_message": True, "add_generation_prompt": False}
+    assert (await _chat(client, messages=started, **ends)).status_code == 200
+    (request,) = frontend.requests
+    assert isinstance(request.prompt, ChatPrompt)
+    assert request.prompt.template_kwargs == ends
+    _refused(await _chat(client, continue_final_message=True, add_generation_prompt=True), None)
+
+
+async def test_messages_do_not_repeat_everything_that_was_sent(client: httpx.AsyncClient) -> None:
+    long = "m" * 50_000
+    assert len((await _chat(client, model=long)).content) < 5000
+    assert len((await client.get(f"/v1/models/{long}")).content) < 5000
+    assert len((await client.get(f"/{long}")).content) < 5000
+    parts = [{"role": "user", "content": [{"type": long}]}]
+    assert len((await _chat(client, messages=parts)).content) < 5000
+
+
+async def test_of_very_many_wrong_items_the_first_is_told(client: httpx.AsyncClient) -> None:
+    _refused(await _chat(client, stop=[1] * 20_000), "stop[0]")
+    _refused(await _chat(client, messages=[{}] * 20_000), "messages[0].role")
 
 
 @pytest.mark.parametrize(
@@ -358,6 +455,26 @@ async def test_other_kinds_of_content_are_refused(client: httpx.AsyncClient) -> 
     typed = {"Content-Type": "application/json; charset=utf-8"}
     answer = await client.post("/v1/completions", content=b'{"model": "tiny", "prompt": "x"}', headers=typed)
     assert answer.status_code == 200
+
+
+async def test_a_compressed_body_is_read(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    body = json.dumps({"model": "tiny", "prompt": "Once" * 1000}).encode()
+    headers = {"Content-Encoding": "gzip"}
+    assert (await client.post("/v1/completions", content=gzip.compress(body), headers=headers)).status_code == 200
+    assert frontend.requests[0].prompt == TextPrompt("Once" * 1000)
+    bomb = gzip.compress(b" " * 30_000_000)
+    assert len(bomb) < 100_000
+    _refused(await client.post("/v1/completions", content=bomb, headers=headers), None, status=413)
+    for broken in (b"", body, gzip.compress(body)[:-9], gzip.compress(body) + b"x"):
+        error = _refused(await client.post("/v1/completions", content=broken, headers=headers), None)
+        assert error["code"] == "invalid_gzip"
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "deflate"])
+async def test_other_compressions_are_refused(client: httpx.AsyncClient, coding: str) -> None:
+    answer = await client.post("/v1/completions", content=b"{}", headers={"Content-Encoding": coding})
+    _refused(answer, None, status=415)
+    assert "gzip" in answer.headers["accept-encoding"]
 
 
 async def test_a_body_that_is_too_large(client: httpx.AsyncClient) -> None:

@@ -119,6 +119,74 @@ async def test_keys_guard_the_api_and_nothing_else(frontend: ScriptedFrontend) -
     assert "two" not in repr(ServerOptions(api_keys=("one", "two")))
 
 
+async def test_metrics_may_want_a_key_of_their_own(frontend: ScriptedFrontend) -> None:
+    options = ServerOptions(api_keys=("user",), metrics_keys=("scraper",))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(frontend, options)), base_url="http://x"
+    ) as client:
+        for key, metrics, models in ((None, 401, 401), ("user", 401, 200), ("scraper", 200, 401)):
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            assert (await client.get("/metrics", headers=headers)).status_code == metrics
+            assert (await client.get("/v1/models", headers=headers)).status_code == models
+        assert (await client.get("/health")).status_code == 200
+    assert "scraper" not in repr(options)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/metrics", "/v1/models", "/v1/models/tiny"])
+async def test_head_is_get_without_the_body(address: tuple[str, int], path: str) -> None:
+    async with httpx.AsyncClient(base_url="http://{}:{}".format(*address)) as client:
+        answer = await client.head(path)
+        assert answer.status_code == 200
+        assert answer.content == b""
+        if path != "/metrics":
+            assert answer.headers["content-length"] == (await client.get(path)).headers["content-length"]
+
+
+ORIGIN = "http://localhost:3000"
+
+
+async def test_pages_of_the_origins_that_are_named_may_use_the_api(frontend: ScriptedFrontend) -> None:
+    app = create_app(frontend, ServerOptions(api_keys=("one",), cors_origins=(ORIGIN, "https://chat.example")))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        asked = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        }
+        answer = await client.options("/v1/chat/completions", headers={"Origin": ORIGIN, **asked})
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == ORIGIN
+        assert answer.headers["access-control-allow-credentials"] == "true"
+        assert "authorization" in answer.headers["access-control-allow-headers"]
+        assert answer.headers["x-request-id"]
+        # Errors too, or the page would see none of them.
+        for headers, status in (({}, 401), ({"Authorization": "Bearer one"}, 200)):
+            answer = await client.post("/v1/chat/completions", json=CHAT, headers={"Origin": ORIGIN, **headers})
+            assert answer.status_code == status
+            assert answer.headers["access-control-allow-origin"] == ORIGIN
+            assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
+        foreign = await client.options("/v1/models", headers={"Origin": "http://evil.example", **asked})
+        assert foreign.status_code == 400
+        assert "access-control-allow-origin" not in foreign.headers
+
+
+async def test_a_bug_is_an_error_that_pages_can_read(frontend: ScriptedFrontend) -> None:
+    def broken() -> Health:
+        raise RuntimeError
+
+    frontend.health = broken  # type: ignore[method-assign]
+    app = create_app(frontend, ServerOptions(cors_origins=("*",)))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        answer = await client.get("/health", headers={"Origin": ORIGIN})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, "*")
+    assert answer.headers["x-request-id"]
+
+
+async def test_without_origins_there_is_no_cors(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/v1/models", headers={"Origin": ORIGIN})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert (await client.options("/v1/models", headers={"Origin": ORIGIN})).status_code == 405
+
+
 async def test_a_bug_is_a_500_without_its_insides(
     app: FastAPI, client: httpx.AsyncClient, frontend: ScriptedFrontend, caplog: pytest.LogCaptureFixture
 ) -> None:
