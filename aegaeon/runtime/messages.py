@@ -2,6 +2,9 @@
 
 A request is submitted by a frontend, scheduled by the driver of a node, and run by that node's instances; its tokens go
 from instance to frontend directly.
+
+A ring keeps its order; rings have none among each other. ``docs/messages.md`` lists the pairs that may come in either
+order, and what makes both right.
 """
 
 from __future__ import annotations
