@@ -79,7 +79,7 @@ def answer(request: GenerationRequest) -> tuple[tuple[int, ...], str, FinishReas
 class Words:
     """Text of tokens: their numbers."""
 
-    def encode(self, prompt: TokenPrompt) -> tuple[int, ...]:
+    def encode(self, prompt: TokenPrompt, most_tokens: int | None = None) -> tuple[int, ...]:
         return prompt.token_ids
 
     def stream(self, context: Sequence[int]) -> Words:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -64,6 +64,13 @@ def asked_for(number: int) -> dict[str, Any]:
     ][number % 6]
 
 
+async def until(client: asyncio.Task[Any], true: Callable[[], bool]) -> None:
+    """Wait for what a client is about to do: its prompt is tokenized by another thread."""
+    while not true():
+        assert not client.done(), client
+        await asyncio.sleep(0)
+
+
 class Play:
     """Turns numbers into things that happen."""
 
@@ -89,8 +96,7 @@ class Play:
         name = f"r{len(self.clients)}"
         asked = request(name, MODELS[number % 2], range(3, 8 + number % 40), **asked_for(number // 2))
         self.clients[name] = asked, asyncio.create_task(collect(self.world.frontend, asked))
-        while name not in self.world.frontend._streams:  # tokenizing is another thread's
-            await asyncio.sleep(0)
+        await until(self.clients[name][1], lambda: name in self.world.frontend._streams)
 
     def leave(self, number: int) -> None:
         if self.clients:
@@ -151,8 +157,7 @@ class Scripted:
 
     async def ask(self, asked: GenerationRequest = ASKED) -> asyncio.Task[Any]:
         task = asyncio.create_task(collect(self.frontend, asked))
-        while not self.sent.messages:
-            await asyncio.sleep(0)
+        await until(task, lambda: bool(self.sent.messages))
         return task
 
     async def read(self, ring: str) -> None:
@@ -209,8 +214,7 @@ async def test_a_client_that_leaves_at_any_point_leaves_nothing(order: tuple[str
 async def test_what_the_driver_says_of_the_end_comes_after_all_tokens(word: object) -> None:
     node = Scripted()
     asked = asyncio.create_task(node.frontend.generate(ASKED))
-    while not node.sent.messages:
-        await asyncio.sleep(0)
+    await until(asked, lambda: bool(node.sent.messages))
     node.rings["d"].messages += [SECOND]
     node.rings["p"].messages += [FIRST]
     node.rings["driver"].messages += [m.Accepted("a"), word]
