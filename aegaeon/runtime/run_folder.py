@@ -24,7 +24,9 @@ from aegaeon.core.service import ServiceError
 _SOCKET_PATH_BYTES = 107
 # The longest that Ray appends to its folder: the time with microseconds, and a pid of up to seven digits.
 _RAY_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-_RAY, _LOGS, _TOKEN, _LOCK = "ray", "logs", "auth_token", "lock"
+_RAY, _LOGS, _HOME, _TOKEN, _LOCK = "ray", "logs", "home", "auth_token", "lock"
+# What Ray and the logs of a short run take.
+_LEAST_FREE_BYTES = 32 << 20
 _LONGEST_NAME = "aegaeon-4194304-000000"
 _NAME = re.compile(r"aegaeon-\d+-[0-9a-f]{6}")
 _KEPT_PREFIX = "aegaeon-failed-"
@@ -39,7 +41,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, environment: Mapping[str, str]) -> RunFolder:
-        """Make one in the first place that will do: ``$XDG_RUNTIME_DIR``, ``$TMPDIR``, ``/tmp``, ``/var/tmp``.
+        """Make one in the first place that will do: ``$XDG_RUNTIME_DIR``, ``$TMPDIR``, ``/tmp``, ``/var/tmp``,
+        ``/dev/shm``.
 
         Raises ``ServiceError``, which says of each place why it will not do.
         """
@@ -57,12 +60,13 @@ class RunFolder:
     @classmethod
     def _create_in(cls, parent: Path) -> RunFolder:
         _check_length(parent)
+        _check_space(parent)
         path = parent / f"aegaeon-{os.getpid()}-{secrets.token_hex(3)}"
         path.mkdir(mode=0o700)
         try:
             path.chmod(0o700)  # whatever the umask took away
             lock_fd = _lock(path)
-            for name in (_RAY, _LOGS):
+            for name in (_RAY, _LOGS, _HOME):
                 (path / name).mkdir(mode=0o700)
                 (path / name).chmod(0o700)
             _write_token(path / _TOKEN)
@@ -83,6 +87,11 @@ class RunFolder:
         return self.path / _LOGS
 
     @property
+    def home(self) -> Path:
+        """A home folder for libraries whose user has none that can be written to."""
+        return self.path / _HOME
+
+    @property
     def token(self) -> Path:
         """The file of the secret that Ray's processes show each other, mode 0600."""
         return self.path / _TOKEN
@@ -93,9 +102,15 @@ class RunFolder:
         self._unlock()
 
     def keep_logs(self) -> Path:
-        """Delete everything but the logs, which move to a folder that no later service removes; that folder."""
+        """Delete everything but the logs, Ray's too, which move to a folder that no later service removes; returns it.
+
+        Raises ``OSError`` where they cannot be moved.
+        """
         kept = self.path.with_name(_KEPT_PREFIX + self.path.name.removeprefix("aegaeon-"))
         self.logs.rename(kept)
+        for session in self.ray.glob("session_2*"):
+            with contextlib.suppress(FileNotFoundError):
+                (session / _LOGS).rename(kept / session.name)
         self.remove()
         return kept
 
@@ -105,10 +120,17 @@ class RunFolder:
             self._lock_fd = None
 
 
+def is_private_ray(temp_dir: Path) -> bool:
+    """Whether Ray's temporary folder is that of a service's own Ray, which is nobody else's to join."""
+    return temp_dir.name == _RAY and _NAME.fullmatch(temp_dir.parent.name) is not None
+
+
 def places(environment: Mapping[str, str]) -> list[Path]:
     """Where a service's folder may be, best first; absolute, each once."""
     given = [environment.get(name, "") for name in ("XDG_RUNTIME_DIR", "TMPDIR")]
-    return list(dict.fromkeys(Path(place) for place in (*given, "/tmp", "/var/tmp") if place.startswith("/")))
+    return list(
+        dict.fromkeys(Path(place) for place in (*given, "/tmp", "/var/tmp", "/dev/shm") if place.startswith("/"))
+    )
 
 
 def remove_abandoned(environment: Mapping[str, str]) -> list[Path]:
@@ -155,6 +177,11 @@ def _check_length(parent: Path) -> None:
     longest = f"{parent}/{_LONGEST_NAME}/{_RAY}{_RAY_SOCKET}"
     if len(os.fsencode(longest)) > _SOCKET_PATH_BYTES:
         raise OSError(errno.ENAMETOOLONG, "its path is too long for the sockets in it")
+
+
+def _check_space(parent: Path) -> None:
+    if shutil.disk_usage(parent).free < _LEAST_FREE_BYTES:
+        raise OSError(errno.ENOSPC, "less than 32 MiB are free")
 
 
 def _write_token(path: Path) -> None:

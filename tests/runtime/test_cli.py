@@ -81,7 +81,7 @@ def service(monkeypatch):
     """Stands in for the runtime: reports what it is told to, then does ``ending``; remembers the configuration."""
     seen = types.SimpleNamespace(config=None, reports=[Ready(URL)], ending=lambda: None)
 
-    def run_service(config: PoolConfig, report) -> None:
+    def run_service(config: PoolConfig, report, folder, logs) -> None:
         seen.config = config
         for item in seen.reports:
             report(item)

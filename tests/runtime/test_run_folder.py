@@ -62,7 +62,7 @@ def test_a_place_that_is_too_long_missing_or_a_file_is_passed_over(short_folder:
 
 
 def test_a_relative_place_is_none() -> None:
-    assert places({"TMPDIR": "here", "XDG_RUNTIME_DIR": ""}) == [Path("/tmp"), Path("/var/tmp")]
+    assert places({"TMPDIR": "here", "XDG_RUNTIME_DIR": ""}) == [Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]
 
 
 def test_no_place_at_all_says_why_and_what_to_do(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,82 @@
+"""Which Ray cluster ``--ray-address`` means: never the private one of a service.
+
+Ray's own ``auto`` takes any Ray that runs on the machine, and a service's is one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aegaeon.core.service import ServiceError
+from aegaeon.runtime.run_folder import is_private_ray
+
+AUTO = "auto"
+_ADDRESS_VARIABLE = "RAY_ADDRESS"
+_START = "start one with `ray start --head`, or leave out --ray-address"
+
+
+@dataclass(frozen=True, slots=True)
+class Raylet:
+    """A Ray node of this machine: where its cluster answers (HOST:PORT), and its temporary folder."""
+
+    address: str
+    temp_dir: Path
+
+
+def resolve_address(asked: str, environment: Mapping[str, str], raylets: Sequence[Raylet], current: str | None) -> str:
+    """The cluster's HOST:PORT. ``auto`` is ``$RAY_ADDRESS``, else the cluster that runs on this machine.
+
+    ``raylets``: those of this machine; ``current``: what ``ray start`` noted last. Raises ``ServiceError`` where there
+    is no cluster, a choice of several, or only what cannot be joined.
+    """
+    given = environment.get(_ADDRESS_VARIABLE, "") if asked == AUTO else asked
+    private = {raylet.address for raylet in raylets if is_private_ray(raylet.temp_dir)}
+    found = {raylet.address for raylet in raylets} - private
+    address = given if given not in ("", AUTO) else _choose(found, current)
+    if "://" in address or ":" not in address:
+        raise ServiceError(f"{address} is not an address of a Ray cluster: name it as HOST:PORT")
+    if address in private:
+        raise ServiceError(f"the Ray at {address} belongs to another aegaeon service: {_START}")
+    return address
+
+
+def _choose(found: set[str], current: str | None) -> str:
+    if current in found:
+        return str(current)
+    if not found:
+        raise ServiceError(
+            f"no Ray cluster runs on this machine (those that services keep to themselves do not count): {_START}"
+        )
+    if len(found) > 1:
+        raise ServiceError(
+            f"several Ray clusters run on this machine: choose by --ray-address {' or '.join(sorted(found))}"
+        )
+    return found.pop()
+
+
+def local_raylets() -> list[Raylet]:
+    """The Ray nodes that run on this machine, as far as this user can see."""
+    return [raylet for process in Path("/proc").glob("[0-9]*") if (raylet := _raylet(process)) is not None]
+
+
+def _raylet(process: Path) -> Raylet | None:
+    try:
+        command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # it has ended
+        return None
+    if Path(command[0]).name != "raylet":
+        return None
+    flags = dict(word.lstrip("-").split("=", 1) for word in command[1:] if "=" in word)
+    address, temp_dir = flags.get("gcs-address"), flags.get("temp_dir")
+    return Raylet(address, Path(temp_dir)) if address and temp_dir else None
+
+
+def current_cluster(environment: Mapping[str, str]) -> str | None:
+    """The address that ``ray start`` wrote down last, whether it still answers or not."""
+    folder = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
+    try:
+        return Path(folder, "ray", "ray_current_cluster").read_text().strip()
+    except OSError:
+        return None
