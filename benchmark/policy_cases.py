@@ -19,6 +19,7 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.slo import Slo
 from aegaeon.latency.profile_book import ProfileBook
+from aegaeon.latency.shipped import shipped_profiles
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.scheduler import Scheduler
 from aegaeon.scheduler.slack.scheduler import SlackScheduler
@@ -266,7 +267,7 @@ def _servegen() -> ServeGen:
 
 @lru_cache(maxsize=1)
 def _book() -> ProfileBook:
-    return ProfileBook.open(ROOT / "profiles")
+    return ProfileBook.open(shipped_profiles())
 
 
 @lru_cache(maxsize=2)

@@ -14,7 +14,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ServiceError
+from aegaeon.runtime.run_folder import RunFolder
 
 CONTINUED = "    "
 """What the further lines of a record begin with; other lines without a head were not written by the log."""
@@ -33,6 +35,16 @@ class LogPlace:
         if self.file is not None:
             return self.file
         return None if self.folder is None else self.folder / f"{process}.log"
+
+
+def place_logs(config: PoolConfig, folder: RunFolder, level: int) -> LogPlace:
+    """Where the processes of a service log to. ``level``: the least of our own messages that is logged.
+
+    A Ray that is not ours may be on other machines, and brings us what its processes write to standard error: warnings.
+    """
+    if config.ray_address is None or config.log_file is not None:
+        return LogPlace(config.log_file, folder.logs, level)
+    return LogPlace(level=logging.WARNING)
 
 
 class ProcessFormatter(logging.Formatter):

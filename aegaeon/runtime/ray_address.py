@@ -5,6 +5,7 @@ Ray's own ``auto`` takes any Ray that runs on the machine, and a service's is on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from aegaeon.runtime.run_folder import is_private_ray
 
 AUTO = "auto"
 _ADDRESS_VARIABLE = "RAY_ADDRESS"
+_ADDRESS = re.compile(r"([^:/\s]+|\[[0-9a-fA-F:]+\]):\d+")
 _START = "start one with `ray start --head`, or leave out --ray-address"
 
 
@@ -35,9 +37,9 @@ def resolve_address(asked: str, environment: Mapping[str, str], raylets: Sequenc
     private = {raylet.address for raylet in raylets if is_private_ray(raylet.temp_dir)}
     found = {raylet.address for raylet in raylets} - private
     address = given if given not in ("", AUTO) else _choose(found, current)
-    if "://" in address or ":" not in address:
-        raise ServiceError(f"{address} is not an address of a Ray cluster: name it as HOST:PORT")
-    if address in private:
+    if not _ADDRESS.fullmatch(address):
+        raise ServiceError(f"'{address}' is no address of a Ray cluster: give --ray-address as HOST:PORT")
+    if address.replace("localhost:", "127.0.0.1:", 1) in private:
         raise ServiceError(f"the Ray at {address} belongs to another aegaeon service: {_START}")
     return address
 

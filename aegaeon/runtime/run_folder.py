@@ -33,11 +33,12 @@ _KEPT_PREFIX = "aegaeon-failed-"
 
 
 class RunFolder:
-    """A folder of mode 0700 that this process holds until ``remove`` or ``keep_logs``; processes it starts use it."""
+    """A folder of mode 0700 that its maker holds until ``remove`` or ``keep_logs``; processes that it starts have it as
+    ``RunFolder(path)``."""
 
-    def __init__(self, path: Path, lock_fd: int) -> None:
+    def __init__(self, path: Path, lock_fd: int | None = None) -> None:
         self.path = path
-        self._lock_fd: int | None = lock_fd
+        self._lock_fd = lock_fd
 
     @classmethod
     def create(cls, environment: Mapping[str, str]) -> RunFolder:
