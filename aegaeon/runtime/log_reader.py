@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aegaeon.core.service import ServiceError
 from aegaeon.runtime.process_log import CONTINUED
 
 _POLL_S = 0.2
@@ -86,7 +87,7 @@ class LogWatch:
     """Shows warnings, errors and what was not written by the log as they come; a context manager.
 
     ``show`` gets lines for the operator, on a thread of the watch's own. ``trouble`` is whether there were any but
-    warnings, or the block raised an error.
+    warnings, or the block raised anything but a plain ``ServiceError``, which says itself what there is to know.
     """
 
     def __init__(self, folder: Path, show: Callable[[str], None]) -> None:
@@ -104,7 +105,7 @@ class LogWatch:
         self._ended.set()
         self._thread.join()
         self._take(self._reader.finish())
-        self.trouble |= raised is not None and issubclass(raised, Exception)
+        self.trouble |= raised is not None and issubclass(raised, Exception) and raised is not ServiceError
 
     def _watch(self) -> None:
         while not self._ended.wait(_POLL_S):

@@ -21,10 +21,14 @@ _START = "start one with `ray start --head`, or leave out --ray-address"
 
 @dataclass(frozen=True, slots=True)
 class Raylet:
-    """A Ray node of this machine: where its cluster answers (HOST:PORT), and its temporary folder."""
+    """A Ray node of this machine: where its cluster answers (HOST:PORT), and its temporary folder.
+
+    ``started``: it was started by ``ray start``, for others to join, and not by a program for itself.
+    """
 
     address: str
     temp_dir: Path
+    started: bool = True
 
 
 def resolve_address(asked: str, environment: Mapping[str, str], raylets: Sequence[Raylet], current: str | None) -> str:
@@ -35,8 +39,11 @@ def resolve_address(asked: str, environment: Mapping[str, str], raylets: Sequenc
     """
     given = environment.get(_ADDRESS_VARIABLE, "") if asked == AUTO else asked
     private = {raylet.address for raylet in raylets if is_private_ray(raylet.temp_dir)}
-    found = {raylet.address for raylet in raylets} - private
-    address = given if given not in ("", AUTO) else _choose(found, current)
+    address = given
+    if given in ("", AUTO):
+        others = [raylet for raylet in raylets if raylet.address not in private]
+        started = {raylet.address for raylet in others if raylet.started}
+        address = _choose(started or {raylet.address for raylet in others}, current)
     if not _ADDRESS.fullmatch(address):
         raise ServiceError(f"'{address}' is no address of a Ray cluster: give --ray-address as HOST:PORT")
     if address.replace("localhost:", "127.0.0.1:", 1) in private:
@@ -72,13 +79,19 @@ def _raylet(process: Path) -> Raylet | None:
         return None
     flags = dict(word.lstrip("-").split("=", 1) for word in command[1:] if "=" in word)
     address, temp_dir = flags.get("gcs-address"), flags.get("temp_dir")
-    return Raylet(address, Path(temp_dir)) if address and temp_dir else None
+    if not (address and temp_dir):
+        return None
+    return Raylet(address, Path(temp_dir), started=_noted(Path(temp_dir)) == address)
 
 
 def current_cluster(environment: Mapping[str, str]) -> str | None:
     """The address that ``ray start`` wrote down last, whether it still answers or not."""
-    folder = environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp"
+    return _noted(Path(environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp", "ray"))
+
+
+def _noted(temp_dir: Path) -> str | None:
+    """What ``ray start`` wrote into a temporary folder; a Ray that a program starts for itself writes nothing."""
     try:
-        return Path(folder, "ray", "ray_current_cluster").read_text().strip()
+        return (temp_dir / "ray_current_cluster").read_text().strip()
     except OSError:
         return None

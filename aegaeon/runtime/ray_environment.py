@@ -37,7 +37,10 @@ def settle_environment(environment: MutableMapping[str, str], folder: RunFolder,
             del environment[name]
         environment.update(_PRIVATE_RAY)
         environment["RAY_AUTH_TOKEN_PATH"] = str(folder.token)
-    elif "RAY_AUTH_MODE" not in environment and _has_token(environment):
+        return
+    environment.setdefault("RAY_COLOR_PREFIX", "0")
+    environment.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")  # seconds in which a cluster must answer
+    if "RAY_AUTH_MODE" not in environment and _has_token(environment):
         environment["RAY_AUTH_MODE"] = "token"  # Ray looks for it by itself only where it looks for the address, too
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import ray
 
 from aegaeon.core.service import ServiceError
+from aegaeon.runtime.process_log import ProcessFormatter
 from aegaeon.runtime.ray_address import current_cluster, local_raylets, resolve_address
 from aegaeon.runtime.run_folder import RunFolder
 
@@ -35,7 +37,14 @@ def start_private_ray(folder: RunFolder) -> None:
             _plasma_directory=str(_object_store_place(folder)),
         )
     except Exception as error:  # Ray raises whatever its parts do, a bare ``Exception`` too
+        _note_failure(folder, error)
         raise ServiceError(f"Ray does not start: {_last_line(error)}; `aegaeon doctor` looks for the cause") from error
+
+
+def _note_failure(folder: RunFolder, error: Exception) -> None:
+    """For the operator to see, and for the logs to be kept: Ray's own ones tell more."""
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "Ray does not start: %s", (error,), None)
+    (folder.logs / "ray.log").write_text(ProcessFormatter("ray").format(record) + "\n", encoding="utf-8")
 
 
 def _object_store_place(folder: RunFolder) -> Path:
@@ -56,17 +65,23 @@ def join_ray(asked: str) -> None:
     address = resolve_address(asked, os.environ, local_raylets(), current_cluster(os.environ))
     try:
         ray.init(address=address, configure_logging=False, log_to_driver=True)
-    except ray.exceptions.AuthenticationError as error:
-        raise ServiceError(
-            f"the Ray cluster at {address} asks for its token: set RAY_AUTH_TOKEN_PATH to the file that holds it"
-        ) from error
-    except (ConnectionError, TimeoutError) as error:
-        raise ServiceError(
-            f"no Ray cluster answers at {address}: start one with `ray start --head` or leave out --ray-address"
-        ) from error
-    except Exception as error:
-        raise ServiceError(f"cannot join the Ray cluster at {address}: {_last_line(error)}") from error
+    except Exception as error:  # Ray raises whatever its parts do, a bare ``Exception`` too
+        raise ServiceError(_why_not_joined(address, error)) from error
 
 
-def _last_line(error: Exception) -> str:
+def _why_not_joined(address: str, error: BaseException) -> str:
+    reasons = [error]
+    while (cause := reasons[-1].__cause__ or reasons[-1].__context__) is not None:
+        reasons.append(cause)
+    if any(isinstance(one, ray.exceptions.AuthenticationError) or "AuthToken" in str(one) for one in reasons):
+        return (
+            f"the Ray cluster at {address} asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the "
+            "file that holds it"
+        )
+    if isinstance(error, ConnectionError | TimeoutError):
+        return f"no Ray cluster answers at {address}: start one with `ray start --head`, or leave out --ray-address"
+    return f"cannot join the Ray cluster at {address}: {_last_line(error)}"
+
+
+def _last_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -109,14 +109,15 @@ def test_the_watch_shows_lines_while_it_watches(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_service_itself_is_trouble(tmp_path: Path) -> None:
-    watch = LogWatch(tmp_path, print)
-    with pytest.raises(ServiceError), watch:
-        raise ServiceError("no")
-    assert watch.trouble
-    watch = LogWatch(tmp_path, print)
-    with pytest.raises(KeyboardInterrupt), watch:
-        raise KeyboardInterrupt
-    assert not watch.trouble
+    for error, trouble in (
+        (ValueError("a bug"), True),
+        (ServiceError("no such model"), False),
+        (KeyboardInterrupt(), False),
+    ):
+        watch = LogWatch(tmp_path, print)
+        with pytest.raises(type(error)), watch:
+            raise error
+        assert watch.trouble is trouble
 
 
 def test_a_log_file_that_cannot_be_written_is_told() -> None:

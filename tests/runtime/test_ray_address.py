@@ -18,8 +18,14 @@ def test_auto_is_the_cluster_of_this_machine_and_never_a_service_s_own() -> None
 
 
 def test_where_only_services_have_a_ray_there_is_none_to_join() -> None:
-    with pytest.raises(ServiceError, match="no Ray cluster runs on this machine.*ray start --head"):
+    with pytest.raises(ServiceError, match=r"no Ray cluster runs on this machine.*ray start --head"):
         resolve_address("auto", {}, [PRIVATE], PRIVATE.address)
+
+
+def test_one_that_was_started_to_be_joined_goes_before_one_that_a_program_has_for_itself() -> None:
+    notebook = Raylet("10.0.0.5:5000", Path("/tmp/ray"), started=False)
+    assert resolve_address("auto", {}, [notebook, OTHERS], None) == OTHERS.address
+    assert resolve_address("auto", {}, [notebook, PRIVATE], None) == notebook.address
 
 
 def test_of_several_it_is_the_one_that_was_started_last_or_a_choice() -> None:
