@@ -71,12 +71,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A system under some constants. ``profile_error``: what policies believe of latencies, over what is true."""
+    """A system under some constants."""
 
     name: str
     system: System
     paper_constants: bool = False
-    profile_error: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ def _slack(
 def misled(contender: Contender, error: float) -> Contender:
     """The contender with profiles that are wrong by a factor."""
     system = replace(contender.system, scheduler=partial(_misled, error, contender.system))
-    return replace(contender, name=f"{contender.name} x{error:g}", system=system, profile_error=error)
+    return replace(contender, name=f"{contender.name} x{error:g}", system=system)
 
 
 def _misled(
