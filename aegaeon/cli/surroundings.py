@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aegaeon.cli.logs import configure_logs
+from aegaeon.cli.open_files import raise_file_limit
 from aegaeon.core.config import PoolConfig
 from aegaeon.runtime.log_reader import LogWatch
 from aegaeon.runtime.ray_environment import settle_environment
@@ -35,6 +36,7 @@ def surroundings(config: PoolConfig) -> Iterator[RunFolder]:
     Nothing of it stays, but after trouble the logs do; then standard error says where they are. Raises
     ``ServiceError``.
     """
+    raise_file_limit(config)
     folder = RunFolder.create(os.environ)
     watch = LogWatch(folder.logs, _say)
     try:

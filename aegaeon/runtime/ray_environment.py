@@ -20,6 +20,9 @@ _PRIVATE_RAY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray would have its processes wait for everybody else's (niceness 15): instances and drivers are what serves.
     "RAY_worker_niceness": "0",
+    # Older versions hide all GPUs from actors that ask for none of Ray's count.
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
 }
 _NEEDED_PROXY_EXCEPTIONS = ("127.0.0.1", "localhost", "::1")
 _USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")

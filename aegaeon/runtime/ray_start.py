@@ -14,6 +14,8 @@ from aegaeon.runtime.process_log import ProcessFormatter
 from aegaeon.runtime.ray_address import current_cluster, local_raylets, resolve_address
 from aegaeon.runtime.run_folder import RunFolder
 
+logger = logging.getLogger(__name__)
+
 # Ray insists on an object store; no tensor of ours passes through it.
 _OBJECT_STORE_BYTES = 80 << 20
 _SHARED_MEMORY = Path("/dev/shm")
@@ -67,6 +69,12 @@ def join_ray(asked: str) -> None:
         ray.init(address=address, configure_logging=False, log_to_driver=True)
     except Exception as error:  # Ray raises whatever its parts do, a bare ``Exception`` too
         raise ServiceError(_why_not_joined(address, error)) from error
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        logger.warning(
+            "the Ray cluster at %s asks for no token: whoever reaches it can run programs on its nodes; "
+            "start them with RAY_AUTH_MODE=token",
+            address,
+        )
 
 
 def _why_not_joined(address: str, error: BaseException) -> str:

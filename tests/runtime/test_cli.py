@@ -294,7 +294,7 @@ class TestBugs:
 class TestDoctor:
     def test_it_looks_at_everything(self, run):
         code, out, _ = run("doctor")
-        names = ("Python", "torch", "ray", "loader", "cores", "memory", "shared memory", "GPU")
+        names = ("Python", "torch", "ray", "loader", "cores", "memory", "shared memory", "service folder", "GPU")
         assert all(name in out for name in names)
         assert code == int("broken" in out)
 
@@ -304,6 +304,16 @@ class TestDoctor:
         assert code == 1
         assert "not built" in out
         assert "pip install" in out
+
+    def test_folders_that_are_not_there(self, monkeypatch):
+        monkeypatch.setattr("aegaeon.runtime.run_folder.places", lambda _: [])
+        monkeypatch.setenv("HOME", "")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        findings = {finding.name: finding for finding in doctor.examine()}
+        assert findings["service folder"].broken
+        assert "TMPDIR" in findings["service folder"].advice
+        assert not findings["cache folder"].broken
+        assert "--cache-dir" in findings["cache folder"].advice
 
     def test_shared_memory_that_is_forbidden(self, monkeypatch):
         def deny(name: str) -> int:
