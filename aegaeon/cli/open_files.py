@@ -33,7 +33,7 @@ def needed_files(config: PoolConfig) -> int:
 
 
 def raise_file_limit(config: PoolConfig) -> None:
-    """Raise the limit as far as makes sense. Raises ``ServiceError`` where the service could not even start with that."""
+    """Raise the limit as far as makes sense. Raises ``ServiceError`` where no service could start with that."""
     limits, needed = FileLimits.read(), needed_files(config)
     if limits.hard != resource.RLIM_INFINITY and limits.hard < needed:
         raise ServiceError(
