@@ -21,18 +21,23 @@ PAD, BEGIN, END, SYSTEM, USER, ASSISTANT = SPECIAL_TOKENS = (
     "<|assistant|>",
 )
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+# Instructions of a developer are the system's, and what a tool gives comes, as the user's words do, from outside.
 CHAT_TEMPLATE = """\
-{{ bos_token }}
+{%- set markers = {
+    'system': 'system', 'developer': 'system', 'user': 'user', 'tool': 'user', 'assistant': 'assistant'
+} %}
+{{- bos_token }}
 {%- for message in messages %}
-    {%- if message.role not in ['system', 'user', 'assistant'] %}
-        {{- raise_exception('the roles of this model are system, user and assistant') }}
+    {%- if message.role not in markers %}
+        {{- raise_exception('the roles of this model are system, developer, user, tool and assistant') }}
     {%- endif %}
-    {{- '<|' + message.role + '|>' }}
+    {{- '<|' + markers[message.role] + '|>' }}
     {%- if message.content is string %}
         {{- message.content | trim }}
     {%- else %}
         {%- for part in message.content or [] if part.type == 'text' %}{{ part.text | trim }}{% endfor %}
     {%- endif %}
+    {%- for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}
     {{- '<|end|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}

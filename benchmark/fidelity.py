@@ -245,7 +245,7 @@ def _write(rows: Sequence[Comparison], options: argparse.Namespace) -> None:
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fidelity.py", description="The simulator beside the real pool.")
     parser.add_argument("--rates", type=amount, nargs="+", default=list(RATES), help="requests per second and model")
-    parser.add_argument("--rounds", type=count, default=3, help="of all loads, with other requests each time  [4]")
+    parser.add_argument("--rounds", type=count, default=3, help="of all loads, other requests each time  [%(default)s]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reuse", action="store_true", help="simulate anew, beside what was measured the last time")
     parser.add_argument("--work", type=Path, default=CACHE_DIR / "fidelity", help="models and their profiles")

@@ -19,6 +19,7 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.slo import Slo
 from aegaeon.latency.profile_book import ProfileBook
+from aegaeon.latency.shipped import shipped_profiles
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.scheduler import Scheduler
 from aegaeon.scheduler.slack.scheduler import SlackScheduler
@@ -70,12 +71,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A system under some constants. ``profile_error``: what policies believe of latencies, over what is true."""
+    """A system under some constants."""
 
     name: str
     system: System
     paper_constants: bool = False
-    profile_error: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def _slack(
 def misled(contender: Contender, error: float) -> Contender:
     """The contender with profiles that are wrong by a factor."""
     system = replace(contender.system, scheduler=partial(_misled, error, contender.system))
-    return replace(contender, name=f"{contender.name} x{error:g}", system=system, profile_error=error)
+    return replace(contender, name=f"{contender.name} x{error:g}", system=system)
 
 
 def _misled(
@@ -266,7 +266,7 @@ def _servegen() -> ServeGen:
 
 @lru_cache(maxsize=1)
 def _book() -> ProfileBook:
-    return ProfileBook.open(ROOT / "profiles")
+    return ProfileBook.open(shipped_profiles())
 
 
 @lru_cache(maxsize=2)

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aegaeon.latency.profile_book import ProfileBook
+from aegaeon.latency.shipped import shipped_profiles
 from aegaeon.workload import SyntheticSpec, default_lengths, read_trace, synthesize
 from sim.hardware import Hardware, HardwareOptions, make_hardware
 from sim.run import RunResult, simulate
@@ -73,7 +74,7 @@ def published(options: argparse.Namespace, console: Console) -> int:
         return 2
     table = _table("qos in the artifact's semantics, and the artifact's own", "workload", *("aegaeon", "sllm") * 2)
     table.columns[3].header, table.columns[4].header = "aegaeon, off by", "sllm, off by"
-    book = ProfileBook.open(ROOT / "profiles" / "artifact")
+    book = ProfileBook.open(shipped_profiles() / "artifact")
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["tar", "xzf", options.traces, "-C", folder], check=True)
@@ -162,7 +163,7 @@ def _children_cpu_s() -> float:
 def _synthetic(models: int, rate_per_s: float, duration_s: float) -> Scenario:
     spec = SyntheticSpec(models, rate_per_s, duration_s)
     arrivals = synthesize(spec, default_lengths({}))
-    return make_scenario(arrivals, "generated", ProfileBook.open(ROOT / "profiles"), "h100")
+    return make_scenario(arrivals, "generated", ProfileBook.open(shipped_profiles()), "h100")
 
 
 def _timed(policy: str, scenario: Scenario, hardware: Hardware, tally: Tally) -> tuple[float, RunResult]:

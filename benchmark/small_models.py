@@ -9,16 +9,22 @@ import hashlib
 import json
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
 
 import aegaeon
+from aegaeon.settings.cache_dir import default_cache_dir
 from benchmark.interrupt import deaf_to_interrupts
 
 MAKERS = 2  # processes; making is compute, one thread each
-CACHE_DIR = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aegaeon"
+CACHE_DIR = (
+    Path(os.environ["AEGAEON_CACHE_DIR"])
+    if os.environ.get("AEGAEON_CACHE_DIR")
+    else default_cache_dir(os.environ) or Path(tempfile.gettempdir()) / "aegaeon"
+)
 BENCH_MODELS_DIR = CACHE_DIR / "bench-models"
 VOICES_DIR = Path(aegaeon.__file__).parent / "data" / "voices"
 DEMO_ARCHITECTURES = ("llama", "qwen3", "gemma3_text", "mixtral")

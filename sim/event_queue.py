@@ -33,11 +33,6 @@ class EventQueue:
         self._heap: list[tuple[float, int, int, Action, Any]] = []
         self._pushed = 0
 
-    @property
-    def pushed(self) -> int:
-        """Entries so far, those to come included."""
-        return self._pushed
-
     def push(self, time_s: float, priority: Priority, action: Action, argument: Any) -> None:
         """Have ``action(argument, time_s)`` called at ``time_s``."""
         self._pushed += 1

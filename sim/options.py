@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aegaeon.core.slo import Slo
+from aegaeon.latency.shipped import shipped_profiles
 from aegaeon.settings.sizes import parse_bytes
 from aegaeon.workload import TIME_UNITS, SyntheticSpec
 from sim.errors import InputError
@@ -22,8 +23,6 @@ from sim.scenario import MAX_CONTEXT_TOKENS, SIMULATOR_MIX
 from sim.sweep import Point, Setting, WorkloadChoice
 from sim.systems import DEFAULT_SYSTEMS, PAPER_SYSTEMS, SYSTEMS, find_system
 
-ROOT = Path(__file__).resolve().parent.parent
-PROFILES = ROOT / "profiles"
 _REPEATED = re.compile(r"(\d+)x(\S+)")
 
 
@@ -88,7 +87,9 @@ def parser(program: str = "sim.simulate") -> argparse.ArgumentParser:
     pool.add_argument(
         "--prefill-chunk", type=int, metavar="TOKENS", help="prompts go in chunks beside decoding; default whole"
     )
-    pool.add_argument("--profile-dir", type=Path, metavar="DIR", help="latency profiles; default profiles/")
+    pool.add_argument(
+        "--profile-dir", type=Path, metavar="DIR", help="latency profiles; default: those that come with aegaeon"
+    )
     pool.add_argument(
         "--compat", choices=["artifact"], help="the constants, fits and semantics of the SOSP'25 artifact"
     )
@@ -118,7 +119,8 @@ def make_setting(options: argparse.Namespace, environment: Mapping[str, str]) ->
         prefill_chunk_tokens=options.prefill_chunk,
         artifact=artifact,
     )
-    profiles = options.profile_dir or (PROFILES / "artifact" if artifact else PROFILES)
+    shipped = shipped_profiles()
+    profiles = options.profile_dir or (shipped / "artifact" if artifact else shipped)
     return Setting(
         hardware,
         profiles,

@@ -112,10 +112,6 @@ class RequestState:
         self.kv_s += seconds
         self._cover(seconds)
 
-    def spend_control(self, seconds: float) -> None:
-        self.control_s += seconds
-        self._cover(seconds)
-
     def _cover(self, seconds: float) -> None:
         if self.generated:
             self.after_s += seconds

@@ -77,10 +77,14 @@ def make_scenario(
 ) -> Scenario:
     """Models in order of first appearance take the kinds of ``mix`` in turn; a trace that names real models keeps them.
 
-    Raises ``InputError`` (a request longer than the context limit; kinds that need different device groups) or
-    ``LatencyError`` (a model or device without a profile).
+    Raises ``InputError`` (no request at all; one longer than the context limit; kinds that need different device
+    groups) or ``LatencyError`` (a model or device without a profile).
     """
     slo = slo or Slo()
+    if not arrivals:
+        raise InputError(
+            f"{origin}: there is no request in it; a longer --duration or a higher --arrival-rate has some"
+        )
     _require_fit(arrivals, origin, max_context_tokens)
     names = list(dict.fromkeys(arrival.model for arrival in arrivals))
     entries = {kind: book.find(kind, device) for kind in dict.fromkeys(mix)}

@@ -6,7 +6,7 @@ Does not know: how commands are carried out, time, the systems there are (``sim.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aegaeon.core.cost import CostModel
 from aegaeon.core.instance import InstanceSpec
@@ -80,7 +80,6 @@ class Layout:
     devices: tuple[Device, ...]
     instances: tuple[PlacedInstance, ...]
     overlap: float = 0.0
-    notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [placed.spec.instance_id for placed in self.instances]

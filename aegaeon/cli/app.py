@@ -167,7 +167,7 @@ def workload(context: typer.Context) -> None:
 
 @app.command(**_FORWARD)  # type: ignore[arg-type]
 def bench(context: typer.Context) -> None:
-    """Replay a workload against a pool; every argument goes on to benchmark/benchmark_e2e.py (source tree only)."""
+    """Replay a workload against a pool; every argument goes on to benchmark/benchmark_e2e.py."""
     from aegaeon.cli.bench import benchmark_main
 
     raise typer.Exit(benchmark_main()(context.args))

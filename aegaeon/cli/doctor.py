@@ -22,7 +22,10 @@ from rich.table import Table
 
 from aegaeon.cli.console import make_console
 from aegaeon.cli.gpus import gpus
+from aegaeon.core.service import ServiceError
 from aegaeon.machine import OTHER_PROCESSES, PROCESS_BYTES, default_instances, read_machine
+from aegaeon.runtime.run_folder import RunFolder
+from aegaeon.settings.cache_dir import default_cache_dir
 from aegaeon.settings.sizes import format_bytes
 
 _LEAST_BYTES = (OTHER_PROCESSES + 1) * PROCESS_BYTES + (256 << 20)
@@ -114,8 +117,29 @@ def _ray_memory() -> Finding:
     folder = Path("/dev/shm")
     free_bytes = shutil.disk_usage(folder).free if folder.is_dir() else 0
     small = free_bytes < _LEAST_RAY_BYTES
-    advice = f"Ray wants {format_bytes(_LEAST_RAY_BYTES)}; in a container: --shm-size" if small else ""
-    return Finding("/dev/shm (for Ray)", f"{format_bytes(free_bytes)} free", advice)
+    where = ": Ray's store goes to the service's folder" if small else ""  # nothing of a request passes through it
+    return Finding("/dev/shm (for Ray)", f"{format_bytes(free_bytes)} free{where}")
+
+
+def _run_folder() -> Finding:
+    try:
+        folder = RunFolder.create(os.environ)
+    except ServiceError as error:
+        return Finding("service folder", "nowhere", str(error), broken=True)
+    folder.remove()
+    return Finding("service folder", f"in {folder.path.parent}")
+
+
+def _cache_folder() -> Finding:
+    """Where images are kept; models that need none are served without."""
+    given = os.environ.get("AEGAEON_CACHE_DIR")
+    folder = Path(given) if given else default_cache_dir(os.environ)
+    if folder is None:
+        return Finding("cache folder", "none: there is no home folder", "set --cache-dir to convert checkpoints")
+    made = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    fit = made.is_dir() and os.access(made, os.W_OK | os.X_OK)
+    advice = "" if fit else f"{made} cannot be written to: set --cache-dir to convert checkpoints"
+    return Finding("cache folder", str(folder), advice)
 
 
 def _open_files() -> Finding:
@@ -166,6 +190,8 @@ _LOOKS: tuple[Callable[[], Finding], ...] = (
     _memory,
     _shared_memory,
     _ray_memory,
+    _run_folder,
+    _cache_folder,
     _open_files,
     _pinnable,
     _gpu,

@@ -37,8 +37,13 @@ def configure_logs(file: Path | None) -> None:
     logging.basicConfig(format=_FORMAT, level=logging.WARNING, handlers=[_handler(file)], force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("aegaeon").setLevel(our_level())
+
+
+def our_level() -> int:
+    """The least level of our own messages that are logged."""
     debugging = os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
-    logging.getLogger("aegaeon").setLevel(logging.DEBUG if debugging else logging.INFO)
+    return logging.DEBUG if debugging else logging.INFO
 
 
 def _handler(file: Path | None) -> logging.Handler:

@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import (
@@ -28,6 +27,8 @@ from aegaeon.runtime.cluster import Cluster
 from aegaeon.runtime.frontend import PoolFrontend, ServedModel
 from aegaeon.runtime.node import NodeOptions
 from aegaeon.runtime.prepare import PreparedModel, RefusedModel
+from aegaeon.runtime.process_log import LogPlace
+from aegaeon.runtime.run_folder import RunFolder
 from aegaeon.runtime.text import TokenizerError
 from aegaeon.scheduler.registry import make_router
 from aegaeon.scheduler.router import Router
@@ -41,14 +42,14 @@ Report = Callable[[ServiceReport], None]
 _READY_TIMEOUT_S = 120.0
 
 
-def run_service(config: PoolConfig, report: Report) -> None:
-    """Serve until SIGINT or SIGTERM. ``config`` is settled: no size is left to guess.
+def run_service(config: PoolConfig, report: Report, folder: RunFolder, logs: LogPlace) -> None:
+    """Serve until SIGINT or SIGTERM. ``config`` is settled: no size is left to guess. ``logs``: of its processes.
 
     Raises ``ServiceError`` when the service cannot start or go on.
     """
     with _listen(config) as sock:
         report(ListeningOn(_url(sock)))
-        cluster = Cluster(config)
+        cluster = Cluster(config, folder, logs)
         try:
             asyncio.run(_run(config, report, cluster, sock))
         finally:
@@ -105,7 +106,7 @@ def _on_signal(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None
 def _start(config: PoolConfig, report: Report, cluster: Cluster) -> tuple[list[ServedModel], list[str]]:
     """Blocking: processes start, models are looked at."""
     cluster.start()
-    prepared, refused = cluster.prepare(_image_cache())
+    prepared, refused = cluster.prepare(config.cache_dir and config.cache_dir / "images")
     served, good = [], []
     for model in prepared:
         try:
@@ -125,10 +126,6 @@ def _start(config: PoolConfig, report: Report, cluster: Cluster) -> tuple[list[S
 def _nothing_to_serve(refused: Sequence[RefusedModel]) -> str:
     reasons = "; ".join(f"{bad.config.name}: {bad.reason}" for bad in refused)
     return f"none of the models can be served: {reasons}"
-
-
-def _image_cache() -> Path:
-    return Path.home() / ".cache" / "aegaeon" / "images"
 
 
 def _node_options(config: PoolConfig, node_id: str) -> NodeOptions:

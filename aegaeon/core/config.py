@@ -62,4 +62,5 @@ class PoolConfig:
     nodes: int = 1
     event_log: Path | None = None
     log_file: Path | None = None
+    cache_dir: Path | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)

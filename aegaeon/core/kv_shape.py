@@ -75,5 +75,5 @@ class KvShape:
         if any(layer != first for layer in self.layers):
             return f"{len(self.layers)}x(mixed)"
         if first.key_size != first.value_size:
-            return f"{len(self.layers)}x(16,{first.kv_heads},{first.key_size}+{first.value_size})"
+            return f"{len(self.layers)}x({self.block_tokens},{first.kv_heads},{first.key_size}+{first.value_size})"
         return f"{len(self.layers)}x(2,{self.block_tokens},{first.kv_heads},{first.key_size})"

@@ -33,11 +33,6 @@ def current_stream(ordinal: int) -> int:
     return int(torch.cuda.current_stream(ordinal).cuda_stream)
 
 
-def allocated_bytes(ordinal: int) -> int:
-    """Device memory that torch holds for its own tensors: activations, workspaces, graphs."""
-    return int(torch.cuda.memory_reserved(ordinal))
-
-
 def peak_bytes(ordinal: int) -> int:
     """The most that torch's own tensors took at once."""
     return int(torch.cuda.max_memory_allocated(ordinal))

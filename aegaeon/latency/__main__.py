@@ -24,6 +24,7 @@ from aegaeon.latency.model_facts import ModelFacts
 from aegaeon.latency.profile_file import Provenance
 from aegaeon.latency.report import check_table, fit_table, slowdown_table
 from aegaeon.latency.roofline import fastest
+from aegaeon.latency.shipped import shipped_profiles
 
 _PIPE_WIDTH = 140  # a pipe has no width
 _FIT_TOOL = "python -m aegaeon.latency fit"
@@ -80,7 +81,7 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_measurements(command: argparse.ArgumentParser) -> None:
     command.add_argument("measurements", type=Path, help="CSV: model, device, input_len, batch_size, prefill_ms, ...")
-    command.add_argument("--models", type=Path, default=Path("profiles/models"), help="model facts  [profiles/models]")
+    command.add_argument("--models", type=Path, default=shipped_profiles() / "models", help="model facts")
 
 
 def _fit(chosen: argparse.Namespace, console: Console) -> None:

@@ -13,7 +13,9 @@ _TIMEOUT_S = 10.0
 
 def source_commit(folder: Path = Path(__file__).parent) -> str:
     """The short name of the commit, with ``+`` where files differ from it; empty where this is no checkout."""
-    commit = _git(folder, "rev-parse", "--short=10", "HEAD")
+    # An environment often lies within somebody else's checkout, which does not track what is installed there.
+    tracked = _git(folder, "ls-files", ".")
+    commit = tracked and _git(folder, "rev-parse", "--short=10", "HEAD")
     changed = commit and _git(folder, "status", "--porcelain", "--untracked-files=no")
     return f"{commit}+" if changed else commit
 

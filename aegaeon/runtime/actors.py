@@ -21,43 +21,40 @@ from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.gateway import Endpoint, Gateway
 from aegaeon.runtime.node import Ended, Node, NodeOptions
 from aegaeon.runtime.prepare import PreparedModel, RefusedModel, prepare_models
+from aegaeon.runtime.process_log import LogPlace, begin_process_log
 from aegaeon.runtime.worker import WorkerOptions, run_worker
+
+logger = logging.getLogger(__name__)
 
 # A driver actor is asked to stop while it runs.
 _ACTOR_CALLS = 4
 
 
-def _set_up_logging(log_file: Path | None) -> None:
-    logging.basicConfig(
-        level=logging.INFO,
-        filename=log_file,
-        format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s",
-        force=True,
-    )
-    logging.captureWarnings(True)  # such as the loader's, where there are no huge pages
-
-
 class InstanceActor:
     """An instance process."""
 
-    def run(self, options: WorkerOptions, log_file: Path | None) -> None:
+    def run(self, options: WorkerOptions, logs: LogPlace) -> None:
         """Returns when the driver has shut the instance down; raises what the instance died of."""
-        _set_up_logging(log_file)
-        run_worker(options)
+        begin_process_log(options.spec.instance_id, logs)
+        try:
+            run_worker(options)
+        except BaseException:
+            logger.exception("this instance ends")
+            raise
 
 
 class DriverActor:
     """A driver process: its node's scheduler, ledger and caches."""
 
-    def __init__(self, log_file: Path | None) -> None:
-        _set_up_logging(log_file)
-        self._log_file = log_file
+    def __init__(self, name: str, logs: LogPlace) -> None:
+        begin_process_log(name, logs)
+        self._logs = logs
         self._node: Node | None = None
         self._gateway: Gateway | None = None
         self._threads: list[threading.Thread] = []
 
     def prepare(
-        self, configs: Sequence[ModelConfig], block_tokens: int, cache_dir: Path
+        self, configs: Sequence[ModelConfig], block_tokens: int, cache_dir: Path | None
     ) -> tuple[list[PreparedModel], list[RefusedModel]]:
         """Inspect and convert models on this node."""
         return prepare_models(configs, block_tokens, cache_dir)
@@ -77,7 +74,11 @@ class DriverActor:
     def run(self) -> None:
         """Drive until ``stop``; returns when every instance process has ended."""
         assert self._node is not None, "start comes first"
-        self._node.run()
+        try:
+            self._node.run()
+        except BaseException:
+            logger.exception("this driver ends")
+            raise
         if self._gateway is not None:
             self._gateway.close()
         for thread in self._threads:
@@ -92,7 +93,7 @@ class DriverActor:
 
     def _spawn(self, options: WorkerOptions, ended: Ended) -> None:
         actor = start_actor(InstanceActor, ray.get_runtime_context().get_node_id())
-        run = actor.run.remote(options, self._log_file)
+        run = actor.run.remote(options, self._logs)
         thread = threading.Thread(target=_watch, args=(actor, run, ended), name=f"watch-{options.key}", daemon=True)
         self._threads.append(thread)
         thread.start()

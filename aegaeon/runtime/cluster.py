@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +16,9 @@ from aegaeon.runtime.actors import DriverActor, start_actor
 from aegaeon.runtime.gateway import Endpoint
 from aegaeon.runtime.node import NodeOptions
 from aegaeon.runtime.prepare import PreparedModel, RefusedModel
-
-# Older versions of Ray hide all GPUs from actors that ask for none of Ray's count; its processes inherit this.
-_KEEP_VISIBLE_DEVICES = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-# Ray would have its processes wait for everybody else's (niceness 15): instances and drivers are what serves.
-_NICENESS = "RAY_worker_niceness"
-# Ray insists on an object store; no tensor of ours passes through it.
-_OBJECT_STORE_BYTES = 80 << 20
+from aegaeon.runtime.process_log import LogPlace
+from aegaeon.runtime.ray_start import join_ray, start_private_ray
+from aegaeon.runtime.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +34,10 @@ class RayNode:
 class Cluster:
     """The Ray side of one service."""
 
-    def __init__(self, config: PoolConfig) -> None:
+    def __init__(self, config: PoolConfig, folder: RunFolder, logs: LogPlace) -> None:
         self._config = config
-        self._temp_dir: Path | None = None
+        self._folder = folder
+        self._logs = logs
         self._drivers: list[Any] = []
         self._runs: list[Any] = []
         self.nodes: list[RayNode] = []
@@ -51,36 +45,15 @@ class Cluster:
     def start(self) -> None:
         """Start Ray here, or join the cluster at ``ray_address``; then a driver actor per node."""
         if self._config.ray_address is None:
-            self._start_local()
+            start_private_ray(self._folder)
         else:
-            self._join(self._config.ray_address)
+            join_ray(self._config.ray_address)
         self.nodes = _choose_nodes(_ray_nodes(), self._config.nodes)
-        self._drivers = [start_actor(DriverActor, node.ray_id, self._config.log_file) for node in self.nodes]
+        self._drivers = [
+            start_actor(DriverActor, node.ray_id, f"{node.node_id}-driver", self._logs) for node in self.nodes
+        ]
 
-    def _start_local(self) -> None:
-        self._temp_dir = Path(tempfile.mkdtemp(prefix="aegaeon-"))
-        os.environ.setdefault(_KEEP_VISIBLE_DEVICES, "1")
-        os.environ.setdefault(_NICENESS, "0")
-        ray.init(
-            address="local",
-            num_cpus=1,
-            num_gpus=0,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            configure_logging=False,
-            log_to_driver=False,
-            _temp_dir=str(self._temp_dir),
-        )
-
-    def _join(self, address: str) -> None:
-        try:
-            ray.init(address=address, configure_logging=False, log_to_driver=False)
-        except ConnectionError as error:
-            raise ServiceError(
-                f"no Ray cluster answers at {address}: start one with `ray start --head` or leave out --ray-address"
-            ) from error
-
-    def prepare(self, cache_dir: Path) -> tuple[list[PreparedModel], list[RefusedModel]]:
+    def prepare(self, cache_dir: Path | None) -> tuple[list[PreparedModel], list[RefusedModel]]:
         """Inspect the models on every node; the first node's findings count."""
         config = self._config
         calls = [driver.prepare.remote(config.models, config.block_tokens, cache_dir) for driver in self._drivers]
@@ -122,8 +95,6 @@ class Cluster:
             except ray.exceptions.RayError as error:
                 logging.getLogger(__name__).warning("a driver did not end in an orderly way: %s", error)
             ray.shutdown()
-        if self._temp_dir is not None:
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
 
 
 def _ray_nodes() -> list[dict[str, Any]]:

@@ -25,7 +25,6 @@ class DriverRequest:
     prefilled: bool = False
     home: str | None = None
     running_on: str | None = None
-    turn_id: int | None = None
     epoch: int = 0
     dropping: bool = False
     releasing: bool = False

@@ -35,7 +35,7 @@ class RefusedModel:
 
 
 def prepare_models(
-    configs: Iterable[ModelConfig], block_tokens: int, cache_dir: Path
+    configs: Iterable[ModelConfig], block_tokens: int, cache_dir: Path | None
 ) -> tuple[list[PreparedModel], list[RefusedModel]]:
     """Inspect every model, and convert what cannot be bound as it is; bad ones do not stop the others."""
     prepared, refused = [], []
@@ -47,13 +47,13 @@ def prepare_models(
     return prepared, refused
 
 
-def _prepare(config: ModelConfig, block_tokens: int, cache_dir: Path) -> PreparedModel:
+def _prepare(config: ModelConfig, block_tokens: int, cache_dir: Path | None) -> PreparedModel:
     facts = inspect_model(
         config.path, max_context_tokens=config.max_context_tokens, dtype=config.dtype, block_tokens=block_tokens
     )
     qml.inspect(config.path)  # bad weights are refused now, not when the first request comes
     reason = needs_image(config.path, facts.dtype)
-    path = config.path if reason is None else ensure_image(config.path, cache_dir, facts.dtype)
+    path = config.path if reason is None else _image(config.path, cache_dir, facts.dtype)
     spec = ModelSpec(
         config.name,
         qml.inspect(path).buffer_bytes,
@@ -62,3 +62,14 @@ def _prepare(config: ModelConfig, block_tokens: int, cache_dir: Path) -> Prepare
         config.slo,
     )
     return PreparedModel(config, path, facts, spec, f"image: {reason}" if reason else "")
+
+
+def _image(path: Path, cache_dir: Path | None, dtype: str) -> Path:
+    if cache_dir is None:
+        raise CheckpointError("it must be converted once, and there is no home folder to keep that in: set --cache-dir")
+    try:
+        return ensure_image(path, cache_dir, dtype)
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise CheckpointError(f"{error}; choose another folder with --cache-dir") from error
+        raise

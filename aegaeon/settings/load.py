@@ -6,6 +6,7 @@ Does not know: torch, Ray, how the pool runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
 from aegaeon.core.instance import Role
 from aegaeon.core.slo import Slo
 from aegaeon.machine import Machine, fit, read_machine
+from aegaeon.settings.cache_dir import default_cache_dir
 from aegaeon.settings.checkpoint import weight_bytes
 from aegaeon.settings.error import SettingsError
 from aegaeon.settings.options import OPTIONS, Kind, Scope
@@ -44,6 +46,7 @@ def load_settings(
     values = validate(sources)
     found, sizes = _models(values, sources)
     config = PoolConfig(models=found, **_pool_values(values, sources))
+    config = replace(config, cache_dir=config.cache_dir or default_cache_dir(environment or {}))
     return fit(config, machine or read_machine(), sizes)
 
 

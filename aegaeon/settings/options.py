@@ -121,6 +121,13 @@ OPTIONS = (
     ),
     Option("log_file", Kind.PATH, Scope.SERVER, "file that the log is appended to", auto="standard error"),
     Option(
+        "cache_dir",
+        Kind.PATH,
+        Scope.SERVER,
+        "folder of what is made once and kept: images of checkpoints that must be converted",
+        auto="aegaeon in $XDG_CACHE_HOME, else in ~/.cache",
+    ),
+    Option(
         "slo.ttft_s",
         Kind.SECONDS,
         Scope.MODEL,

@@ -37,7 +37,7 @@ def dedicated_layout(
         for index in range(len(homes))
     )
     placed = tuple(_instance(index, model, kind) for index, model in enumerate(homes))
-    return Layout(devices, placed, notes={"devices": f"{len(devices)} in the place of {len(pool.devices)}"})
+    return Layout(devices, placed)
 
 
 def replicas(model: ModelSpec, load: ModelLoad, device: Device, costs: CostModel) -> int:

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from aegaeon.core.cost import CostModel
 from aegaeon.scheduler.job import Phase
-from aegaeon.scheduler.request_level.gpu import Gpu, Group
-from aegaeon.scheduler.request_level.job import PlacedJob
+from aegaeon.scheduler.request_level.gpu import Gpu, Group, PlacedJob
 from aegaeon.scheduler.request_level.slots import DROP_AFTER_S, SLOTS, place_by_slot
 
 

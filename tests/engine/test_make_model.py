@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2 import TemplateError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -203,6 +204,23 @@ def test_the_chat_template_takes_roles_and_parts() -> None:
     assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == (
         rendered + "<|assistant|>"
     )
+
+
+def test_the_chat_template_takes_developers_tools_and_their_calls_and_no_other_role() -> None:
+    tokenizer = make_tokenizer(300)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "2"},
+    ]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == (
+        "<|begin|><|system|>Be brief.<|end|><|user|>1 + 1?<|end|>"
+        '<|assistant|>{"name": "add", "arguments": {"a": 1}}<|end|><|user|>2<|end|>'
+    )
+    with pytest.raises(TemplateError, match="roles of this model"):
+        tokenizer.apply_chat_template([{"role": "narrator", "content": "Once"}], tokenize=False)
 
 
 @pytest.mark.parametrize(

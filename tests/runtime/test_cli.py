@@ -81,7 +81,7 @@ def service(monkeypatch):
     """Stands in for the runtime: reports what it is told to, then does ``ending``; remembers the configuration."""
     seen = types.SimpleNamespace(config=None, reports=[Ready(URL)], ending=lambda: None)
 
-    def run_service(config: PoolConfig, report) -> None:
+    def run_service(config: PoolConfig, report, folder, logs) -> None:
         seen.config = config
         for item in seen.reports:
             report(item)
@@ -294,7 +294,7 @@ class TestBugs:
 class TestDoctor:
     def test_it_looks_at_everything(self, run):
         code, out, _ = run("doctor")
-        names = ("Python", "torch", "ray", "loader", "cores", "memory", "shared memory", "GPU")
+        names = ("Python", "torch", "ray", "loader", "cores", "memory", "shared memory", "service folder", "GPU")
         assert all(name in out for name in names)
         assert code == int("broken" in out)
 
@@ -304,6 +304,16 @@ class TestDoctor:
         assert code == 1
         assert "not built" in out
         assert "pip install" in out
+
+    def test_folders_that_are_not_there(self, monkeypatch):
+        monkeypatch.setattr("aegaeon.runtime.run_folder.places", lambda _: [])
+        monkeypatch.setenv("HOME", "")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        findings = {finding.name: finding for finding in doctor.examine()}
+        assert findings["service folder"].broken
+        assert "TMPDIR" in findings["service folder"].advice
+        assert not findings["cache folder"].broken
+        assert "--cache-dir" in findings["cache folder"].advice
 
     def test_shared_memory_that_is_forbidden(self, monkeypatch):
         def deny(name: str) -> int:
@@ -377,8 +387,7 @@ class TestForwards:
         assert code == 0
         assert "--arrival-rate" in out
 
-    def test_bench_without_the_source_tree(self, run, monkeypatch, tmp_path):
-        monkeypatch.setattr("aegaeon.__file__", str(tmp_path / "site-packages" / "aegaeon" / "__init__.py"))
-        code, _, err = run("bench")
-        assert code == 2
-        assert "python3 benchmark/benchmark_e2e.py" in err
+    def test_bench_is_the_benchmark(self, run):
+        code, out, _ = run("bench", "--help")
+        assert code == 0
+        assert "--base-url" in out

@@ -91,3 +91,7 @@ def test_the_commit_is_that_of_the_checkout_and_empty_elsewhere(tmp_path: Path) 
     assert re.fullmatch("[0-9a-f]{10}", commit)
     (tmp_path / "file").write_text("two")
     assert source_commit(tmp_path) == f"{commit}+"
+    installed = tmp_path / "site-packages"
+    installed.mkdir()
+    (installed / "module.py").touch()
+    assert source_commit(installed) == "", "the checkout that an environment lies in is not this code's"

@@ -165,7 +165,6 @@ def test_every_model_has_gpus_of_its_own_also_beyond_the_pool() -> None:
     assert len(layout.devices) == len(layout.instances) == 10
     assert [placed.device for placed in layout.instances] == list(range(10))
     assert within_memory(layout)
-    assert layout.notes["devices"] == "10 in the place of 4"
 
 
 def test_replicas_follow_the_rate_and_the_target_for_a_token() -> None:

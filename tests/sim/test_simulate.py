@@ -194,6 +194,7 @@ def test_a_chrome_trace_shows_turns_switches_and_kv(tmp_path: Path) -> None:
         (["--trace", "nowhere.csv", "--arrival-rate", "0.1"], ["--trace"]),
         (["--max-context", "10"], ["--max-context"]),
         (["--prefill-chunk", "0"], ["--prefill-chunk"]),
+        (["--arrival-rate", "0.00001"], ["no request", "--duration"]),
     ],
 )
 def test_complaints_name_what_is_wrong_and_nothing_is_written(

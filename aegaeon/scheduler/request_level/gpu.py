@@ -1,4 +1,4 @@
-"""A GPU of a baseline: it runs one model at a time, prompts first, with continuous batching.
+"""A GPU of a baseline, and the jobs on it: it runs one model at a time, prompts first, with continuous batching.
 
 Does not know: policies, time.
 """
@@ -11,8 +11,27 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from aegaeon.core.instance import InstanceSpec
-from aegaeon.scheduler.request_level.job import PlacedJob
+from aegaeon.scheduler.job import Job
 from aegaeon.scheduler.residency import Residency
+
+
+@dataclass(slots=True, eq=False)
+class PlacedJob(Job):
+    """A live request. ``gpu``: where it waits or runs (None: homeless, or losing its KV); ``running``: in its turn.
+
+    ``started``: it has had its first token. ``reported_s``: when ``context_tokens`` was last true.
+    """
+
+    gpu: Gpu | None = None
+    running: bool = False
+    started: bool = False
+    reported_s: float = 0.0
+
+    @property
+    def target_tokens(self) -> int:
+        """Its context at its end: known to an oracle, else the limit that the client gave."""
+        new_tokens = self.request.oracle_new_tokens or self.request.max_new_tokens
+        return self.request.prompt_tokens + new_tokens
 
 
 @dataclass(slots=True, eq=False)

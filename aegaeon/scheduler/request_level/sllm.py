@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from aegaeon.core.cost import CostModel
 from aegaeon.core.model import ModelSpec
 from aegaeon.scheduler.limits import PoolLimits
-from aegaeon.scheduler.request_level.gpu import Gpu
-from aegaeon.scheduler.request_level.job import PlacedJob
+from aegaeon.scheduler.request_level.gpu import Gpu, PlacedJob
 from aegaeon.scheduler.request_level.slots import DROP_AFTER_S, SLOTS, place_by_slot
 from aegaeon.scheduler.request_level.turn_scheduler import TurnScheduler
 

@@ -16,8 +16,7 @@ from collections.abc import Iterable
 
 from aegaeon.core.cost import CostModel
 from aegaeon.scheduler.job import Phase
-from aegaeon.scheduler.request_level.gpu import Gpu
-from aegaeon.scheduler.request_level.job import PlacedJob
+from aegaeon.scheduler.request_level.gpu import Gpu, PlacedJob
 
 SLOTS = 4
 DROP_AFTER_S = 15.0

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from aegaeon.scheduler.request_level.gpu import Gpu
-from aegaeon.scheduler.request_level.job import PlacedJob
+from aegaeon.scheduler.request_level.gpu import Gpu, PlacedJob
 
 
 class Strategy(Protocol):

@@ -50,8 +50,7 @@ from aegaeon.scheduler.admission import misfit, most_kv_bytes, overload, unknown
 from aegaeon.scheduler.facts import model_facts
 from aegaeon.scheduler.job import Phase
 from aegaeon.scheduler.limits import PoolLimits
-from aegaeon.scheduler.request_level.gpu import Gpu, Run
-from aegaeon.scheduler.request_level.job import PlacedJob
+from aegaeon.scheduler.request_level.gpu import Gpu, PlacedJob, Run
 from aegaeon.scheduler.request_level.strategy import Strategy
 from aegaeon.scheduler.residency import Residency
 from aegaeon.scheduler.slab_budget import SlabBudget

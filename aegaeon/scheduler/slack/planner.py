@@ -39,6 +39,7 @@ class Planner:
 
     def __init__(
         self,
+        *,
         models: Mapping[str, ModelState],
         instances: Mapping[str, Instance],
         agenda: Agenda,

@@ -82,16 +82,16 @@ class SlackScheduler:
         self._host = HostMemory(limits.host_weight_bytes, self._room, self._instances, tuning.patience_s)
         self._gate = PromptGate(self._slabs, self._instances, agenda)
         self._planner = Planner(
-            self._models,
-            self._instances,
-            agenda,
-            self._room,
-            self._host,
-            self._gate,
-            costs,
-            urgency,
-            limits,
-            tuning,
+            models=self._models,
+            instances=self._instances,
+            agenda=agenda,
+            room=self._room,
+            host=self._host,
+            gate=self._gate,
+            costs=costs,
+            urgency=urgency,
+            limits=limits,
+            tuning=tuning,
         )
         self._arrivals = count()
         self._joins = count()
