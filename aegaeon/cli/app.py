@@ -59,7 +59,7 @@ def serve(
         Path | None,
         typer.Option("--config", "-c", metavar="FILE", help=f"YAML file with models and values  [{CONFIG_VARIABLE}]"),
     ] = None,
-    **flags: str | bool | None,
+    **flags: str | bool | list[str] | None,
 ) -> None:
     """Serve models over the OpenAI API.
 

@@ -34,4 +34,6 @@ def _flag(option: Option) -> Any:
     if option.kind is Kind.SWITCH:
         return Annotated[bool | None, typer.Option(f"{option.flag}/--no-{option.flag[2:]}", help=text)]
     metavar = "|".join(option.choices) or option.kind.value
+    if option.kind is Kind.TEXTS:
+        return Annotated[list[str] | None, typer.Option(option.flag, metavar=metavar, help=text, show_default=False)]
     return Annotated[str | None, typer.Option(option.flag, metavar=metavar, help=text, show_default=False)]

@@ -33,6 +33,7 @@ from aegaeon.runtime.text import TokenizerError
 from aegaeon.scheduler.registry import make_router
 from aegaeon.scheduler.router import Router
 from aegaeon.server.app import ServerOptions, create_app
+from aegaeon.server.limits import ConnectionLimits, RequestLimits
 from aegaeon.server.serve import AddressError, bind, serve
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ async def _serve_until(
     sock: socket.socket,
 ) -> None:
     app = create_app(frontend, _server_options(frontend, config))
-    serving = asyncio.create_task(serve(app, sock, on_started=lambda: None))
+    serving = asyncio.create_task(serve(app, sock, on_started=lambda: None, limits=_connection_limits(config)))
     ready = asyncio.create_task(_report_ready(frontend, config, report, _url(sock)))
     dead = asyncio.create_task(asyncio.to_thread(cluster.wait_until_dead))
     done, _ = await asyncio.wait({stopping, serving, dead}, return_when=asyncio.FIRST_COMPLETED)
@@ -175,7 +176,26 @@ def _server_options(frontend: PoolFrontend, config: PoolConfig) -> ServerOptions
     now_s = MonotonicClock().now_s
     names = [card.name for card in frontend.models()]
     return ServerOptions(
-        api_keys=config.api_keys, now_s=now_s, state=lambda: pool_state(now_s(), frontend.node_states(), names)
+        api_keys=config.api_keys,
+        metrics_keys=config.metrics_keys,
+        cors_origins=config.cors_origins,
+        limits=RequestLimits(
+            max_body_bytes=config.max_body_bytes,
+            max_stop_strings=config.max_stop_strings,
+            max_stop_chars=config.max_stop_chars,
+        ),
+        now_s=now_s,
+        state=lambda: pool_state(now_s(), frontend.node_states(), names),
+    )
+
+
+def _connection_limits(config: PoolConfig) -> ConnectionLimits:
+    return ConnectionLimits(
+        max_connections=config.max_connections,
+        max_header_bytes=config.max_header_bytes,
+        request_timeout_s=config.request_timeout_s,
+        keep_alive_s=config.keep_alive_s,
+        send_timeout_s=config.send_timeout_s,
     )
 
 

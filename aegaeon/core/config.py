@@ -64,3 +64,13 @@ class PoolConfig:
     log_file: Path | None = None
     cache_dir: Path | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    metrics_keys: tuple[str, ...] = field(default=(), repr=False)
+    cors_origins: tuple[str, ...] = ()
+    max_connections: int = 8192
+    max_header_bytes: int = 64 << 10
+    max_body_bytes: int = 16 << 20
+    max_stop_strings: int = 16
+    max_stop_chars: int = 1024
+    request_timeout_s: float = 60.0
+    keep_alive_s: float = 75.0
+    send_timeout_s: float = 60.0

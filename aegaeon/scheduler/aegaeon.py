@@ -48,6 +48,7 @@ from aegaeon.core.request import Request
 from aegaeon.scheduler.admission import misfit, most_kv_bytes, overload, retry_after_s, unknown_model
 from aegaeon.scheduler.batch import Batch
 from aegaeon.scheduler.decode_placement import DecodePlacement
+from aegaeon.scheduler.drain import Drain
 from aegaeon.scheduler.facts import model_facts
 from aegaeon.scheduler.group import Group
 from aegaeon.scheduler.instance_state import InstanceState
@@ -78,6 +79,7 @@ class AegaeonScheduler:
         self._touched: dict[str, None] = {}  # instances that the present event changed
         self._look_at_all = False
         self._room_bytes: dict[str, float] = {}  # by model: the longest context in KV bytes that some instance can hold
+        self._drain = Drain()  # of those who wait for their prompt
         self._now_s = 0.0
         self._out: list[Command] = []
 
@@ -178,6 +180,8 @@ class AegaeonScheduler:
         if refusal is not None:
             self._out.append(refusal)
             return
+        if not self._queued:
+            self._drain.begin(self._now_s)
         self._jobs[request.request_id] = job
         if self._prefill.place(job, self._now_s):
             self._touch(job)
@@ -190,11 +194,16 @@ class AegaeonScheduler:
         return self._misfit(job) or self._overload(job)
 
     def _overload(self, job: Job) -> RejectRequest | None:
-        queued = len(self._homeless) + self._prefill.waiting
+        queued = self._queued
         if queued < self._limits.max_queued_requests:
             return None
-        wait_s = retry_after_s(self._prefill.drains_s(), self._limits.min_retry_after_s)
+        estimate_s = retry_after_s(self._prefill.drains_s(), self._limits.min_retry_after_s)
+        wait_s = max(estimate_s, self._drain.wait_s(queued, self._now_s))
         return overload(job, queued, self._limits.max_queued_requests, wait_s)
+
+    @property
+    def _queued(self) -> int:
+        return len(self._homeless) + self._prefill.waiting
 
     def _misfit(self, job: Job) -> RejectRequest | None:
         room_bytes = self._room_bytes.get(job.model)
@@ -212,6 +221,7 @@ class AegaeonScheduler:
             job.context_tokens = max(job.context_tokens, event.context_tokens)  # its KV was dropped meanwhile
             return
         job.phase = Phase.DECODING
+        self._drain.leave(self._now_s)
         self._grow(job, event.context_tokens)
         if isinstance(turn.source, Group):
             self._touch(job)

@@ -113,7 +113,11 @@ def _refuse_bool(value: object) -> object:
 
 
 def _split(value: object) -> object:
-    return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+    """``a,b`` is what the file writes as a list; a flag that is given several times, each with one or more."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return value
+    return tuple(item.strip() for text in texts for item in text.split(",") if item.strip())
 
 
 def _parse_instances(value: object) -> object:

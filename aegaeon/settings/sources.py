@@ -55,7 +55,8 @@ def read_sources(
     """Lay flags over the environment over the file.
 
     ``models``: ``NAME=DIR`` arguments; they join the file's models, and replace the path of one with the same name.
-    ``flags``: values by ``Option.parameter``; None means not given. Empty variables count as not given.
+    ``flags``: values by ``Option.parameter``; None and an empty list mean not given, as do empty
+    variables.
     """
     file = file or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
     document = read_document(file.expanduser()) if file else Document(Path("pool.yaml"), {}, {})
@@ -65,7 +66,7 @@ def read_sources(
     _add_models(sources, models, "argument")
     for option in OPTIONS:
         flag, variable = flags.get(option.parameter), environment.get(option.variable)
-        if flag is not None:
+        if flag is not None and flag != []:
             sources.override(option.path, flag, option.flag)
         elif variable:
             sources.override(option.path, variable, option.variable)

@@ -180,6 +180,31 @@ def test_a_full_queue_is_answered_with_a_time_to_come_again() -> None:
     assert rejected.retry_after_s >= make_limits().min_retry_after_s
 
 
+def test_a_crowd_on_an_idle_pool_is_told_what_the_prompts_before_it_take() -> None:
+    # Nobody has been served yet, but what a prompt takes is known: 10 ms and 1 ms a token, on two instances.
+    toy = world(instances=2, max_queued=8)
+    arrive(toy, *(f"m{index % 4}.{index}" for index in range(8)), prompt=2000)
+    arrive(toy, "m5.late")
+    (rejected,) = toy.rejected
+    assert rejected.retry_after_s == pytest.approx(8 * 2.01 / 2)
+
+
+@pytest.mark.parametrize("policy", ["aegaeon", "slack", "sllm"])
+def test_a_slow_queue_is_owned_up_to_by_every_policy(policy: str) -> None:
+    toy = ToyWorld(make_models(6), make_limits(max_queued_requests=4), policy=policy)
+    toy.join(make_instance("i0", Role.MIXED))
+    toy.deliver_all()
+    arrive(toy, *(f"m{index}.a" for index in range(6)), max_new=2000, prompt=100)
+    waits_s = [rejected.retry_after_s for rejected in toy.rejected]
+    for _ in range(40):
+        toy.now_s += 5.0  # the device is far slower than it says
+        toy.step("i0")
+        toy.deliver_all()
+        arrive(toy, f"m5.{toy.now_s}", max_new=2000, prompt=100)
+    waits_s += [rejected.retry_after_s for rejected in toy.rejected]
+    assert max(wait_s or 0.0 for wait_s in waits_s) > 5.0
+
+
 @pytest.mark.parametrize("change", [{"turn_s": 0.0}, {"typical_tokens": 0}, {"horizon_s": -1.0}])
 def test_tuning_that_makes_no_sense_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must"):

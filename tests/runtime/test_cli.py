@@ -175,6 +175,14 @@ class TestServe:
         assert service.config.max_batch_requests == 7
         assert service.config.models[0].slo.ttft_s == 2
 
+    def test_a_flag_of_several_values_may_be_repeated(self, run, service, model):
+        origins = ("http://a.example", "http://b.example", "http://c.example")
+        flags = ("--cors-origin", "http://a.example", "--cors-origin", "http://b.example, http://c.example")
+        assert run("serve", f"a={model}", *flags, "--api-keys", "one,two")[0] == 0
+        assert service.config.cors_origins == origins
+        assert service.config.api_keys == ("one", "two")
+        assert service.config.metrics_keys == ()
+
     def test_a_file(self, run, service, model, tmp_path):
         (tmp_path / "pool.yaml").write_text("models: {a: model}\nport: 17")
         assert run("serve", "--config", tmp_path / "pool.yaml", "--nodes", 2)[0] == 0

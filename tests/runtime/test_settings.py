@@ -100,6 +100,16 @@ class TestValues:
             event_log: events.jsonl
             log_file: /tmp/aegaeon-test.log
             api_keys: [k1, k2]
+            metrics_keys: [m1]
+            cors_origins: ["http://localhost:3000", "https://chat.example"]
+            max_connections: 7
+            max_header: 8KiB
+            max_body: 1MiB
+            max_stop_strings: 8
+            max_stop_chars: 9
+            request_timeout: 10
+            keep_alive: 11
+            send_timeout: 12
             """
         )
         assert config == PoolConfig(
@@ -126,6 +136,16 @@ class TestValues:
             event_log=tmp_path / "events.jsonl",
             log_file=Path("/tmp/aegaeon-test.log"),
             api_keys=("k1", "k2"),
+            metrics_keys=("m1",),
+            cors_origins=("http://localhost:3000", "https://chat.example"),
+            max_connections=7,
+            max_header_bytes=8192,
+            max_body_bytes=1 << 20,
+            max_stop_strings=8,
+            max_stop_chars=9,
+            request_timeout_s=10.0,
+            keep_alive_s=11.0,
+            send_timeout_s=12.0,
         )
 
     @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.request import Request
 from aegaeon.scheduler.admission import misfit, most_kv_bytes, overload, unknown_model
+from aegaeon.scheduler.drain import Drain
 from aegaeon.scheduler.facts import model_facts
 from aegaeon.scheduler.job import Phase
 from aegaeon.scheduler.limits import PoolLimits
@@ -76,6 +77,7 @@ class TurnScheduler:
         self._touched: dict[str, Gpu] = {}
         self._starved: dict[str, Gpu] = {}  # could not start or extend for want of slabs
         self._running = 0
+        self._drain = Drain()  # of those without a first token
         self._now_s = 0.0
         self._out: list[Command] = []
 
@@ -162,6 +164,8 @@ class TurnScheduler:
         if refusal is not None:
             self._out.append(refusal)
             return
+        if not self._waiting:
+            self._drain.begin(self._now_s)
         self._jobs[request.request_id] = job
         if self._strategy.drop_after_s is not None:
             heappush(self._deadlines, (request.arrival_s + self._strategy.drop_after_s, order[1], job))
@@ -171,8 +175,12 @@ class TurnScheduler:
         if job.model in self._failures:
             return RejectRequest(job.request_id, RejectReason.MODEL_FAILED, self._failures[job.model])
         limits = self._limits
-        waiting = len(self._jobs) - self._running
-        return self._misfit(job) or overload(job, waiting, limits.max_queued_requests, limits.min_retry_after_s)
+        wait_s = max(limits.min_retry_after_s, self._drain.wait_s(self._waiting, self._now_s))
+        return self._misfit(job) or overload(job, self._waiting, limits.max_queued_requests, wait_s)
+
+    @property
+    def _waiting(self) -> int:
+        return len(self._jobs) - self._running
 
     def _misfit(self, job: PlacedJob) -> RejectRequest | None:
         """Why no GPU will ever take the job; the GPUs are looked at once per model and pool."""
@@ -206,6 +214,8 @@ class TurnScheduler:
                 self._reject(job, RejectReason.OVERLOADED, detail)
 
     def _on_prefilled(self, job: PlacedJob, event: RequestPrefilled) -> None:
+        if not job.started:
+            self._drain.leave(self._now_s)
         job.started = True
         run = job.gpu.run if job.gpu is not None else None
         if run is not None and run.turn_id == event.turn_id and job.running:

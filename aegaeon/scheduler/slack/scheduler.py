@@ -37,13 +37,13 @@ from aegaeon.core.event import (
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.request import Request
 from aegaeon.scheduler.admission import misfit, overload, unknown_model
+from aegaeon.scheduler.drain import Drain
 from aegaeon.scheduler.facts import model_facts
 from aegaeon.scheduler.job import Phase
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.slab_budget import SlabBudget
 from aegaeon.scheduler.slack.account import Account
 from aegaeon.scheduler.slack.agenda import Agenda
-from aegaeon.scheduler.slack.drain import Drain
 from aegaeon.scheduler.slack.host_memory import HostMemory
 from aegaeon.scheduler.slack.instance import Instance
 from aegaeon.scheduler.slack.member import Member
@@ -95,7 +95,8 @@ class SlackScheduler:
         )
         self._arrivals = count()
         self._joins = count()
-        self._unprefilled: set[str] = set()  # only their number is asked for
+        self._unprefilled: dict[str, float] = {}  # with what their prompts take, in seconds
+        self._unprefilled_s = 0.0
         self._drain = Drain()  # of those
         self._freed: dict[str, ModelState] = {}  # models whose members the present event made free to take a turn
         self._look = False
@@ -194,8 +195,15 @@ class SlackScheduler:
     def _await_prefill(self, member: Member) -> None:
         if not self._unprefilled:
             self._drain.begin(self._now_s)
-        self._unprefilled.add(member.request_id)
+        prompt_s = self._costs.prefill_s(member.model, (member.context_tokens,))
+        self._unprefilled[member.request_id] = prompt_s
+        self._unprefilled_s += prompt_s
         self._free(member)
+
+    def _await_no_prefill(self, member: Member) -> None:
+        self._unprefilled_s -= self._unprefilled.pop(member.request_id, 0.0)
+        if not self._unprefilled:
+            self._unprefilled_s = 0.0  # no rounding is kept for ever
 
     def _refusal(self, member: Member) -> RejectRequest | None:
         if member.model in self._failures:
@@ -204,7 +212,11 @@ class SlackScheduler:
 
     def _overload(self, member: Member) -> RejectRequest | None:
         queued = len(self._unprefilled)
-        wait_s = max(self._limits.min_retry_after_s, self._drain.wait_s(queued, self._now_s))
+        if queued < self._limits.max_queued_requests:
+            return None
+        prefilling = sum(instance.spec.role.prefills for instance in self._instances.values())
+        prompts_s = self._unprefilled_s / max(1, prefilling)  # as if nothing else ran; known before anything is seen
+        wait_s = max(self._limits.min_retry_after_s, prompts_s, self._drain.wait_s(queued, self._now_s))
         return overload(member, queued, self._limits.max_queued_requests, wait_s)
 
     def _misfit(self, member: Member) -> RejectRequest | None:
@@ -218,7 +230,7 @@ class SlackScheduler:
         turn = self._turn_of(member)
         turn.prompt_s -= self._costs.prefill_s(member.model, (member.context_tokens,))
         member.phase = Phase.DECODING
-        self._unprefilled.discard(member.request_id)
+        self._await_no_prefill(member)
         self._drain.leave(self._now_s)
         self._grow(member, event.context_tokens)
         if not turn.keeps_prefilled:
@@ -282,7 +294,7 @@ class SlackScheduler:
         """The request is over."""
         self._look = self._gate.release(member) or self._look
         self._withdraw(member)
-        self._unprefilled.discard(member.request_id)
+        self._await_no_prefill(member)
         del self._members[member.request_id]
 
     def _reject(self, member: Member, reason: RejectReason, detail: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aegaeon.scheduler.slack.drain import Drain
+from aegaeon.scheduler.drain import Drain
 
 
 def busy_drain(gap_s: float, departures: int) -> Drain:
@@ -39,3 +39,10 @@ def test_a_queue_that_stands_still_is_owned_up_to() -> None:
     never = Drain()
     never.begin(0.0)
     assert never.wait_s(1, 30.0) == pytest.approx(30.0)
+
+
+def test_one_request_that_was_served_at_once_does_not_promise_that_to_a_crowd() -> None:
+    drain = busy_drain(0.01, 1)
+    drain.begin(100.0)
+    drain.leave(102.0)
+    assert drain.wait_s(8, 102.0) == pytest.approx(8.0, rel=0.01)
