@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import quick_model_loader as qml
@@ -13,6 +13,7 @@ from aegaeon.core.config import ModelConfig
 from aegaeon.core.model import ModelSpec
 from aegaeon.engine.architecture import ModelFacts, check_layer_counts, inspect_model
 from aegaeon.engine.errors import ModelError
+from aegaeon.engine.generation_defaults import known_ids
 from aegaeon.engine.image import ensure_image, needs_image
 from aegaeon.engine.safetensors_file import CheckpointError
 from aegaeon.json_file import JsonFileError, read_object
@@ -29,6 +30,12 @@ class PreparedModel:
     facts: ModelFacts
     spec: ModelSpec
     note: str
+
+    def with_tokenizer(self, eos_token_id: int | None, notes: Iterable[str]) -> PreparedModel:
+        """The same, with what its tokenizer adds: a token that ends a text, and ``notes`` for the operator."""
+        known, wrong = known_ids((*self.facts.eos_token_ids, eos_token_id), self.facts.vocab_size)
+        note = "; ".join(filter(None, (self.note, *wrong, *notes)))
+        return replace(self, facts=replace(self.facts, eos_token_ids=known), note=note)
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,8 +178,8 @@ def test_options_win(tmp_path: Path) -> None:
     assert (facts.dtype, facts.max_context_tokens, facts.kv_shape.block_tokens) == ("float16", 99, 8)
 
 
-@pytest.mark.parametrize(("generation", "expected"), [(None, (7,)), ({"eos_token_id": [3, 4]}, (3, 4)), ({}, (7,))])
-def test_eos_comes_from_the_generation_configuration_first(
+@pytest.mark.parametrize(("generation", "expected"), [(None, (7,)), ({"eos_token_id": [3, 4]}, (3, 4, 7)), ({}, (7,))])
+def test_a_text_ends_with_the_tokens_of_both_configurations(
     tmp_path: Path, generation: dict[str, Any] | None, expected: tuple[int, ...]
 ) -> None:
     config = ARCHITECTURES["llama"]()

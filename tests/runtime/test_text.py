@@ -206,7 +206,7 @@ def test_a_template_of_the_directory_is_found(byte_level: Path, tmp_path: Path) 
         (CHAT_TEMPLATE, ChatPrompt(({"role": "forbidden", "content": "x"},)), "messages", "no such role"),
         ("{{ ''.__class__.__mro__ }}", ChatPrompt(({"role": "user", "content": "x"},)), "messages", "unsafe"),
         ("{{ messages[0].content + 1 }}", ChatPrompt(({"role": "user", "content": "x"},)), "messages", "concatenate"),
-        ("{% for %}", ChatPrompt(({"role": "user", "content": "x"},)), "messages", "refuses"),
+        ("{% for %}", ChatPrompt(({"role": "user", "content": "x"},)), "messages", "does not compile.*/v1/completions"),
         (
             CHAT_TEMPLATE,
             ChatPrompt(({"role": "user", "content": "x"},), {"chat_template": "y", "tokenize": True}),
