@@ -55,6 +55,7 @@ def inspect_model(
     """
     config = load_config(path)
     name = architecture(config)
+    _require_safetensors(path, name)
     float_type = float_dtype(path, config, dtype)
     dry_run.register()
     model = build_skeleton(path, config, float_type, dry_run.IMPLEMENTATION)
@@ -95,6 +96,12 @@ def _layer_counts(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield from _layer_counts(value)
         elif key in _LAYER_KEYS and isinstance(value, int):
             yield key, value
+
+
+def _require_safetensors(path: Path, name: str) -> None:
+    if not any((path / file).is_file() for file in ("model.safetensors", "model.safetensors.index.json")):
+        reason = "it has no safetensors weights; save other formats again with save_pretrained"
+        raise UnsupportedModelError(path, name, reason)
 
 
 def _attention_layers(path: Path, name: str, model: nn.Module) -> tuple[LayerKv, ...]:
