@@ -19,11 +19,11 @@ RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, Re
 Render = Callable[[list[dict[str, Any]]], str]
 """Renders messages as they are; raises any of ``RENDER_ERRORS``."""
 
-_USER_FIRST = (("user",), ("system", "user"))
-"""Conversations of which at least one must show what the user says."""
+_CHATS = (("user",), ("system", "user"))
+"""Conversations of which one at least must show what the user says."""
 
-_OTHERS = (("system", "user"), ("user", "assistant", "user"), ("user", "assistant", "tool"))
-_TRIED = frozenset(role for roles in _OTHERS for role in roles)
+_ALL_FORMS = (frozenset[str](), frozenset({"user"}), frozenset({"user", "system"}))
+_TRIED = frozenset({"system", "user", "assistant", "tool"})
 _TOLD = frozenset({"system", "assistant"})
 """Roles that every template should know; most have never heard of tools, which is no news."""
 
@@ -48,12 +48,12 @@ class TemplateUse:
 
 def try_template(render: Render) -> TemplateUse:
     """Find out how a template is to be used, from what it makes of marked messages."""
-    user = [_attempt(render, roles, parts) for parts in (frozenset(), frozenset({"user"})) for roles in _USER_FIRST]
-    seen = next((attempt for attempt in user if attempt.shows("user")), None)
+    chats = [_attempt(render, roles, in_parts) for in_parts in _ALL_FORMS for roles in _CHATS]
+    seen = next((chat for chat in chats if chat.shows("user")), None)
     if seen is None:
-        return _unusable(user)
+        return _unusable(chats)
     in_parts, notes = seen.in_parts, []
-    for roles in _OTHERS:
+    for roles in (_CHATS[1], (*seen.roles, "assistant", "user"), (*seen.roles, "assistant", "tool")):
         plain = _attempt(render, roles, in_parts)
         for role in dict.fromkeys(roles):
             if role == "user" or role in in_parts or plain.shows(role):
