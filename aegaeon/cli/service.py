@@ -115,8 +115,9 @@ def _start(config: PoolConfig, report: Report, cluster: Cluster) -> tuple[list[S
         except TokenizerError as error:
             refused.append(RefusedModel(model.config, str(error)))
         else:
-            good.append(model)
-            report(_found(model))
+            text = served[-1].text
+            good.append(model.with_tokenizer(text.eos_token_id, text.notes))
+            report(_found(good[-1]))
     for bad in refused:
         report(ModelRefused(bad.config.name, bad.config.path, bad.reason))
     if not good:

@@ -14,7 +14,10 @@ from aegaeon.core.slo import Slo
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One served model: a directory with a Hugging Face config, safetensors weights and a tokenizer."""
+    """One served model: a directory with a Hugging Face config, safetensors weights and a tokenizer.
+
+    ``generation_config``: ``auto`` takes sampling defaults from the file of that name, ``none`` does not.
+    """
 
     name: str
     path: Path
@@ -22,6 +25,7 @@ class ModelConfig:
     max_context_tokens: int | None = None
     dtype: str | None = None
     chat_template: str | None = None
+    generation_config: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

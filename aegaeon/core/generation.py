@@ -42,7 +42,10 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One completion to generate; where ``fit_context``, the output limit is cut to what the context leaves."""
+    """One completion to generate; where ``fit_context``, the output limit is cut to what the context leaves.
+
+    ``unset``: fields of ``sampling`` of which the client said nothing; the model's own defaults go before ours.
+    """
 
     request_id: str
     model: str
@@ -50,6 +53,7 @@ class GenerationRequest:
     sampling: SamplingParams
     slo: Slo | None = None
     fit_context: bool = False
+    unset: frozenset[str] = frozenset()
 
 
 class FinishReason(StrEnum):

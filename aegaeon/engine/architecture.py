@@ -7,8 +7,8 @@ Does not know: weights, instances.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,21 @@ from torch import nn
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.engine import dry_run
 from aegaeon.engine.attention import AttentionContractError
+from aegaeon.engine.context_limit import context_limit
 from aegaeon.engine.errors import UnsupportedModelError
+from aegaeon.engine.generation_defaults import read_generation_defaults
 from aegaeon.engine.rope import pin_types
 from aegaeon.engine.skeleton import architecture, build_skeleton, float_dtype, load_config
 
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+_LAYER_KEYS = frozenset({"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the control plane must know of a model. ``dtype`` is a name, such as ``bfloat16``."""
+    """What the control plane must know of a model. ``dtype`` is a name, such as ``bfloat16``.
+
+    ``sampling_defaults``: by field of ``SamplingParams``. ``notes``: what the operator should know.
+    """
 
     architecture: str
     parameters: int
@@ -36,6 +41,8 @@ class ModelFacts:
     eos_token_ids: tuple[int, ...]
     vocab_size: int
     dtype: str
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def inspect_model(
@@ -43,7 +50,8 @@ def inspect_model(
 ) -> ModelFacts:
     """Facts of a model directory. Raises ``UnsupportedModelError`` with the reason if it cannot be served.
 
-    ``max_context_tokens`` may lower the configuration's limit, or give one where there is none.
+    ``max_context_tokens`` may lower the configuration's limit, or give one where there is none; where rotary positions
+    are scaled it may go up to what they are scaled to.
     """
     config = load_config(path)
     name = architecture(config)
@@ -56,16 +64,38 @@ def inspect_model(
     if not parameters:
         raise UnsupportedModelError(path, name, "it has no parameters")
     text_config = config.get_text_config()
+    generation = read_generation_defaults(path, name, text_config)
     return ModelFacts(
         architecture=name,
         parameters=parameters,
         weight_bytes=_weight_bytes(model),
         kv_shape=KvShape(layers, float_type.itemsize, block_tokens),
-        max_context_tokens=_context_limit(path, name, text_config, max_context_tokens),
-        eos_token_ids=_eos_token_ids(path, name, text_config),
+        max_context_tokens=_context_tokens(path, name, text_config, max_context_tokens),
+        eos_token_ids=generation.eos_token_ids,
         vocab_size=text_config.vocab_size,
         dtype=str(float_type).removeprefix("torch."),
+        sampling_defaults=generation.sampling,
+        notes=generation.notes,
     )
+
+
+def check_layer_counts(path: Path, values: Mapping[str, Any], stored_tensors: int) -> None:
+    """Refuse a configuration that names more layers than its files hold tensors, before anything is built.
+
+    ``values``: of ``config.json``. Raises ``UnsupportedModelError``.
+    """
+    for key, count in _layer_counts(values):
+        if count > stored_tensors:
+            reason = f"its config.json says {key} {count}, its files hold {stored_tensors} tensors in all"
+            raise UnsupportedModelError(path, "", reason)
+
+
+def _layer_counts(values: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _layer_counts(value)
+        elif key in _LAYER_KEYS and isinstance(value, int):
+            yield key, value
 
 
 def _require_safetensors(path: Path, name: str) -> None:
@@ -88,32 +118,13 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _context_limit(path: Path, name: str, config: Any, wanted: int | None) -> int:
-    limits = [getattr(config, key, None) for key in _CONTEXT_KEYS]
-    limit = next((value for value in limits if isinstance(value, int) and value > 0), None)
-    if wanted is None and limit is None:
-        raise UnsupportedModelError(path, name, "its config.json names no context length, set max_context_tokens")
-    if wanted is not None and (wanted < 1 or (limit is not None and wanted > limit)):
-        allowed = f"between 1 and {limit}" if limit is not None else "at least 1"
+def _context_tokens(path: Path, name: str, config: Any, wanted: int | None) -> int:
+    limit = context_limit(config)
+    if limit is None:
+        if wanted is None:
+            raise UnsupportedModelError(path, name, "its config.json names no context length, set max_context_tokens")
+        return wanted
+    if wanted is not None and not 1 <= wanted <= limit.most_tokens:
+        allowed = f"between 1 and {limit.most_tokens}"
         raise UnsupportedModelError(path, name, f"max_context_tokens must be {allowed}, got {wanted}")
-    return wanted or limit or 0
-
-
-def _eos_token_ids(path: Path, name: str, config: Any) -> tuple[int, ...]:
-    """The generation configuration's, else the configuration's; there may be none."""
-    found = _generation_config(path, name).get("eos_token_id")
-    if found is None:
-        found = getattr(config, "eos_token_id", None)
-    ids = found if isinstance(found, list) else [found]
-    return tuple(token for token in ids if isinstance(token, int) and token >= 0)
-
-
-def _generation_config(path: Path, name: str) -> dict[str, Any]:
-    file = path / "generation_config.json"
-    try:
-        values = json.loads(file.read_bytes()) if file.exists() else {}
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(path, name, f"its {file.name} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UnsupportedModelError(path, name, f"its {file.name} is not a JSON object")
-    return values
+    return wanted or limit.usual_tokens

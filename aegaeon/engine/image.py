@@ -6,6 +6,8 @@ prefix, tied weights under the second name only) are loaded once by Transformers
 complete model directory in a cache folder, with one ``model.safetensors`` whose tensors come in the order of the
 modules, 256-byte aligned. Shards with an index need no image: several files are cached as well as one.
 
+Neither way makes up what is missing, leaves out what matters (``unused``), or takes codes for numbers.
+
 An image appears under its final name by a rename, so a half-written one is never seen, and is made under a lock, so
 processes that want it at once make it once.
 
@@ -22,41 +24,32 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from quick_model_loader.torch_view import torch_dtype
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-import quick_model_loader as qml
+from aegaeon.engine.errors import UnsupportedModelError
 from aegaeon.engine.quiet import quiet_transformers
-from aegaeon.engine.safetensors_file import PADDING_PREFIX, CheckpointError, write_aligned
+from aegaeon.engine.safetensors_file import CheckpointError, write_aligned
+from aegaeon.engine.skeleton import float_dtype, load_config
+from aegaeon.engine.stored_tensor import StoredTensor, stored_tensors
+from aegaeon.engine.unused import coded_tensors, unused_tensors
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "model.safetensors"
-_FORMAT = 1
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_FORMAT = 2
+"""Counts up whenever the same files would make another image, or none: older ones are never used again."""
+
 _NOT_COPIED = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot"}
 _PROGRESS_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor lies: ``begin_byte`` counts from the beginning of ``file``; ``dtype`` None: torch has none."""
-
-    file: Path
-    dtype: torch.dtype | None
-    shape: tuple[int, ...]
-    begin_byte: int
 
 
 def needs_image(path: Path, dtype: str | None = None) -> str | None:
@@ -67,9 +60,11 @@ def needs_image(path: Path, dtype: str | None = None) -> str | None:
     """
     config = _config(path)
     stored = stored_tensors(path)
-    wanted = _wanted_dtype(config, dtype, stored)
+    wanted = _wanted_dtype(path, config, dtype)
+    model = _skeleton(config, wanted)
+    _refuse_coded(path, model, stored)
     names: dict[int, str] = {}
-    for name, tensor, tensor_dtype in _skeleton(config, wanted):
+    for name, tensor, tensor_dtype in _wanted(model, wanted):
         first = names.setdefault(id(tensor), name)
         reason = (
             _misfit(name, tensor, tensor_dtype, stored.get(name))
@@ -78,7 +73,32 @@ def needs_image(path: Path, dtype: str | None = None) -> str | None:
         )
         if reason is not None:
             return reason
+    _refuse_unused(path, unused_tensors(model, stored, stored.keys() - model.state_dict(keep_vars=True).keys()))
     return None
+
+
+def _refuse_coded(path: Path, model: Any, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise ``CheckpointError`` where weights are not stored as plain floating-point numbers."""
+    if coded := coded_tensors(model, stored):
+        types = ", ".join(sorted({_short(stored[name].dtype) for name in coded}))
+        raise CheckpointError(
+            f"{path} stores {_first_names(coded)} as {types}: it is quantized, and only unquantized checkpoints can be "
+            "served"
+        )
+
+
+def _refuse_unused(path: Path, unused: Sequence[str]) -> None:
+    """Raise ``CheckpointError`` where tensors would be left out that matter."""
+    if unused:
+        raise CheckpointError(
+            f"{path} stores {_first_names(unused)}, for which its configuration has no place: without them the model "
+            "would say something else. Is config.json of another model, are the weights quantized, or is it an adapter?"
+        )
+
+
+def _first_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def ensure_image(path: Path, cache_dir: Path, dtype: str | None = None) -> Path:
@@ -89,7 +109,7 @@ def ensure_image(path: Path, cache_dir: Path, dtype: str | None = None) -> Path:
     """
     path = path.resolve()
     config = _config(path)
-    wanted = _wanted_dtype(config, dtype, stored_tensors(path))
+    wanted = _wanted_dtype(path, config, dtype)
     image = cache_dir / f"{path.name}-{_fingerprint(path, wanted)}"
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -101,62 +121,32 @@ def ensure_image(path: Path, cache_dir: Path, dtype: str | None = None) -> Path:
     return image
 
 
-def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a checkpoint, by name, without padding; the index decides where there is one.
-
-    Raises ``CheckpointError`` for files that are no whole checkpoint.
-    """
-    try:
-        checkpoint = qml.inspect(path)
-    except qml.NotACheckpointError as error:
-        raise CheckpointError(
-            f"{error}; only safetensors can be served, save other formats with save_pretrained"
-        ) from error
-    except qml.LoaderError as error:
-        raise CheckpointError(f"{error}; download or write it again") from error
-    return {
-        name: StoredTensor(checkpoint.files[info.file].path, torch_dtype(info.dtype), info.shape, info.begin)
-        for name, info in checkpoint.tensors.items()
-        if not name.startswith(PADDING_PREFIX)
-    }
-
-
 def _config(path: Path) -> Any:
     """The model's configuration, if it is of a kind that can be bound."""
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} is not a model directory: it has no config.json")
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise CheckpointError(f"cannot understand {path / 'config.json'}: {error}") from error
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise CheckpointError(f"{path} is quantized ({method}); only unquantized checkpoints can be served")
-    return config
+        return load_config(path)
+    except UnsupportedModelError as error:
+        raise CheckpointError(str(error)) from error
 
 
-def _wanted_dtype(config: Any, dtype: str | None, stored: dict[str, StoredTensor]) -> torch.dtype:
-    """The float type to bind: the caller's, else the configuration's, else that of the stored weights."""
-    if dtype is not None:
-        if dtype not in _DTYPES:
-            raise CheckpointError(f"unknown dtype {dtype!r}; use one of {', '.join(_DTYPES)}")
-        return _DTYPES[dtype]
-    configured = config.dtype if config.dtype is not None else getattr(config.get_text_config(), "dtype", None)
-    if isinstance(configured, torch.dtype):
-        return configured
-    types = (tensor.dtype for tensor in stored.values() if tensor.dtype is not None)
-    return next((stored_type for stored_type in types if stored_type.is_floating_point), torch.float32)
+def _wanted_dtype(path: Path, config: Any, dtype: str | None) -> torch.dtype:
+    try:
+        return float_dtype(path, config, dtype)
+    except UnsupportedModelError as error:
+        raise CheckpointError(str(error)) from error
 
 
-def _skeleton(config: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, torch.dtype]]:
-    """(name, meta tensor, type when loaded) of each parameter and persistent buffer; tied ones share a tensor."""
+def _skeleton(config: Any, dtype: torch.dtype) -> Any:
+    """The model without memory for weights."""
     try:
         with quiet_transformers(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"no model can be built for model type {config.model_type!r}: {error}") from error
+
+
+def _wanted(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor, torch.dtype]]:
+    """(name, meta tensor, type when loaded) of each parameter and persistent buffer; tied ones share a tensor."""
     exceptions = {re.compile(glob.replace("*", ".*")): kept for glob, kept in model._get_dtype_plan(dtype).items()}
     for name, tensor in model.state_dict(keep_vars=True).items():
         kept = next((kept for pattern, kept in exceptions.items() if pattern.search(name)), tensor.dtype)
@@ -229,8 +219,11 @@ def _build(path: Path, image: Path, dtype: torch.dtype) -> None:
 
 
 def _fill(path: Path, part: Path, dtype: torch.dtype) -> None:
-    model = _load(path, dtype)
+    stored = stored_tensors(path)
+    _refuse_coded(path, _skeleton(_config(path), dtype), stored)
+    model = _load(path, dtype, stored)
     tensors = _distinct(model.state_dict(keep_vars=True))
+    _refuse_overflow(path, tensors)
     total_bytes = sum(tensor.nbytes for tensor in tensors.values())
     free_bytes = shutil.disk_usage(part).free
     if free_bytes < 1.01 * total_bytes:
@@ -250,6 +243,13 @@ def _fill(path: Path, part: Path, dtype: torch.dtype) -> None:
     write_aligned(part / WEIGHTS_FILE, tensors, _progress_log(path, total_bytes))
 
 
+def _refuse_overflow(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``CheckpointError`` for numbers beyond float16, which end at 65504; the other types reach far enough."""
+    halves = {name: tensor for name, tensor in tensors.items() if tensor.dtype is torch.float16}
+    if beyond := [name for name, tensor in halves.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(f"{path}: {_first_names(beyond)} does not fit float16; use dtype bfloat16 or float32")
+
+
 def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor once, under the first of its names: the one the skeleton calls it by."""
     first_names: dict[int, str] = {}
@@ -264,8 +264,8 @@ def _belongs(file: Path) -> bool:
     return not hidden and file.suffix not in _NOT_COPIED and not file.name.endswith(".index.json")
 
 
-def _load(path: Path, dtype: torch.dtype) -> Any:
-    """The model as Transformers loads it; nothing of it may be missing, or it would be made up."""
+def _load(path: Path, dtype: torch.dtype, stored: Mapping[str, StoredTensor]) -> Any:
+    """The model as Transformers loads it; nothing of it may be missing, or it would be made up, nor be left out."""
     try:
         with quiet_transformers():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -283,6 +283,7 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
             f"{path} lacks {len(missing)} tensors that its model type needs, first {', '.join(missing[:3])}; "
             "is it a base model without its head, or an adapter?"
         )
+    _refuse_unused(path, unused_tensors(model, stored, info["unexpected_keys"]))
     if not model.all_tied_weights_keys:
         model.config.tie_word_embeddings = False  # the checkpoint's values said so, whatever its configuration says
     return model

@@ -8,7 +8,6 @@ Does not know: weights, KV, whether the model would run right (``dry_run`` finds
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,11 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from aegaeon.engine import attention
 from aegaeon.engine.errors import UnsupportedModelError
+from aegaeon.engine.quantization import quantization
+from aegaeon.engine.quiet import quiet_transformers
+from aegaeon.engine.safetensors_file import CheckpointError
+from aegaeon.engine.stored_tensor import stored_float_dtype, stored_tensors
+from aegaeon.json_file import JsonFileError, read_object
 
 _WRONG_CONFIGURATION = (
     OSError,
@@ -44,33 +48,46 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 def load_config(path: Path) -> Any:
     """The model's configuration. Raises ``UnsupportedModelError``."""
     file = path / "config.json"
+    if not file.exists() and not file.is_symlink():
+        raise UnsupportedModelError(path, "", "it is no model directory, it has no config.json")
     try:
-        values = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise UnsupportedModelError(path, "", "it is no model directory, it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise UnsupportedModelError(path, "", f"its config.json cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UnsupportedModelError(path, "", "its config.json is not a JSON object")
+        values = read_object(file)
+    except JsonFileError as error:
+        raise UnsupportedModelError(path, "", f"its {file.name} {error.reason}") from error
     named = values.get("architectures")
     who = str(named[0]) if isinstance(named, list) and named else str(values.get("model_type") or "")
+    if quantized := quantization(path, values):
+        raise UnsupportedModelError(
+            path, who, f"it is quantized ({quantized}), only unquantized checkpoints can be served"
+        )
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except _WRONG_CONFIGURATION as error:
         hint = "it needs code from outside, which is never run" if "auto_map" in values else "its config.json is wrong"
         raise UnsupportedModelError(path, who, f"{hint}: {_first_line(error)}") from error
 
 
 def float_dtype(path: Path, config: Any, wanted: str | None) -> torch.dtype:
-    """The dtype to run in: ``wanted``, else the configuration's, else float32. Raises ``UnsupportedModelError``."""
+    """The dtype to run in: ``wanted``, else the configuration's, else that of the stored weights.
+
+    Raises ``UnsupportedModelError``.
+    """
     if wanted is None:
         configured = getattr(config, "dtype", None) or getattr(_text_config(config), "dtype", None)
-        wanted = str(configured or torch.float32).removeprefix("torch.")
+        wanted = str(configured or _stored_dtype(path, config)).removeprefix("torch.")
     if wanted not in DTYPES:
         raise UnsupportedModelError(
             path, architecture(config), f"dtype {wanted!r} is not supported, use one of {', '.join(DTYPES)}"
         )
     return DTYPES[wanted]
+
+
+def _stored_dtype(path: Path, config: Any) -> torch.dtype:
+    try:
+        return stored_float_dtype(stored_tensors(path)) or torch.float32
+    except CheckpointError as error:
+        raise UnsupportedModelError(path, architecture(config), str(error)) from error
 
 
 def architecture(config: Any) -> str:

@@ -7,8 +7,8 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, assert_never
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, assert_never
 
 from aegaeon.core.command import RejectReason
 from aegaeon.core.generation import (
@@ -47,13 +47,14 @@ _DEFAULT_RETRY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as the frontend needs it."""
+    """A model as the frontend needs it. ``sampling_defaults``: by field of ``SamplingParams``."""
 
     spec: ModelSpec
     card: ModelCard
     text: ModelText
     vocab_size: int
     eos_ids: tuple[int, ...] = ()
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: PreparedModel) -> ServedModel:
@@ -67,7 +68,9 @@ class ServedModel:
             int(time.time()),
             text.has_chat_template,
         )
-        return cls(model.spec, card, text, model.facts.vocab_size, model.facts.eos_token_ids)
+        facts = model.with_tokenizer(text.eos_token_id, ()).facts
+        defaults = facts.sampling_defaults if model.config.generation_config == "auto" else {}
+        return cls(model.spec, card, text, facts.vocab_size, facts.eos_token_ids, defaults)
 
     def finish_reason(self, sampling: SamplingParams, token_ids: Sequence[int]) -> FinishReason | None:
         """Why an output of these tokens is over, by its tokens alone; None where it goes on."""
@@ -328,8 +331,8 @@ def _is_warm(state: m.NodeState | None, model: str) -> bool:
 
 
 def _fit(model: ServedModel, prompt_ids: Sequence[int], request: GenerationRequest) -> SamplingParams:
-    """Check the prompt, settle the output limit and the seed."""
-    limit, sampling = model.spec.max_context_tokens, request.sampling
+    """Check the prompt, settle what the client left open, the output limit and the seed."""
+    limit, sampling = model.spec.max_context_tokens, _with_defaults(model.sampling_defaults, request)
     room = limit - len(prompt_ids)
     if room < 1:
         raise _prompt_too_long(model, str(len(prompt_ids)), request.prompt)
@@ -366,6 +369,14 @@ def _prompt_too_long(model: ServedModel, tokens: str, prompt: Prompt) -> Context
 
 def _param(prompt: Prompt) -> str:
     return "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+
+
+def _with_defaults(defaults: Mapping[str, float], request: GenerationRequest) -> SamplingParams:
+    """What the client said, and the model's defaults where it said nothing."""
+    given: dict[str, Any] = {name: value for name, value in defaults.items() if name in request.unset}
+    if "max_new_tokens" in given:
+        given["max_new_tokens"] = max(given["max_new_tokens"], request.sampling.min_new_tokens)
+    return replace(request.sampling, **given)
 
 
 def _rejection(message: m.Rejected) -> GenerationError:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import quick_model_loader as qml
+from aegaeon.checkpoint_folder import FolderError, check_folder
 from aegaeon.core.config import ModelConfig
 from aegaeon.core.model import ModelSpec
-from aegaeon.engine.architecture import ModelFacts, inspect_model
+from aegaeon.engine.architecture import ModelFacts, check_layer_counts, inspect_model
 from aegaeon.engine.errors import ModelError
+from aegaeon.engine.generation_defaults import known_ids
 from aegaeon.engine.image import ensure_image, needs_image
 from aegaeon.engine.safetensors_file import CheckpointError
+from aegaeon.json_file import JsonFileError, read_object
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,12 @@ class PreparedModel:
     facts: ModelFacts
     spec: ModelSpec
     note: str
+
+    def with_tokenizer(self, eos_token_id: int | None, notes: Iterable[str]) -> PreparedModel:
+        """The same, with what its tokenizer adds: a token that ends a text, and ``notes`` for the operator."""
+        known, wrong = known_ids((*self.facts.eos_token_ids, eos_token_id), self.facts.vocab_size)
+        note = "; ".join(filter(None, (self.note, *wrong, *notes)))
+        return replace(self, facts=replace(self.facts, eos_token_ids=known), note=note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +54,20 @@ def prepare_models(
     for config in configs:
         try:
             prepared.append(_prepare(config, block_tokens, cache_dir))
-        except (ModelError, CheckpointError, qml.LoaderError, OSError) as error:
+        except (FolderError, JsonFileError, ModelError, CheckpointError, qml.LoaderError, OSError) as error:
             refused.append(RefusedModel(config, str(error)))
+        except Exception as error:  # A checkpoint is anybody's, and much code of others looks at it.
+            logger.exception("model %s: looking at %s failed in a way that nobody foresaw", config.name, config.path)
+            refused.append(RefusedModel(config, f"looking at {config.path} failed: {type(error).__name__}: {error}"))
     return prepared, refused
 
 
 def _prepare(config: ModelConfig, block_tokens: int, cache_dir: Path | None) -> PreparedModel:
+    tensors = len(check_folder(config.path).tensors)  # bad weights are refused now, not when the first request comes
+    check_layer_counts(config.path, read_object(config.path / "config.json"), tensors)
     facts = inspect_model(
         config.path, max_context_tokens=config.max_context_tokens, dtype=config.dtype, block_tokens=block_tokens
     )
-    qml.inspect(config.path)  # bad weights are refused now, not when the first request comes
     reason = needs_image(config.path, facts.dtype)
     path = config.path if reason is None else _image(config.path, cache_dir, facts.dtype)
     spec = ModelSpec(
@@ -61,7 +77,8 @@ def _prepare(config: ModelConfig, block_tokens: int, cache_dir: Path | None) -> 
         facts.max_context_tokens,
         config.slo,
     )
-    return PreparedModel(config, path, facts, spec, f"image: {reason}" if reason else "")
+    notes = [f"image: {reason}"] * (reason is not None) + list(facts.notes)
+    return PreparedModel(config, path, facts, spec, "; ".join(notes))
 
 
 def _image(path: Path, cache_dir: Path | None, dtype: str) -> Path:

@@ -13,14 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from aegaeon.core.generation import ChatPrompt, Prompt, PromptError, TextPrompt, TokenPrompt
+from aegaeon.runtime.chat_template import RENDER_ERRORS, TemplateUse, try_template
 
 UTF8_MAX_BYTES = 4
-# A template is the model's own code and may fail in any way that code without input and output can.
-_RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.*", "tekken.json", "*.model", "*.tiktoken")
 # A text with fewer characters than this for each token that it may have is encoded without counting first.
 _LIKELY_TOKEN_CHARS = 4
@@ -52,7 +50,8 @@ class ModelText:
         self._tokenizer = _load_tokenizer(path)
         if chat_template is not None:
             self._tokenizer.chat_template = chat_template
-        self._vocabulary = _Vocabulary(self._tokenizer)
+        self._vocabulary = _vocabulary(path, self._tokenizer)
+        self._template = try_template(self._apply_template) if self.has_chat_template else TemplateUse()
         parameters = set(inspect.signature(self._tokenizer.apply_chat_template).parameters)
         self._reserved_kwargs = (parameters | {"messages"}) - _TEMPLATE_OPTIONS
 
@@ -60,6 +59,17 @@ class ModelText:
     def has_chat_template(self) -> bool:
         """Whether chats can be rendered."""
         return bool(self._tokenizer.chat_template)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is wrong or odd about the chat template, for the operator."""
+        return (*filter(None, [self._template.problem]), *self._template.notes)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text, as the tokenizer has it."""
+        token_id: int | None = self._tokenizer.eos_token_id
+        return token_id
 
     def encode(self, prompt: Prompt, most_tokens: int | None = None) -> tuple[int, ...]:
         """A prompt's token ids; those of a ``TokenPrompt`` are not checked. Raises ``PromptError``.
@@ -80,14 +90,15 @@ class ModelText:
         if not self.has_chat_template:
             message = "This model has no chat template: use /v1/completions, or configure a chat_template for it."
             raise PromptError(message, "messages")
+        if self._template.problem is not None:
+            advice = "use /v1/completions, or configure a chat_template for it"
+            raise PromptError(f"This model takes no chats, {self._template.problem}: {advice}.", "messages")
         options = {"add_generation_prompt": not chat.template_kwargs.get("continue_final_message")}
         options |= self._allowed(chat.template_kwargs)
-        messages = [dict(message) for message in chat.messages]
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except _RENDER_ERRORS as error:
+            return self._apply_template(self._template.formed(chat.messages), **options)
+        except RENDER_ERRORS as error:
             raise PromptError(f"The model's chat template refuses these messages: {error}", "messages") from error
-        return str(text)
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         """A detokenizer of output.
@@ -97,6 +108,10 @@ class ModelText:
         """
         visible = (token_id for token_id in reversed(context) if self._vocabulary.visible(token_id))
         return TextStream(self._vocabulary, list(islice(visible, UTF8_MAX_BYTES))[::-1])
+
+    def _apply_template(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        options.setdefault("add_generation_prompt", True)
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
     def _ids(self, text: str, most_tokens: int | None, *, add_special_tokens: bool) -> tuple[int, ...]:
         if most_tokens is not None and len(text) > _LIKELY_TOKEN_CHARS * most_tokens:
@@ -120,6 +135,13 @@ class ModelText:
         if reserved:
             raise PromptError(f"chat_template_kwargs must not set {', '.join(reserved)}.", "chat_template_kwargs")
         return template_kwargs
+
+
+def _vocabulary(path: Path, tokenizer: Any) -> _Vocabulary:
+    try:
+        return _Vocabulary(tokenizer)
+    except Exception as error:  # Tokenizers of unusual make, asked for what they do not have.
+        raise TokenizerError(f"The tokenizer in {path} cannot be used: {type(error).__name__}: {error}") from error
 
 
 def _load_tokenizer(path: Path) -> Any:

@@ -216,6 +216,7 @@ class _Endpoints:
                 sampling=sampling,
                 slo=fields.targets,
                 fit_context=fields.limit_tokens is None,
+                unset=fields.unset,
             )
             for index, (prompt, sampling) in enumerate(pairs)
         ]

@@ -120,11 +120,20 @@ class GenerationFields(_Fields):
         """Latency targets, if the client named some."""
         return Slo(self.slo.ttft_s, self.slo.tpot_s) if self.slo else None
 
+    @property
+    def unset(self) -> frozenset[str]:
+        """Fields of ``SamplingParams`` of which the client says nothing."""
+        return frozenset(name for name, value in self._said().items() if value is None)
+
     def sampling(self) -> SamplingParams:
         """Sampling of the first choice. Raises ``SamplingError``."""
-        limit = self.limit_tokens
-        given: dict[str, Any] = {
-            "max_new_tokens": NO_LIMIT_TOKENS if limit is None else limit,
+        said = {name: value for name, value in self._said().items() if value is not None}
+        return SamplingParams(**{"max_new_tokens": NO_LIMIT_TOKENS, **said})
+
+    def _said(self) -> dict[str, Any]:
+        """By field of ``SamplingParams``; None where nothing is said."""
+        return {
+            "max_new_tokens": self.limit_tokens,
             "min_new_tokens": self.min_tokens,
             "temperature": self.temperature,
             "top_k": 0 if self.top_k == -1 else self.top_k,
@@ -138,7 +147,6 @@ class GenerationFields(_Fields):
             "stop_token_ids": None if self.stop_token_ids is None else tuple(self.stop_token_ids),
             "ignore_eos": self.ignore_eos,
         }
-        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
     def samplings(self) -> list[SamplingParams]:
         """Sampling of every choice of a prompt: the same, but for the seed, which counts up."""

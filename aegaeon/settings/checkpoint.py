@@ -1,96 +1,44 @@
-"""What can be said of a model's directory without loading it: is it a checkpoint, how many bytes are its weights.
-
-Does not know: architectures, tensors; the contents of a safetensors file are the loader's to check.
-"""
+"""How many bytes the weights of a model's directory are."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from aegaeon.checkpoint_folder import FolderError, check_folder
+from aegaeon.json_file import read_object
 from aegaeon.settings.error import SettingsError
 
-_INDEX = "model.safetensors.index.json"
-_LFS_POINTER = b"version "
-_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def weight_bytes(directory: Path, dtype: str | None = None) -> int:
-    """Bytes of the checkpoint's weights, in ``dtype`` (None: as they are).
+    """Bytes of the checkpoint's weights, in ``dtype`` (None: the configuration's, else as they are).
 
     Raises ``SettingsError`` where the directory cannot be a checkpoint.
     """
-    _check_readable(directory)
-    config = _read_json(directory / "config.json", "a Hugging Face checkpoint has one; is this the right folder?")
-    stored_bytes = sum(_file_bytes(file) for file in _weight_files(directory))
-    element_bytes = _ELEMENT_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")))
-    if dtype is None or element_bytes is None:
-        return stored_bytes
-    return stored_bytes * _ELEMENT_BYTES[dtype] // element_bytes
-
-
-def _check_readable(directory: Path) -> None:
-    if not directory.exists():
-        raise SettingsError(
-            f"{directory} does not exist; give a folder with config.json, *.safetensors and a tokenizer "
-            "(models are not downloaded: `hf download ID --local-dir DIR` does that)"
-        )
-    if not directory.is_dir():
-        raise SettingsError(f"{directory} is a file; give the folder that it is in")
     try:
-        next(directory.iterdir(), None)
-    except OSError as error:
-        raise SettingsError(f"{directory} cannot be read: {error.strerror}; check its permissions") from error
+        checkpoint = check_folder(directory)
+    except FolderError as error:
+        raise SettingsError(str(error)) from error
+    element_bytes = _ELEMENT_BYTES.get(dtype or _configured_dtype(directory) or "")
+    if element_bytes is None:
+        return checkpoint.buffer_bytes
+    floats = [tensor for tensor in checkpoint.tensors.values() if tensor.dtype in _FLOATS]
+    stored_bytes = sum(tensor.nbytes for tensor in floats)
+    wanted_bytes = sum(tensor.nbytes * element_bytes // _ELEMENT_BYTES[_FLOATS[tensor.dtype]] for tensor in floats)
+    return checkpoint.buffer_bytes - stored_bytes + wanted_bytes
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    """The files that the index names; without an index, the one of the usual name, else every one there is."""
-    if (directory / _INDEX).exists():
-        return _indexed_files(directory)
-    if (directory / "model.safetensors").exists():
-        return [directory / "model.safetensors"]
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise SettingsError(f"{directory} has no *.safetensors file{_other_weights(directory)}")
-    return files
+def _configured_dtype(directory: Path) -> str | None:
+    """As a string, where the configuration, or that of its text part, has one."""
+    config = read_object(directory / "config.json")
+    return next((str(dtype).removeprefix("torch.") for dtype in _dtypes(config)), None)
 
 
-def _indexed_files(directory: Path) -> list[Path]:
-    weight_map = _read_json(directory / _INDEX, "").get("weight_map")
-    names = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
-    if not names or any(Path(name).name != name for name in names):
-        raise SettingsError(f"{directory / _INDEX} must name files of its own folder; download the checkpoint again")
-    return [directory / name for name in sorted(names)]
-
-
-def _other_weights(directory: Path) -> str:
-    others = [file.name for pattern in ("*.bin", "*.gguf", "*.pt", "*.pth") for file in directory.glob(pattern)]
-    return f"; {sorted(others)[0]} is of a format that is not served: convert it to safetensors" if others else ""
-
-
-def _file_bytes(file: Path) -> int:
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(len(_LFS_POINTER))
-    except FileNotFoundError as error:
-        raise SettingsError(f"{file} is named in {_INDEX} but not there; the download is incomplete") from error
-    except OSError as error:
-        raise SettingsError(f"{file} cannot be read: {error.strerror}") from error
-    if start == _LFS_POINTER:
-        raise SettingsError(f"{file} is a Git LFS pointer, not weights; run `git lfs pull` in its repository")
-    return file.stat().st_size
-
-
-def _read_json(file: Path, advice: str) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_bytes())
-    except FileNotFoundError as error:
-        raise SettingsError(f"{file.parent} has no {file.name}; {advice}") from error
-    except OSError as error:
-        raise SettingsError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise SettingsError(f"{file} is not a JSON object")
-    return data
+def _dtypes(config: dict[str, Any]) -> Iterator[Any]:
+    for values in (config, config.get("text_config")):
+        if isinstance(values, dict):
+            yield from (values[key] for key in ("dtype", "torch_dtype") if values.get(key))

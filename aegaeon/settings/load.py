@@ -40,7 +40,7 @@ def load_settings(
     """The complete configuration: flag over environment over file over what fits the machine.
 
     ``models``: ``NAME=DIR``; ``flags``: values by ``Option.parameter``. Raises ``SettingsError`` for whatever cannot
-    work, as far as that can be told without torch.
+    work, as far as that can be told without torch; a model that cannot be served is an error if there is no other.
     """
     sources = read_sources(models, file, flags or {}, environment or {})
     values = validate(sources)
@@ -98,7 +98,11 @@ def _instances(counts: Mapping[Role, int] | None, sources: Sources) -> tuple[Ins
 
 
 def _models(values: BaseModel, sources: Sources) -> tuple[tuple[ModelConfig, ...], dict[str, int]]:
-    """The models and the bytes of their weights; one error names every model that cannot be served."""
+    """The models, and the bytes of the weights of those that can be served.
+
+    The others are refused when the service starts, and do not stop it. Only where there is none that can be served one
+    error names them all.
+    """
     models = given(values).get("models", {})
     if not models:
         raise SettingsError(_NO_MODEL)
@@ -107,34 +111,29 @@ def _models(values: BaseModel, sources: Sources) -> tuple[tuple[ModelConfig, ...
     sizes: dict[str, int] = {}
     problems: list[str] = []
     for name, model in models.items():
+        found.append(config := _model(name, model, defaults, sources))
         try:
-            config, sizes[name] = _model(name, model, defaults, sources)
-            found.append(config)
+            sizes[name] = weight_bytes(config.path, config.dtype)
         except SettingsError as error:
-            problems.append(str(error))
-    if problems:
+            problems.append(f"{sources.label(('models', name, 'path'))}: {error}")
+    if not sizes:
         raise SettingsError("\n".join(problems))
     return tuple(found), sizes
 
 
-def _model(name: str, model: BaseModel, defaults: Mapping[str, Any], sources: Sources) -> tuple[ModelConfig, int]:
-    """The model, and the bytes of its weights."""
+def _model(name: str, model: BaseModel, defaults: Mapping[str, Any], sources: Sources) -> ModelConfig:
     path = ("models", name)
     directory = sources.folder((*path, "path")) / Path(given(model)["path"]).expanduser()
     values = {**defaults, **_model_values(model, sources, path)}
     slo = Slo(**{target: values.pop(target) for target in ("ttft_s", "tpot_s") if target in values})
-    config = ModelConfig(name, directory, slo, **values)
-    try:
-        return config, weight_bytes(directory, config.dtype)
-    except SettingsError as error:
-        raise SettingsError(f"{sources.label((*path, 'path'))}: {error}") from error
+    return ModelConfig(name, directory, slo, **values)
 
 
 def _model_values(values: BaseModel, sources: Sources, path: tuple[str, ...]) -> dict[str, Any]:
     """What is said of a model at ``path``, or of every model (empty path), by field of ``ModelConfig`` and ``Slo``."""
     chosen = given(values)
     said = given(chosen["slo"]) if "slo" in chosen else {}
-    said |= {key: chosen[key] for key in ("max_context_tokens", "dtype") if key in chosen}
+    said |= {key: chosen[key] for key in ("max_context_tokens", "dtype", "generation_config") if key in chosen}
     if "chat_template" in chosen:
         said["chat_template"] = _template(chosen["chat_template"], (*path, "chat_template"), sources)
     return said

@@ -248,6 +248,13 @@ OPTIONS = (
         "Jinja chat template: a file, or the text itself",
         auto="the model's own",
     ),
+    Option(
+        "generation_config",
+        Kind.TEXT,
+        Scope.MODEL,
+        "sampling where a request says nothing: as the model's generation_config.json says, or the API's defaults",
+        choices=("auto", "none"),
+    ),
     Option("policy", Kind.TEXT, Scope.POOL, "scheduling policy", choices=("slack", "aegaeon", "sllm")),
     Option(
         "device",

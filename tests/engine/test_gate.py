@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
+from safetensors.torch import save_file
 from zoo import ARCHITECTURES, write_config
 
 from aegaeon.core.kv_shape import LayerKv
 from aegaeon.engine import dry_run
-from aegaeon.engine.architecture import ModelFacts, inspect_model
+from aegaeon.engine.architecture import ModelFacts, check_layer_counts, inspect_model
 from aegaeon.engine.attention import AttentionContractError
 from aegaeon.engine.errors import ModelError, UnsupportedModelError
 from aegaeon.engine.skeleton import build_skeleton
@@ -178,8 +179,8 @@ def test_options_win(tmp_path: Path) -> None:
     assert (facts.dtype, facts.max_context_tokens, facts.kv_shape.block_tokens) == ("float16", 99, 8)
 
 
-@pytest.mark.parametrize(("generation", "expected"), [(None, (7,)), ({"eos_token_id": [3, 4]}, (3, 4)), ({}, (7,))])
-def test_eos_comes_from_the_generation_configuration_first(
+@pytest.mark.parametrize(("generation", "expected"), [(None, (7,)), ({"eos_token_id": [3, 4]}, (3, 4, 7)), ({}, (7,))])
+def test_a_text_ends_with_the_tokens_of_both_configurations(
     tmp_path: Path, generation: dict[str, Any] | None, expected: tuple[int, ...]
 ) -> None:
     config = ARCHITECTURES["llama"]()
@@ -188,6 +189,133 @@ def test_eos_comes_from_the_generation_configuration_first(
     if generation is not None:
         (path / "generation_config.json").write_text(json.dumps(generation))
     assert inspect_model(path).eos_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "generation", "expected"),
+    [
+        ({}, {"eos_token_id": 5}, (5,)),  # the 2 that a Llama's class has for a default is of another vocabulary
+        ({}, None, (2,)),
+        ({"eos_token_id": 9}, {"eos_token_id": [9, 5, 9]}, (9, 5)),
+        ({"eos_token_id": [1000, -1, 8]}, {"eos_token_id": 199}, (8,)),
+        ({"eos_token_id": None}, {"eos_token_id": "</s>"}, ()),
+    ],
+)
+def test_ids_that_end_a_text_are_those_of_the_vocabulary(
+    tmp_path: Path, said: dict[str, Any], generation: dict[str, Any] | None, expected: tuple[int, ...]
+) -> None:
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    values = json.loads((path / "config.json").read_text())
+    values.pop("eos_token_id", None)
+    (path / "config.json").write_text(json.dumps(values | said))
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation))
+    facts = inspect_model(path)
+    assert facts.eos_token_ids == expected
+    named = str((said, generation))
+    for wrong in ("1000", "-1", "199", "</s>"):
+        assert any(f"eos_token_id {wrong!r}" in note or f"eos_token_id {wrong} " in note for note in facts.notes) == (
+            wrong in named
+        )
+
+
+def test_sampling_defaults_are_those_of_the_generation_configuration(tmp_path: Path) -> None:
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    assert inspect_model(path).sampling_defaults == {}
+    said = {"temperature": 0.6, "top_k": -1, "top_p": 0.9, "min_p": None, "do_sample": True, "max_new_tokens": 7}
+    (path / "generation_config.json").write_text(json.dumps(said))
+    facts = inspect_model(path)
+    assert facts.sampling_defaults == {"temperature": 0.6, "top_k": 0, "top_p": 0.9, "max_new_tokens": 7}
+    assert facts.notes == ()
+
+
+def test_sampling_defaults_that_cannot_be_are_left_out_with_a_note(tmp_path: Path) -> None:
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    text = (
+        '{"temperature": -1, "top_p": NaN, "top_k": 2.5, "repetition_penalty": true, "max_new_tokens": 0, "min_p": "x"}'
+    )
+    (path / "generation_config.json").write_text(text)
+    facts = inspect_model(path)
+    assert facts.sampling_defaults == {}
+    keys = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "min_p")
+    assert all(any(note.startswith(f"{key} of generation_config") for note in facts.notes) for key in keys)
+
+
+ORIGINAL = {"original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    ("rope", "usual", "most"),
+    [
+        ({}, 64, 64),
+        ({"rope_type": "yarn", "factor": 4.0, **ORIGINAL}, 256, 256),
+        ({"type": "yarn", "factor": 2.5, **ORIGINAL}, 160, 160),
+        ({"rope_type": "linear", "factor": 4.0}, 64, 256),
+        ({"rope_type": "dynamic", "factor": 4.0}, 64, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, 64, 64),
+    ],
+)
+def test_scaled_positions_reach_to_factor_times_the_original_context(
+    tmp_path: Path, rope: dict[str, Any], usual: int, most: int
+) -> None:
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    values = json.loads((path / "config.json").read_text())
+    values.pop("rope_parameters", None)
+    values |= {"max_position_embeddings": 64} | ({"rope_scaling": rope} if rope else {})
+    (path / "config.json").write_text(json.dumps(values))
+    assert inspect_model(path).max_context_tokens == usual
+    assert inspect_model(path, max_context_tokens=most).max_context_tokens == most
+    with pytest.raises(UnsupportedModelError, match=f"between 1 and {most}, got {most + 1}"):
+        inspect_model(path, max_context_tokens=most + 1)
+
+
+@pytest.mark.parametrize("values", [{"num_hidden_layers": 4000}, {"text_config": {"n_layer": 10**9}}])
+def test_more_layers_than_tensors_are_refused_before_anything_is_built(tmp_path: Path, values: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"says \w+ \d+, its files hold 20 tensors"):
+        check_layer_counts(tmp_path, values, 20)
+    check_layer_counts(tmp_path, {"num_hidden_layers": 2, "vision_config": {"num_hidden_layers": 20}}, 20)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_a_type_that_is_not_said_is_that_of_the_weights(tmp_path: Path, stored: torch.dtype) -> None:
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    save_file(
+        {"a.codes": torch.zeros(2, dtype=torch.uint8), "b": torch.zeros(2, dtype=stored), "c": torch.zeros(2)},
+        path / "model.safetensors",
+    )
+    assert inspect_model(path).dtype == str(stored).removeprefix("torch.")
+    assert inspect_model(path, dtype="float32").dtype == "float32"
+    edit = json.loads((path / "config.json").read_text()) | {"torch_dtype": "float32"}
+    (path / "config.json").write_text(json.dumps(edit))
+    assert inspect_model(path).dtype == "float32"
+
+
+@pytest.mark.parametrize("nested", ['{"a":' * 20_000 + "1" + "}" * 20_000, "[" * 10**6])
+def test_a_configuration_nested_without_end(tmp_path: Path, nested: str) -> None:
+    (tmp_path / "config.json").write_text(nested)
+    with pytest.raises(UnsupportedModelError, match=r"config\.json is not usable: its JSON is nested too deeply"):
+        inspect_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "file"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, None),
+        ({"compression_config": {"format": "int-quantized"}}, None),
+        ({"quantization": {"group_size": 64, "bits": 4}}, None),
+        ({"text_config": {"quantization_config": {"load_in_4bit": True}}}, None),
+        ({}, "hf_quant_config.json"),
+        ({}, "quantize_config.json"),
+        ({}, "quant_config.json"),
+    ],
+)
+def test_quantization_is_seen_wherever_it_is_said(tmp_path: Path, values: dict[str, Any], file: str | None) -> None:
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    (path / "config.json").write_text(json.dumps(json.loads((path / "config.json").read_text()) | values))
+    if file is not None:
+        (path / file).write_text("{}")
+    with pytest.raises(UnsupportedModelError, match="it is quantized"):
+        inspect_model(path)
 
 
 def test_a_gate_passes_in_no_time_and_makes_no_weights(tmp_path: Path) -> None:
@@ -211,7 +339,7 @@ def test_no_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '"llama"', "\xff"])
 def test_a_configuration_that_is_not_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UnsupportedModelError, match=r"config\.json (cannot be read|is not a JSON object)"):
+    with pytest.raises(UnsupportedModelError, match=r"config\.json is not (valid JSON|a JSON object)"):
         inspect_model(tmp_path)
 
 
@@ -240,9 +368,7 @@ def test_code_from_outside_is_never_run(tmp_path: Path) -> None:
 def test_a_generation_configuration_that_is_not_json(tmp_path: Path, text: str) -> None:
     path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
     (path / "generation_config.json").write_text(text)
-    with pytest.raises(
-        UnsupportedModelError, match=r"its generation_config\.json (cannot be read|is not a JSON object)"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"its generation_config\.json is not (valid JSON|a JSON object)"):
         inspect_model(path)
 
 

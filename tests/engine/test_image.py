@@ -336,6 +336,168 @@ def test_what_is_missing_is_not_made_up(tmp_path: Path) -> None:
     assert [file for file in (tmp_path / "cache").iterdir() if file.is_dir()] == []
 
 
+def scaled_float8(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What quantizers write: codes, and scales beside them."""
+    result = {}
+    for name, value in tensors.items():
+        codes = "proj" in name
+        result[name] = value.to(torch.float8_e4m3fn) if codes else value
+        if codes:
+            result[f"{name}_scale"] = torch.ones(1)
+    return result
+
+
+def integers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.to(torch.int8) if "down_proj" in name else value for name, value in tensors.items()}
+
+
+def bare_float8(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.to(torch.float8_e5m2) if "embed" in name else value for name, value in tensors.items()}
+
+
+def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Under other names altogether, as GPTQ does."""
+    return {
+        **{name: value for name, value in tensors.items() if "q_proj" not in name},
+        "model.layers.0.self_attn.q_proj.qweight": torch.zeros(4, 4, dtype=torch.int32),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (scaled_float8, r"self_attn\.\w+_proj|mlp\.down_proj.*float8_e4m3fn: it is quantized"),
+        (integers, r"layers\.0\.mlp\.down_proj\.weight, .* as int8: it is quantized"),
+        (bare_float8, r"embed_tokens\.weight as float8_e5m2: it is quantized"),
+        (packed, r"q_proj\.qweight as int32: it is quantized"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_codes_are_not_taken_for_numbers(
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], says: str, dtype: str | None
+) -> None:
+    save_model("llama", tmp_path / "m")
+    rewrite(tmp_path / "m", change)
+    with pytest.raises(CheckpointError, match=says):
+        needs_image(tmp_path / "m", dtype)
+    with pytest.raises(CheckpointError, match=says):
+        ensure_image(tmp_path / "m", tmp_path / "cache", dtype)
+    assert [file for file in (tmp_path / "cache").iterdir() if file.is_dir()] == []
+
+
+def bindable(path: Path, cache_dir: Path, dtype: str | None) -> Path:
+    """The directory, or an image where it needs one."""
+    return ensure_image(path, cache_dir, dtype) if needs_image(path, dtype) else path
+
+
+LEFT_OVER = {
+    "model.layers.0.self_attn.q_proj.bias": torch.zeros(32),  # the configuration denies it
+    "model.layers.2.input_layernorm.weight": torch.ones(32),  # the configuration counts two layers
+    "model.layers.1.mlp.down_proj.weight_scale": torch.ones(1),
+    "model.layers.0.self_attn.q_norm.weight": torch.ones(8),
+    "base_model.model.layers.0.q_proj.lora_A.weight": torch.ones(2, 32),
+    "score.weight": torch.ones(2, 32),
+    "model.layers.0.self_attn.bias": torch.ones(32),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OVER)
+@pytest.mark.parametrize("dtype", [None, "float32"], ids=["as it is", "as an image"])
+def test_nothing_that_matters_is_left_out(tmp_path: Path, name: str, dtype: str | None) -> None:
+    save_model("llama", tmp_path / "m")
+    rewrite(tmp_path / "m", lambda tensors: {**tensors, name: LEFT_OVER[name].to(torch.bfloat16)})
+    with pytest.raises(CheckpointError, match=f"stores {name}, for which its configuration has no place"):
+        bindable(tmp_path / "m", tmp_path / "cache", dtype)
+
+
+def test_of_many_that_are_left_over_the_first_are_named(tmp_path: Path) -> None:
+    save_model("llama", tmp_path)
+    rewrite(tmp_path, lambda tensors: {**tensors, **{f"extra.{index}": torch.ones(1) for index in range(9)}})
+    with pytest.raises(CheckpointError, match=r"stores extra\.0, extra\.1, extra\.2 and 6 more, for which"):
+        needs_image(tmp_path)
+
+
+HARMLESS = {
+    "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    "model.layers.0.self_attn.masked_bias": torch.tensor(-1e4),
+    "model.layers.0.self_attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool).tril(),
+    "model.embeddings.position_ids": torch.arange(8),
+    "mtp.layers.0.q_proj.weight": torch.ones(32, 32),
+    "vision_tower.blocks.0.weight": torch.ones(8, 8),
+    "multi_modal_projector.weight": torch.ones(8, 8),
+}
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"], ids=["as it is", "as an image"])
+def test_what_is_computed_anew_or_not_for_text_may_be_left_out(tmp_path: Path, dtype: str | None) -> None:
+    save_model("llama", tmp_path / "m")
+    rewrite(tmp_path / "m", lambda tensors: {**tensors, **HARMLESS})
+    if dtype is None:
+        assert needs_image(tmp_path / "m") is None
+    else:
+        assert_equal_to_transformers(
+            ensure_image(tmp_path / "m", tmp_path / "cache", dtype), tmp_path / "m", torch.float32
+        )
+
+
+def test_layers_for_drafting_may_be_left_out(tmp_path: Path) -> None:
+    def add(layer: int) -> None:
+        rewrite(tmp_path, lambda t: {**t, f"model.layers.{layer}.eh_proj.weight": torch.ones(2, 2)})
+
+    save_model("deepseek_v3", tmp_path, num_nextn_predict_layers=1)
+    add(2)
+    assert needs_image(tmp_path) is not None  # experts one by one, and nothing else
+    ensure_image(tmp_path, tmp_path / "cache")
+    add(3)
+    with pytest.raises(CheckpointError, match=r"layers\.3\.eh_proj"):
+        ensure_image(tmp_path, tmp_path / "cache")
+
+
+def test_old_masks_of_gpt2_do_no_harm(tmp_path: Path) -> None:
+    save_model("gpt2", tmp_path)
+    mask = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
+    rewrite(tmp_path, lambda tensors: {**tensors, "transformer.h.0.attn.bias": mask})
+    assert needs_image(tmp_path) is None
+
+
+def test_numbers_beyond_float16_are_not_made_infinite(tmp_path: Path) -> None:
+    save_model("llama", tmp_path / "m")
+    rewrite(tmp_path / "m", lambda tensors: {**tensors, "lm_head.weight": tensors["lm_head.weight"] * 1e7})
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight does not fit float16; use dtype bfloat16 or float32"):
+        ensure_image(tmp_path / "m", tmp_path / "cache", "float16")
+
+
+def test_an_image_is_made_of_the_files_that_would_be_bound(tmp_path: Path) -> None:
+    """A single file comes before an index, as in Transformers."""
+    save_model("llama", tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    old = load_file(file)
+    save_file(old, tmp_path / "m" / "old.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(old, "old.safetensors")}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    rewrite(tmp_path / "m", lambda tensors: {name: torch.zeros_like(value) for name, value in tensors.items()})
+    assert {tensor.file for tensor in stored_tensors(tmp_path / "m").values()} == {file}
+    image = ensure_image(tmp_path / "m", tmp_path / "cache", "float32")
+    assert_equal_to_transformers(image, tmp_path / "m", torch.float32)
+    assert not any(value.any() for value in load_file(image / "model.safetensors").values())
+
+
+def test_of_a_tensor_in_two_shards_the_one_that_transformers_takes_counts(tmp_path: Path) -> None:
+    save_model("llama", tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    save_file(tensors, tmp_path / "m" / "a.safetensors", metadata={"format": "pt"})
+    name = "lm_head.weight"
+    save_file({name: tensors[name] + 1}, tmp_path / "m" / "b.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {**dict.fromkeys(tensors, "a.safetensors"), "no.such": "b.safetensors"}}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert needs_image(tmp_path / "m") is None
+    assert stored_tensors(tmp_path / "m")[name].file.name == "b.safetensors"
+    image = ensure_image(tmp_path / "m", tmp_path / "cache", "float32")
+    assert torch.equal(load_file(image / "model.safetensors")[name], (tensors[name] + 1).float())
+    assert_equal_to_transformers(image, tmp_path / "m", torch.float32)
+
+
 def test_a_shape_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_model("llama", tmp_path / "m")
     edit_config(tmp_path / "m", vocab_size=50)

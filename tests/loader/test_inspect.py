@@ -60,11 +60,31 @@ def test_a_directory_with_an_index_has_its_shards_only(tmp_path: Path, write_fil
     assert {name: tensor.file for name, tensor in checkpoint.tensors.items()} == {"y": 0, "unlisted": 0, "x": 1}
 
 
-def test_the_index_decides_which_of_two_tensors_counts(tmp_path: Path, write_file: WriteFile) -> None:
+@pytest.mark.parametrize("named", ["a.safetensors", "b.safetensors"])
+def test_the_last_shard_with_a_tensor_counts_whatever_the_index_says(
+    tmp_path: Path, write_file: WriteFile, named: str
+) -> None:
+    """Transformers reads the shards in the order of their names, and the index only for these."""
     write_file("a.safetensors", {"x": entry("U8", [1], 0, 1), "y": entry("U8", [1], 1, 2)}, b"xy")
     write_file("b.safetensors", {"x": entry("U8", [1], 0, 1)}, b"x")
-    index(tmp_path, {"x": "b.safetensors", "y": "a.safetensors"})
+    index(tmp_path, {"x": named, "y": "a.safetensors", "z": "b.safetensors"})
     assert {name: tensor.file for name, tensor in qml.inspect(tmp_path).tensors.items()} == {"y": 0, "x": 1}
+
+
+def test_an_index_may_name_tensors_that_no_shard_holds(tmp_path: Path, write_file: WriteFile) -> None:
+    write_file("a.safetensors", {"x": entry("U8", [1], 0, 1)}, b"x")
+    index(tmp_path, {"x": "a.safetensors", "z": "a.safetensors"})
+    assert list(qml.inspect(tmp_path).tensors) == ["x"]
+
+
+def test_the_single_file_comes_before_the_index(tmp_path: Path, write_file: WriteFile) -> None:
+    write_file("a.safetensors", {"x": entry("U8", [1], 0, 1)}, b"x")
+    index(tmp_path, {"x": "a.safetensors"})
+    single = write_file("model.safetensors", {"x": entry("U8", [1], 0, 1)}, b"x")
+    assert [file.path for file in qml.inspect(tmp_path).files] == [single]
+    single.rename(tmp_path / "elsewhere")
+    single.symlink_to(tmp_path / "gone")
+    assert [file.path.name for file in qml.inspect(tmp_path).files] == ["a.safetensors"]
 
 
 def test_without_an_index_the_single_file_comes_first(tmp_path: Path, write_file: WriteFile) -> None:

@@ -32,8 +32,16 @@ ROOT = Path(__file__).parents[2]
 def make_checkpoint(folder: Path, weight_bytes: int = 1000) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "model.safetensors").write_bytes(b"\0" * weight_bytes)
+    write_weights(folder / "model.safetensors", weight_bytes)
     return folder
+
+
+def write_weights(file: Path, weight_bytes: int) -> None:
+    """One bfloat16 tensor of so many bytes."""
+    header = json.dumps({"x": {"dtype": "BF16", "shape": [weight_bytes // 2], "data_offsets": [0, weight_bytes]}})
+    with file.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header.encode())
+        stream.truncate(8 + len(header) + weight_bytes)
 
 
 @pytest.fixture
@@ -426,27 +434,47 @@ class TestCheckpoints:
 
     def test_an_index_that_names_a_missing_file(self, refusal):
         folder, message = refusal
+        (folder / "model.safetensors").rename(folder / "model-1.safetensors")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "model-2.safetensors"}}))
         assert "download is incomplete" in message()
 
     @pytest.mark.parametrize("weight_map", [{}, 3, {"x": "../model.safetensors"}, {"x": "/etc/passwd"}])
     def test_an_index_that_names_nothing_of_the_folder(self, refusal, weight_map):
         folder, message = refusal
+        (folder / "model.safetensors").rename(folder / "model-1.safetensors")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         assert "must name files of its own folder" in message()
 
-    def test_the_index_decides_which_files_count(self, tmp_path):
+    def test_the_single_file_counts_before_the_index(self, tmp_path):
         folder = make_checkpoint(tmp_path / "m", weight_bytes=40 << 20)
-        (folder / "part.safetensors").write_bytes(b"\0" * (5 << 20))
+        write_weights(folder / "part.safetensors", 5 << 20)
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "part.safetensors"}}))
+        assert load_settings([f"m={folder}"], machine=MACHINE).weight_cache_bytes == 42 << 20
+        (folder / "model.safetensors").unlink()
         assert load_settings([f"m={folder}"], machine=MACHINE).weight_cache_bytes == 6 << 20
 
-    @pytest.mark.parametrize(("stored", "size"), [("torch_dtype", 40 << 20), ("dtype", 40 << 20), ("other", 20 << 20)])
-    def test_weights_that_are_converted_count_as_converted(self, tmp_path, stored, size):
-        folder = make_checkpoint(tmp_path / "m", weight_bytes=20 << 20)
-        (folder / "config.json").write_text(json.dumps({stored: "bfloat16"}))
-        config = load_settings([f"m={folder}"], flags={"dtype": "float32"}, machine=MACHINE)
-        assert config.weight_cache_bytes == size
+    @pytest.mark.parametrize(
+        ("config", "flags", "size"),
+        [
+            ({}, {}, 20 << 20),
+            ({}, {"dtype": "float32"}, 40 << 20),
+            ({"torch_dtype": "bfloat16"}, {"dtype": "float32"}, 40 << 20),
+            ({"dtype": "float32"}, {}, 40 << 20),
+            ({"text_config": {"dtype": "torch.float32"}}, {}, 40 << 20),
+            ({"dtype": "float32"}, {"dtype": "float16"}, 20 << 20),
+        ],
+    )
+    def test_weights_that_are_converted_count_as_converted(self, tmp_path, config, flags, size):
+        folder = make_checkpoint(tmp_path / "m", weight_bytes=(20 << 20) - 4096)
+        (folder / "config.json").write_text(json.dumps(config))
+        assert load_settings([f"m={folder}"], flags=flags, machine=MACHINE).weight_cache_bytes == size
+
+    def test_a_bad_folder_does_not_stop_the_others(self, tmp_path):
+        good, bad = make_checkpoint(tmp_path / "good"), tmp_path / "bad"
+        config = load_settings([f"bad={bad}", f"good={good}"], machine=MACHINE)
+        assert [model.name for model in config.models] == ["bad", "good"]
+        with pytest.raises(SettingsError, match=r"bad.* does not exist(?s:.*)worse.* does not exist"):
+            load_settings([f"bad={bad}", f"worse={tmp_path / 'worse'}"], machine=MACHINE)
 
 
 class TestSizes:

@@ -206,7 +206,7 @@ def test_a_template_of_the_directory_is_found(byte_level: Path, tmp_path: Path) 
         (CHAT_TEMPLATE, ChatPrompt(({"role": "forbidden", "content": "x"},)), "messages", "no such role"),
         ("{{ ''.__class__.__mro__ }}", ChatPrompt(({"role": "user", "content": "x"},)), "messages", "unsafe"),
         ("{{ messages[0].content + 1 }}", ChatPrompt(({"role": "user", "content": "x"},)), "messages", "concatenate"),
-        ("{% for %}", ChatPrompt(({"role": "user", "content": "x"},)), "messages", "refuses"),
+        ("{% for %}", ChatPrompt(({"role": "user", "content": "x"},)), "messages", "does not compile.*/v1/completions"),
         (
             CHAT_TEMPLATE,
             ChatPrompt(({"role": "user", "content": "x"},), {"chat_template": "y", "tokenize": True}),
@@ -221,6 +221,104 @@ def test_chats_that_cannot_be_rendered_say_why(
     with pytest.raises(PromptError, match=says) as caught:
         ModelText(byte_level, chat_template=template).encode(chat)
     assert caught.value.param == param
+
+
+# --- forms of templates ---
+
+PART = "{% for part in m.content if part.type == 'text' %}{{ part.text }}{% endfor %}"
+LOOP = "{% for m in messages %}<{{ m.role }}>"
+SAYS = tuple(
+    {"role": role, "content": f"{role} text {index}"}
+    for index, role in enumerate(["system", "user", "assistant", "user"])
+)
+EITHER = "{% if m.content is string %}{{ m.content }}{% else %}" + PART + "{% endif %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    {
+        "strings": LOOP + "{{ m.content }}{% endfor %}",
+        "parts": LOOP + PART + "{% endfor %}",
+        "either": LOOP + EITHER + "{% endfor %}",
+        "first part": LOOP + "{{ m.content[0].text }}{% endfor %}",
+        "mapped": LOOP + "{{ m.content | map(attribute='text') | join }}{% endfor %}",
+        "strings refused": LOOP
+        + "{% if m.content is string %}{{ raise_exception('no') }}{% endif %}"
+        + PART
+        + "{% endfor %}",
+        "parts refused": LOOP
+        + "{% if m.content is not string %}{{ raise_exception('no') }}{% endif %}{{ m.content }}{% endfor %}",
+        "by role": LOOP + "{% if m.role == 'user' %}" + PART + "{% else %}{{ m.content }}{% endif %}{% endfor %}",
+        "other way": LOOP + "{% if m.role != 'user' %}" + PART + "{% else %}{{ m.content }}{% endif %}{% endfor %}",
+        "system first": "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}"
+        + LOOP
+        + PART
+        + "{% endfor %}",
+    }.items(),
+    ids=lambda pair: pair[0],
+)
+@pytest.mark.parametrize("in_parts", [False, True], ids=["said as strings", "said as parts"])
+def test_all_that_is_said_comes_out_of_every_kind_of_template(
+    byte_level: Path, template: tuple[str, str], in_parts: bool
+) -> None:
+    text = ModelText(byte_level, chat_template=template[1])
+    says = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in SAYS] if in_parts else SAYS
+    rendered = text.render(ChatPrompt(tuple(says)))
+    assert rendered == "".join(f"<{message['role']}>{message['content']}" for message in SAYS)
+    assert text.notes == ()
+
+
+def test_several_parts_stay_parts_or_become_lines(byte_level: Path) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    chat = ChatPrompt(({"role": "user", "content": parts},))
+    assert ModelText(byte_level, chat_template=LOOP + PART + "{% endfor %}").render(chat) == "<user>ab"
+    assert ModelText(byte_level, chat_template=LOOP + "{{ m.content }}{% endfor %}").render(chat) == "<user>a\nb"
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (LOOP + "{% endfor %}", "leaves out what the user says"),
+        (LOOP + "{{ m.text }}{% endfor %}", "leaves out what the user says"),
+        ("{{ tools }}", "leaves out what the user says"),
+        ("{% for m in %}", "does not compile"),
+        ("{{ messages | no_such_filter }}", "does not compile"),
+    ],
+)
+def test_a_template_that_loses_the_users_text_is_told_and_takes_no_chats(
+    byte_level: Path, template: str, says: str
+) -> None:
+    text = ModelText(byte_level, chat_template=template)
+    assert [says in note for note in text.notes] == [True]
+    with pytest.raises(PromptError, match=f"{says}.*/v1/completions"):
+        text.encode(ChatPrompt(({"role": "user", "content": "x"},)))
+    assert text.encode(TextPrompt("hello"))
+
+
+def test_a_template_that_leaves_out_other_roles_is_told(byte_level: Path) -> None:
+    text = ModelText(byte_level, chat_template=LOOP + "{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}")
+    assert text.notes == (
+        "its chat template leaves out system messages",
+        "its chat template leaves out assistant messages",
+    )
+    assert text.render(ChatPrompt(SAYS)).endswith("user text 3")
+
+
+def test_a_template_that_refuses_what_is_tried_is_told_and_tried_again(byte_level: Path) -> None:
+    template = "{% if not name %}{{ raise_exception('who?') }}{% endif %}{{ name }}: {{ messages[0].content }}"
+    text = ModelText(byte_level, chat_template=template)
+    assert text.notes == ("its chat template refuses a plain user message: who?",)
+    assert text.render(ChatPrompt(SAYS, {"name": "Ann"})) == "Ann: system text 0"
+
+
+def test_named_templates_without_a_default_are_told(byte_level: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(byte_level)
+    tokenizer.chat_template = {"tool_use": CHAT_TEMPLATE}
+    tokenizer.save_pretrained(tmp_path)
+    assert "multiple chat templates" in ModelText(tmp_path).notes[0]
+    tokenizer.chat_template = {"default": LOOP + PART + "{% endfor %}", "tool_use": CHAT_TEMPLATE}
+    tokenizer.save_pretrained(tmp_path)
+    assert ModelText(tmp_path).render(ChatPrompt(({"role": "user", "content": "x"},))) == "<user>x"
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,13 @@ async def test_seeds_of_choices_stay_in_64_bits(client: httpx.AsyncClient, front
     assert [request.sampling.seed for request in frontend.requests] == [2**63 - 1, -(2**63)]
 
 
+async def test_what_is_left_open_is_named(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    await _chat(client, temperature=None, top_p=1.0, max_tokens=None)
+    assert {"temperature", "top_k", "min_p", "repetition_penalty", "max_new_tokens"} <= frontend.requests[0].unset
+    await _chat(client, temperature=1.0, top_p=1.0, top_k=-1, max_completion_tokens=9)
+    assert not {"temperature", "top_p", "top_k", "max_new_tokens"} & frontend.requests[1].unset
+
+
 async def test_message_parts_and_template_fields_arrive(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::index::Index;
 use crate::source::open_regular;
-use crate::{Error, Fault, Header, Identity, IndexFault, Result, Tensor, round_up_to_block};
+use crate::{Error, Fault, Header, Identity, Result, Tensor, round_up_to_block};
 
 const SINGLE_NAME: &str = "model.safetensors";
 const EXTENSION: &str = ".safetensors";
@@ -69,8 +69,9 @@ struct Inner {
 impl Checkpoint {
     /// Reads and validates the headers of a checkpoint; the tensors' data is not read.
     ///
-    /// `path` is one file, or a directory with an index, else with `model.safetensors`, else with any safetensors
-    /// files, which are then taken in the order of their names.
+    /// `path` is one file, or a directory with `model.safetensors`, else with an index, else with any safetensors files,
+    /// which are then taken in the order of their names. That the single file comes before the index is what Transformers
+    /// does.
     ///
     /// # Errors
     ///
@@ -79,12 +80,14 @@ impl Checkpoint {
         let metadata = fs::metadata(path).map_err(|source| Error::io(path, "open", source))?;
         let mut builder = Builder::default();
         if !metadata.is_dir() {
-            builder.add(path, |_| true)?;
+            builder.add(path, Twice::Fault)?;
+        } else if path.join(SINGLE_NAME).is_file() {
+            builder.add(&path.join(SINGLE_NAME), Twice::Fault)?;
         } else if let Some(index) = Index::read(path)? {
             builder.add_indexed(path, &index)?;
         } else {
             for file in files_of(path)? {
-                builder.add(&file, |_| true)?;
+                builder.add(&file, Twice::Fault)?;
             }
         }
         Ok(builder.build(path))
@@ -172,11 +175,20 @@ fn files_of(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(names.iter().map(|name| directory.join(name)).collect())
 }
 
+/// What a second tensor of the same name means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Twice {
+    /// Nobody can tell which one counts.
+    Fault,
+    /// The later one counts.
+    Replaces,
+}
+
 /// A checkpoint in the making.
 #[derive(Default)]
 struct Builder {
     files: Vec<CheckpointFile>,
-    /// Which file holds a tensor of that name.
+    /// Which file holds the tensor of that name.
     holder_of: HashMap<String, usize>,
     /// Which file is that inode of that device.
     file_of: HashMap<(u64, u64), usize>,
@@ -185,40 +197,35 @@ struct Builder {
 }
 
 impl Builder {
-    /// Adds the shards of an index. Tensors that the index does not know count too, as in Transformers; of those that
-    /// two shards hold, the one counts that the index names.
+    /// Adds the shards of an index. As in Transformers, the index only says which shards there are: every tensor in them
+    /// counts, that of the last shard where two have it, and entries without a tensor mean nothing.
     fn add_indexed(&mut self, directory: &Path, index: &Index) -> Result<()> {
         for shard in index.shards() {
             let path = directory.join(shard);
-            let belongs = |tensor: &Tensor| index.shard_of(&tensor.name).is_none_or(|holder| holder == shard);
-            self.add(&path, belongs).map_err(|error| match error.fault() {
+            self.add(&path, Twice::Replaces).map_err(|error| match error.fault() {
                 Fault::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                     Error::new(&path, Fault::MissingShard { index: index.path().to_owned() })
                 }
                 _ => error,
             })?;
         }
-        // A tensor that the index knows was taken from the shard that the index names, or not at all.
-        // The least of the absent names, so that the message is the same every time.
-        let absent = index.entries().filter(|(tensor, _)| !self.holder_of.contains_key(*tensor)).min();
-        if let Some((tensor, shard)) = absent {
-            let fault = Fault::Index(IndexFault::AbsentTensor);
-            return Err(Error::new(&directory.join(shard), fault).for_tensor(tensor.to_owned()));
+        for (number, file) in self.files.iter_mut().enumerate() {
+            file.tensors.retain(|tensor| self.holder_of.get(&tensor.name) == Some(&number));
         }
         Ok(())
     }
 
-    /// Adds a file and those of its tensors that belong to the checkpoint.
-    fn add(&mut self, path: &Path, belongs: impl Fn(&Tensor) -> bool) -> Result<()> {
+    /// Adds a file and its tensors; of two with one name, the later one is their holder.
+    fn add(&mut self, path: &Path, twice: Twice) -> Result<()> {
         let (file, identity) = open_regular(path, 0)?;
         let number = self.files.len();
         if let Some(other) = self.file_of.insert((identity.device, identity.inode), number) {
             return Err(Error::new(path, Fault::DuplicateFile { other: self.path_of(other) }));
         }
-        let mut header = Header::read(path, &file, identity.bytes)?;
-        header.tensors.retain(|tensor| belongs(tensor));
+        let header = Header::read(path, &file, identity.bytes)?;
         for tensor in &header.tensors {
-            if let Some(other) = self.holder_of.insert(tensor.name.clone(), number) {
+            let holder = self.holder_of.insert(tensor.name.clone(), number);
+            if let Some(other) = holder.filter(|_| twice == Twice::Fault) {
                 let fault = Fault::DuplicateTensor { other: self.path_of(other) };
                 return Err(Error::new(path, fault).for_tensor(tensor.name.clone()));
             }

@@ -321,6 +321,9 @@ pub enum IndexFault {
     /// The index is not JSON of the expected form.
     #[error("{0}")]
     Json(serde_json::Error),
+    /// The index is longer than any could be.
+    #[error("it has {0} bytes")]
+    TooLong(u64),
     /// The index names no tensor at all.
     #[error("it lists no tensors")]
     Empty,
@@ -330,9 +333,6 @@ pub enum IndexFault {
     /// A shard's name would lead out of the checkpoint's directory, or is not in its simplest form.
     #[error("{0:?} is not a plain path inside the directory")]
     UnsafePath(String),
-    /// The shard does not hold the tensor that the index places there.
-    #[error("the index places the tensor in this shard, which does not hold it")]
-    AbsentTensor,
 }
 
 impl Error {

@@ -1,16 +1,20 @@
 //! `model.safetensors.index.json`: which shard holds which tensor.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs;
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::json::Pairs;
+use crate::source::open_regular;
 use crate::{Error, Fault, IndexFault, Result};
 
 /// The file's name in a checkpoint's directory.
 const INDEX_NAME: &str = "model.safetensors.index.json";
+
+/// A longer index is none: a hundred thousand tensors take ten megabytes.
+const MAX_INDEX_BYTES: u64 = 100_000_000;
 
 /// A validated index.
 #[derive(Debug)]
@@ -29,14 +33,21 @@ impl Index {
     ///
     /// # Errors
     ///
-    /// [`Fault::Index`] if it is malformed, [`Fault::Io`] if it cannot be read.
+    /// [`Fault::Index`] if it is malformed, [`Fault::Io`] or [`Fault::NotACheckpoint`] if it cannot be read.
     pub fn read(directory: &Path) -> Result<Option<Self>> {
         let path = directory.join(INDEX_NAME);
-        match fs::read(&path) {
-            Ok(json) => Self::parse(path, &json).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io(&path, "read", error)),
+        let (file, identity) = match open_regular(&path, 0) {
+            Ok(opened) => opened,
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if identity.bytes > MAX_INDEX_BYTES {
+            return Err(Error::new(&path, Fault::Index(IndexFault::TooLong(identity.bytes))));
         }
+        let mut json = Vec::new();
+        // It may grow while it is read.
+        file.take(MAX_INDEX_BYTES).read_to_end(&mut json).map_err(|error| Error::io(&path, "read", error))?;
+        Self::parse(path, &json).map(Some)
     }
 
     fn parse(path: PathBuf, json: &[u8]) -> Result<Self> {
@@ -65,16 +76,10 @@ impl Index {
     pub fn shards(&self) -> BTreeSet<&str> {
         self.shard_of.values().map(String::as_str).collect()
     }
+}
 
-    /// The shard that holds `tensor`, as far as the index knows.
-    pub fn shard_of(&self, tensor: &str) -> Option<&str> {
-        self.shard_of.get(tensor).map(String::as_str)
-    }
-
-    /// Every tensor with its shard, in no particular order.
-    pub fn entries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.shard_of.iter().map(|(tensor, shard)| (tensor.as_str(), shard.as_str()))
-    }
+fn is_absent(error: &Error) -> bool {
+    matches!(error.fault(), Fault::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// Whether `name` stays inside the directory and has no second spelling (`./a`, `x//a`, `x/../a`).

@@ -18,8 +18,9 @@ CHUNK_BYTES: int
 def inspect(path: str | PathLike[str]) -> Checkpoint:
     """Validate a checkpoint; headers are read, tensors are not.
 
-    `path` is one file, or a directory: with `model.safetensors.index.json` its shards; else `model.safetensors`; else
-    every `*.safetensors`, sorted by name.
+    `path` is one file, or a directory: `model.safetensors`; else the shards of `model.safetensors.index.json`; else
+    every `*.safetensors`, sorted by name. As in Transformers, all tensors of the shards count, those of the last shard
+    where several have one, and entries of the index without a tensor mean nothing.
 
     Raises `IoError`, `NotACheckpointError`, `HeaderError`, `TruncatedError`, `IndexFileError`, `MissingShardError` or
     `DuplicateError`.

@@ -94,7 +94,7 @@ class TruncatedError(LoaderError):
 
 
 class IndexFileError(LoaderError):
-    """The index file is malformed, or places a tensor in a shard that does not hold it."""
+    """The index file is malformed."""
 
 
 class MissingShardError(LoaderError):
