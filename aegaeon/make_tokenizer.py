@@ -12,15 +12,8 @@ from importlib.resources import files
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-PAD, BEGIN, END, SYSTEM, USER, ASSISTANT = SPECIAL_TOKENS = (
-    "<|pad|>",
-    "<|begin|>",
-    "<|end|>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-)
-MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
+from aegaeon.special_tokens import BEGIN, END, MIN_VOCAB_SIZE, PAD, SPECIAL_TOKENS
+
 # Instructions of a developer are the system's, and what a tool gives comes, as the user's words do, from outside.
 CHAT_TEMPLATE = """\
 {%- set markers = {

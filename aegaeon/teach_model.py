@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from aegaeon.make_tokenizer import ASSISTANT, BEGIN, END, SPECIAL_TOKENS, SYSTEM, USER, corpus
+from aegaeon.make_tokenizer import corpus
+from aegaeon.special_tokens import ASSISTANT, BEGIN, END, SPECIAL_TOKENS, SYSTEM, USER
 
 LEARNING_RATE = 2e-3
 MIN_CONTEXT_LEFT_TOKENS = 32

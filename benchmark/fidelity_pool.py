@@ -14,7 +14,8 @@ from pathlib import Path
 
 from aegaeon.core.slo import Slo
 from aegaeon.latency.profile_book import ProfileBook, ProfileEntry
-from aegaeon.make_model import ModelSizes, make_model
+from aegaeon.make_model import make_model
+from aegaeon.model_request import ModelSizes
 from aegaeon.profiling.campaign import Campaign
 from aegaeon.scheduler.log import LogEntry, decode
 from benchmark.fidelity_measured import RealRun

@@ -21,7 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from aegaeon.engine.model import Model
-from aegaeon.make_tokenizer import MIN_VOCAB_SIZE, make_tokenizer
+from aegaeon.make_tokenizer import make_tokenizer
+from aegaeon.special_tokens import MIN_VOCAB_SIZE
 
 _BLOCK_ELEMENTS = 1 << 24
 _SPREAD = 0.02

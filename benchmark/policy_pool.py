@@ -17,7 +17,8 @@ from pathlib import Path
 
 from aegaeon.core.record import RequestRecord
 from aegaeon.core.slo import Slo
-from aegaeon.make_model import ModelSizes, make_model
+from aegaeon.make_model import make_model
+from aegaeon.model_request import ModelSizes
 from aegaeon.profiling.campaign import Campaign
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.profiling.target import copying_target

@@ -15,6 +15,10 @@ from pathlib import Path
 DEBUG_VARIABLE = "AEGAEON_DEBUG"
 
 
+class ReportedBugError(Exception):
+    """A bug in another process of the command, which has told the operator."""
+
+
 def report_mistake(error: Exception) -> None:
     """One line per problem, no traceback; the traceback too where debugging."""
     _traceback_if_debugging(error)

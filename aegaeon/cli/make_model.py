@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from aegaeon.cli.console import make_console
 from aegaeon.cli.logs import configure_logs
+from aegaeon.model_request import MakeModelError, ModelSizes, check_request
 from aegaeon.settings.error import SettingsError
 from aegaeon.settings.sizes import format_bytes, format_count
 
@@ -28,14 +29,19 @@ def make(
 ) -> None:
     """Make the model; raises ``SettingsError`` where it cannot be made as asked."""
     configure_logs(None)
-    from aegaeon.make_model import MadeModel, MakeModelError, ModelSizes, make_model
+    try:
+        asked = ModelSizes(**sizes)  # type: ignore[arg-type]
+        check_request(directory, dtype, learn, steps)  # now: the import below takes a while
+    except MakeModelError as error:
+        raise SettingsError(str(error)) from error
+    from aegaeon.make_model import MadeModel, make_model
 
     def attempt(bar: Progress) -> MadeModel:
         task = bar.add_task("learning", total=steps, visible=learn is not None, loss="")
         return make_model(
             architecture,
             directory,
-            ModelSizes(**sizes),  # type: ignore[arg-type]
+            asked,
             dtype=dtype,
             seed=seed,
             learn=learn,

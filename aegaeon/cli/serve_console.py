@@ -19,6 +19,7 @@ from aegaeon.core.service import (
     ListeningOn,
     ModelFound,
     ModelRefused,
+    ProcessDied,
     Ready,
     ServiceReport,
     Stopping,
@@ -59,6 +60,11 @@ class ServeConsole:
                 self._say(f"listening on {report.url}")
             case Ready():
                 self._announce(report.url)
+            case ProcessDied():
+                self._say(
+                    f"[red]the {report.name} process died[/]: {escape(report.reason)}; "
+                    f"another starts in {report.pause_s:.1f} s"
+                )
             case Stopping():
                 self._say(f"stopping{': ' * bool(report.reason)}{escape(report.reason)}")
             case _:
@@ -66,7 +72,9 @@ class ServeConsole:
 
     def _announce(self, url: str) -> None:
         """The one line that programs wait for; once, whatever is reported."""
-        if not self.ready:
+        if self.ready:
+            self._say(f"ready again at {url}")
+        else:
             self.ready = True
             typer.echo(f"ready {url}")
 

@@ -1,68 +1,77 @@
-"""Compose a whole service: Ray, nodes, frontend, HTTP server; from start to an end that leaves nothing behind."""
+"""A whole service: a supervisor that holds the listening socket, and two processes that it keeps running.
+
+The *pool* (Ray, drivers, instances) and the *server* (HTTP, frontend) are replaced when they die: while there is no
+server connections wait in the socket's queue, while there is no pool requests wait in the server. Nothing heavy is
+imported here, so that this process is small and hardly anything in it can fail.
+
+However this process ends, the kernel ends the two with it, and Ray's processes end with the pool's; what is left of a
+pool that died alone becomes a child of this process (``adopt_orphans``) and is killed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+from aegaeon.cli.channel import BeginPool, BeginServer, ModelsReady, NodeUp, Said, Stop
+from aegaeon.cli.child import Child
+from aegaeon.cli.failure import ReportedBugError
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import (
-    InstanceStarted,
     ListeningOn,
-    ModelFound,
-    ModelRefused,
+    ProcessDied,
     Ready,
+    ServiceDiedError,
     ServiceError,
     ServiceReport,
     Stopping,
 )
-from aegaeon.runtime.admin import pool_state
-from aegaeon.runtime.clock import MonotonicClock
-from aegaeon.runtime.cluster import Cluster
-from aegaeon.runtime.frontend import PoolFrontend, ServedModel
-from aegaeon.runtime.node import NodeOptions
-from aegaeon.runtime.prepare import PreparedModel, RefusedModel
+from aegaeon.runtime.backoff import Backoff
+from aegaeon.runtime.process import adopt_orphans, children, kill_children
 from aegaeon.runtime.process_log import LogPlace
 from aegaeon.runtime.run_folder import RunFolder
-from aegaeon.runtime.text import TokenizerError
-from aegaeon.scheduler.registry import make_router
-from aegaeon.scheduler.router import Router
-from aegaeon.server.app import ServerOptions, create_app
-from aegaeon.server.limits import ConnectionLimits, RequestLimits
-from aegaeon.server.serve import AddressError, bind, serve
+from aegaeon.server.address import AddressError, bind
 
 logger = logging.getLogger(__name__)
 
 Report = Callable[[ServiceReport], None]
 
-_READY_TIMEOUT_S = 120.0
+# After its grace the server cuts requests off and tells their clients; a pool shuts its instances down.
+_CUT_OFF_S = 10.0
+_POOL_STOP_S = 20.0
+_KILL_S = 10.0
 
 
-def run_service(config: PoolConfig, report: Report, folder: RunFolder, logs: LogPlace) -> None:
-    """Serve until SIGINT or SIGTERM. ``config`` is settled: no size is left to guess. ``logs``: of its processes.
-
-    Raises ``ServiceError`` when the service cannot start or go on.
-    """
-    with _listen(config) as sock:
-        report(ListeningOn(_url(sock)))
-        cluster = Cluster(config, folder, logs)
-        try:
-            asyncio.run(_run(config, report, cluster, sock))
-        finally:
-            report(Stopping())
-            cluster.stop()
-
-
-def _listen(config: PoolConfig) -> socket.socket:
+def listen(config: PoolConfig) -> socket.socket:
+    """The socket that clients connect to. Raises ``ServiceError``."""
     try:
         return bind(config.host, config.port)
     except AddressError as error:
         raise ServiceError(str(error)) from error
+
+
+def run_service(config: PoolConfig, sock: socket.socket, report: Report, folder: RunFolder, logs: LogPlace) -> None:
+    """Serve until SIGINT or SIGTERM, which let running requests finish first; a second one does not.
+
+    ``config`` is settled: no size is left to guess. ``logs``: of the pool's processes. Raises ``ServiceError`` when the
+    service cannot start or go on, and ``KeyboardInterrupt`` when it was cut short.
+    """
+    report(ListeningOn(_url(sock)))
+    adopt_orphans()
+    others = children()
+    begin = BeginPool(config, folder.path, logs)
+    try:
+        in_time = asyncio.run(_Supervisor(begin, report, sock, others).run())
+    finally:
+        kill_children(others, _KILL_S)
+    if not in_time:
+        raise KeyboardInterrupt
 
 
 def _url(sock: socket.socket) -> str:
@@ -70,149 +79,133 @@ def _url(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _run(config: PoolConfig, report: Report, cluster: Cluster, sock: socket.socket) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    _on_signal(loop, stop.set)
-    starting = asyncio.create_task(asyncio.to_thread(_start, config, report, cluster))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    models, addresses = await starting  # a start cannot be broken off half way; it takes seconds
-    _on_signal(loop, stop.set)  # again: Ray puts its own handlers in place of ours
-    if stop.is_set():
-        return
-    frontend = PoolFrontend({model.spec.name: model for model in models}, MonotonicClock(), _routers(config, models))
-    try:
-        for index, (node, address) in enumerate(zip(cluster.nodes, addresses, strict=True)):
-            if node.local:
-                frontend.connect(node.node_id, address)
-            else:
-                await frontend.connect_remote(node.node_id, await asyncio.to_thread(cluster.gateway, index))
-        await _serve_until(stopping, frontend, config, report, cluster, sock)
-    finally:
-        frontend.close()
+class _Supervisor:
+    """Keeps the two processes running until it is told to stop. ``others``: children that are none of its business."""
 
+    def __init__(self, begin: BeginPool, report: Report, sock: socket.socket, others: set[int]) -> None:
+        self._begin = begin
+        self._config = begin.config
+        self._report = report
+        self._socket = sock
+        self._url = _url(sock)
+        self._others = others
+        self._pool: Child | None = None
+        self._server: Child | None = None
+        self._models: ModelsReady | None = None
+        self._nodes: dict[str, NodeUp] = {}
+        self._served = asyncio.Event()  # there are models to start a server with
+        self._ready = False
+        self._stop, self._at_once = asyncio.Event(), asyncio.Event()
 
-def _routers(config: PoolConfig, models: Sequence[ServedModel]) -> Callable[[int], Router | None]:
-    specs, host_bytes = [model.spec for model in models], config.weight_cache_bytes
-    assert host_bytes is not None, "nodes were started, so the configuration leaves no size open"
-    return lambda nodes: make_router(config.policy, specs, nodes, host_bytes)
-
-
-def _on_signal(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, act)
-
-
-def _start(config: PoolConfig, report: Report, cluster: Cluster) -> tuple[list[ServedModel], list[str]]:
-    """Blocking: processes start, models are looked at."""
-    cluster.start()
-    prepared, refused = cluster.prepare(config.cache_dir and config.cache_dir / "images")
-    served, good = [], []
-    for model in prepared:
+    async def run(self) -> bool:
+        """Whether what was under way when it was told to stop could end; raises as ``run_service`` does."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGCHLD, self._bury)
+        keepers = [asyncio.create_task(self._keep_pool()), asyncio.create_task(self._keep_server())]
+        stop = asyncio.create_task(self._stop.wait())
         try:
-            served.append(ServedModel.of(model))
-        except TokenizerError as error:
-            refused.append(RefusedModel(model.config, str(error)))
-        else:
-            text = served[-1].text
-            good.append(model.with_tokenizer(text.eos_token_id, text.notes))
-            report(_found(good[-1]))
-    for bad in refused:
-        report(ModelRefused(bad.config.name, bad.config.path, bad.reason))
-    if not good:
-        raise ServiceError(_nothing_to_serve(refused))
-    return served, cluster.serve([_node_options(config, node.node_id) for node in cluster.nodes], good)
+            done, _ = await asyncio.wait([*keepers, stop], return_when=asyncio.FIRST_COMPLETED)
+            for keeper in done - {stop}:
+                self._report(Stopping(str(keeper.exception())))
+                keeper.result()
+            self._report(Stopping())
+            return not self._ready or await self._wind_up()
+        finally:
+            for child in (self._server, self._pool):
+                if child is not None:
+                    child.kill()
+            for task in (*keepers, stop):
+                task.cancel()
+            await asyncio.gather(*keepers, stop, return_exceptions=True)
 
+    def _signalled(self) -> None:
+        (self._at_once if self._stop.is_set() else self._stop).set()
 
-def _nothing_to_serve(refused: Sequence[RefusedModel]) -> str:
-    reasons = "; ".join(f"{bad.config.name}: {bad.reason}" for bad in refused)
-    return f"none of the models can be served: {reasons}"
+    def _bury(self) -> None:
+        """Children that were others' have nobody else to wait for them."""
+        for pid in children() - self._known():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
+    # --- the two processes ------------------------------------------------------------------------------------------
 
-def _node_options(config: PoolConfig, node_id: str) -> NodeOptions:
-    if config.kv_cache_bytes is None or config.weight_cache_bytes is None or config.threads_per_instance is None:
-        raise ServiceError("the configuration leaves sizes open: fit it to the machine first")
-    return NodeOptions(config, node_id, config.kv_cache_bytes, config.weight_cache_bytes, config.threads_per_instance)
+    async def _keep_pool(self) -> None:
+        backoff = Backoff()
+        while True:
+            started_s = time.monotonic()
+            self._pool = Child("aegaeon.cli.pool_process")
+            self._pool.send(self._begin)
+            how = await self._pool.follow(self._take)
+            pool, self._pool = self._pool, None
+            self._nodes.clear()
+            await self._after_death("pool", pool, how, backoff, started_s)
 
+    async def _keep_server(self) -> None:
+        backoff = Backoff()
+        while True:
+            await self._served.wait()
+            assert self._models is not None
+            started_s = time.monotonic()
+            self._server = Child("aegaeon.cli.server_process", (self._socket.fileno(),))
+            for message in (BeginServer(self._config, self._url), self._models, *self._nodes.values()):
+                self._server.send(message)
+            how = await self._server.follow(self._take)
+            server, self._server = self._server, None
+            await self._after_death("server", server, how, backoff, started_s)
 
-def _found(model: PreparedModel) -> ModelFound:
-    facts = model.facts
-    return ModelFound(
-        model.spec.name,
-        facts.architecture,
-        facts.parameters,
-        model.spec.weight_bytes,
-        facts.dtype,
-        model.spec.kv_shape.token_bytes,
-        model.spec.max_context_tokens,
-        model.note,
-    )
+    def _take(self, message: object) -> None:
+        """What the pool or the server says."""
+        match message:
+            case Said():
+                self._ready |= isinstance(message.report, Ready)
+                self._report(message.report)
+            case ModelsReady():
+                self._models = message
+                self._served.set()
+            case NodeUp():
+                self._nodes[message.node_id] = message
+                if self._server is not None:
+                    self._server.send(message)
+            case _:
+                raise TypeError(f"a supervisor does not take {message!r}")
 
+    async def _after_death(self, name: str, child: Child, how: str, backoff: Backoff, started_s: float) -> None:
+        """Wait as long as is right before another is started. Raises where that makes no sense."""
+        await self._unless_stopping()
+        if child.failure is not None and not child.failure.is_bug:
+            raise ServiceError(how)
+        if child.failure is not None and not self._ready:
+            raise ReportedBugError(how)
+        pause_s = backoff.pause_s(time.monotonic() - started_s)
+        if pause_s is None:
+            raise ServiceDiedError(f"the {name} process died {backoff.ends} times in a row, last: {how}; see the log")
+        self._report(ProcessDied(name, how, pause_s))
+        if name == "pool":
+            await asyncio.to_thread(kill_children, self._known(), _KILL_S)
+        await asyncio.sleep(pause_s)
+        await self._unless_stopping()
 
-async def _serve_until(
-    stopping: asyncio.Task[bool],
-    frontend: PoolFrontend,
-    config: PoolConfig,
-    report: Report,
-    cluster: Cluster,
-    sock: socket.socket,
-) -> None:
-    app = create_app(frontend, _server_options(frontend, config))
-    serving = asyncio.create_task(serve(app, sock, on_started=lambda: None, limits=_connection_limits(config)))
-    ready = asyncio.create_task(_report_ready(frontend, config, report, _url(sock)))
-    dead = asyncio.create_task(asyncio.to_thread(cluster.wait_until_dead))
-    done, _ = await asyncio.wait({stopping, serving, dead}, return_when=asyncio.FIRST_COMPLETED)
-    ready.cancel()
-    serving.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await serving
-    if dead in done:
-        raise ServiceError(f"a driver process ended: {dead.result() or 'no reason given'}; see the log")
-    # The thread that waits for the drivers ends with them.
-    await asyncio.to_thread(cluster.stop)
+    async def _unless_stopping(self) -> None:
+        if self._stop.is_set():
+            await asyncio.Event().wait()  # whoever stops the service ends this
 
+    def _known(self) -> set[int]:
+        return self._others | {child.pid for child in (self._pool, self._server) if child is not None}
 
-def _server_options(frontend: PoolFrontend, config: PoolConfig) -> ServerOptions:
-    now_s = MonotonicClock().now_s
-    names = [card.name for card in frontend.models()]
-    return ServerOptions(
-        api_keys=config.api_keys,
-        metrics_keys=config.metrics_keys,
-        cors_origins=config.cors_origins,
-        limits=RequestLimits(
-            max_body_bytes=config.max_body_bytes,
-            max_stop_strings=config.max_stop_strings,
-            max_stop_chars=config.max_stop_chars,
-        ),
-        now_s=now_s,
-        state=lambda: pool_state(now_s(), frontend.node_states(), names),
-    )
+    # --- the end ----------------------------------------------------------------------------------------------------
 
-
-def _connection_limits(config: PoolConfig) -> ConnectionLimits:
-    return ConnectionLimits(
-        max_connections=config.max_connections,
-        max_header_bytes=config.max_header_bytes,
-        request_timeout_s=config.request_timeout_s,
-        keep_alive_s=config.keep_alive_s,
-        send_timeout_s=config.send_timeout_s,
-    )
-
-
-async def _report_ready(frontend: PoolFrontend, config: PoolConfig, report: Report, url: str) -> None:
-    """Say so once every instance is up (or, after a while, once requests can be served at all)."""
-    device, threads = config.device, config.threads_per_instance or 1
-    deadline_s = time.monotonic() + _READY_TIMEOUT_S
-    told: set[str] = set()
-    while True:
-        states = [instance for _, state in frontend.node_states() for instance in state.instances]
-        for instance in states:
-            if instance.alive and instance.instance_id not in told:
-                told.add(instance.instance_id)
-                report(InstanceStarted(instance.instance_id, instance.role, instance.pid, device, threads))
-        everyone = bool(states) and all(instance.alive for instance in states)
-        if everyone or (frontend.health().ready and time.monotonic() > deadline_s):
-            report(Ready(url))
-            return
-        await asyncio.sleep(0.05)
+    async def _wind_up(self) -> bool:
+        """Let running requests finish, then the pool; False where a second signal wants it all to end at once."""
+        self._socket.close()  # else connections would wait here for a server that never comes
+        for child, limit_s in ((self._server, self._config.grace_s + _CUT_OFF_S), (self._pool, _POOL_STOP_S)):
+            if child is not None:
+                child.send(Stop())
+                waits = [asyncio.create_task(self._at_once.wait()), asyncio.create_task(child.ended())]
+                await asyncio.wait(waits, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in waits:
+                    task.cancel()
+            if self._at_once.is_set():
+                return False
+        return True

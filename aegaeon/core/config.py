@@ -62,6 +62,7 @@ class PoolConfig:
     prefill_chunk_tokens: int = 512
     max_batch_requests: int = 64
     max_queued_requests: int = 4096
+    grace_s: float = 30.0
     ray_address: str | None = None
     nodes: int = 1
     event_log: Path | None = None

@@ -134,6 +134,14 @@ class ModelUnavailableError(GenerationError):
     """The model is served in principle but cannot be loaded; the message says why."""
 
 
+class PoolUnavailableError(GenerationError):
+    """Nothing can be served now, whatever the model; ``retry_after_s`` is when to ask again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class EngineError(GenerationError):
     """The request failed inside the serving system."""
 

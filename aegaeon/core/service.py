@@ -15,6 +15,10 @@ class ServiceError(Exception):
     """The service cannot start or go on, and the operator can change that; the message says how."""
 
 
+class ServiceDiedError(ServiceError):
+    """The service gives up: its processes died again and again. Starting it anew may help."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFound:
     """A model of the configuration that can be served. ``note``: what the operator should know about it."""
@@ -64,10 +68,19 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessDied:
+    """The ``pool`` or the ``server`` process ended unasked; another is started in ``pause_s``."""
+
+    name: str
+    reason: str
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """The service ends; ``reason`` is empty when it was asked to."""
 
     reason: str = ""
 
 
-ServiceReport = ModelFound | ModelRefused | InstanceStarted | ListeningOn | Ready | Stopping
+ServiceReport = ModelFound | ModelRefused | InstanceStarted | ListeningOn | Ready | ProcessDied | Stopping

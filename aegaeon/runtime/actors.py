@@ -17,21 +17,32 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aegaeon.core.config import ModelConfig
+from aegaeon.core.service import ServiceError
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.gateway import Endpoint, Gateway
 from aegaeon.runtime.node import Ended, Node, NodeOptions
 from aegaeon.runtime.prepare import PreparedModel, RefusedModel, prepare_models
+from aegaeon.runtime.process import ProcessId, die_with_parent
 from aegaeon.runtime.process_log import LogPlace, begin_process_log
+from aegaeon.runtime.reaper import Reaper
 from aegaeon.runtime.worker import WorkerOptions, run_worker
 
 logger = logging.getLogger(__name__)
 
 # A driver actor is asked to stop while it runs.
 _ACTOR_CALLS = 4
+# A killed process is gone at once, unless the kernel still frees gigabytes of it.
+_GONE_S = 30.0
 
 
 class InstanceActor:
     """An instance process."""
+
+    def __init__(self) -> None:
+        die_with_parent()  # Ray's node: when that is killed nobody else may be left to end this process
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def run(self, options: WorkerOptions, logs: LogPlace) -> None:
         """Returns when the driver has shut the instance down; raises what the instance died of."""
@@ -47,8 +58,10 @@ class DriverActor:
     """A driver process: its node's scheduler, ledger and caches."""
 
     def __init__(self, name: str, logs: LogPlace) -> None:
+        die_with_parent()
         begin_process_log(name, logs)
         self._logs = logs
+        self._reaper = Reaper()
         self._node: Node | None = None
         self._gateway: Gateway | None = None
         self._threads: list[threading.Thread] = []
@@ -64,6 +77,20 @@ class DriverActor:
         self._node = Node(options, models, self._spawn)
         self._node.start()
         return self._node.address
+
+    def identity(self) -> tuple[ProcessId, ProcessId]:
+        """This process, and the one that ends when its instances have."""
+        return ProcessId.own(), ProcessId.of(self._reaper.pid)
+
+    def supersede(self, before: tuple[ProcessId, ProcessId]) -> None:
+        """Make sure that the node's driver before this one has ended, and its instances: what they had is free then."""
+        driver, reaper = before
+        if not (driver.kill(_GONE_S) and reaper.wait(_GONE_S)):
+            raise ServiceError(f"process {driver.pid} cannot be killed")
+
+    def beat(self, within_s: float) -> bool:
+        """Whether the driver's loop turns."""
+        return self._node is not None and self._node.beat(within_s)
 
     def open_gateway(self, host: str) -> Endpoint:
         """Let frontends of other nodes in, at ``host``."""
@@ -83,6 +110,7 @@ class DriverActor:
             self._gateway.close()
         for thread in self._threads:
             thread.join(timeout=10.0)
+        self._reaper.close()
 
     def stop(self) -> None:
         if self._node is not None:
@@ -93,10 +121,22 @@ class DriverActor:
 
     def _spawn(self, options: WorkerOptions, ended: Ended) -> None:
         actor = start_actor(InstanceActor, ray.get_runtime_context().get_node_id())
-        run = actor.run.remote(options, self._logs)
-        thread = threading.Thread(target=_watch, args=(actor, run, ended), name=f"watch-{options.key}", daemon=True)
+        thread = threading.Thread(
+            target=self._watch, args=(actor, options, ended), name=f"watch-{options.key}", daemon=True
+        )
         self._threads.append(thread)
         thread.start()
+
+    def _watch(self, actor: Any, options: WorkerOptions, ended: Ended) -> None:
+        """Run an instance and wait for its end; ``actor`` is held so that Ray does not end it early."""
+        try:
+            self._reaper.watch(ray.get(actor.pid.remote()))
+            ray.get(actor.run.remote(options, self._logs))
+        except ray.exceptions.RayError as error:
+            ended(str(error).strip().splitlines()[-1])
+        else:
+            ray.kill(actor)
+            ended("it ended")
 
 
 def start_actor(cls: type, ray_node_id: str, *args: object) -> Any:
@@ -108,14 +148,3 @@ def start_actor(cls: type, ray_node_id: str, *args: object) -> Any:
         .options(num_cpus=0, max_restarts=0, max_concurrency=_ACTOR_CALLS, scheduling_strategy=strategy)
         .remote(*args)
     )
-
-
-def _watch(actor: Any, run: Any, ended: Ended) -> None:
-    """Wait for an instance to end; ``actor`` is held so that Ray does not end it early."""
-    try:
-        ray.get(run)
-    except ray.exceptions.RayError as error:
-        ended(str(error).strip().splitlines()[-1])
-    else:
-        ray.kill(actor)
-        ended("it ended")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +14,14 @@ import ray
 
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ServiceError
-from aegaeon.runtime.actors import DriverActor, start_actor
-from aegaeon.runtime.gateway import Endpoint
+from aegaeon.runtime.driver_keeper import DriverKeeper, NodeAddress, RayNode
 from aegaeon.runtime.node import NodeOptions
 from aegaeon.runtime.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.process_log import LogPlace
 from aegaeon.runtime.ray_start import join_ray, start_private_ray
 from aegaeon.runtime.run_folder import RunFolder
 
-
-@dataclass(frozen=True, slots=True)
-class RayNode:
-    """A node of the cluster that the pool uses."""
-
-    node_id: str
-    ray_id: str
-    host: str
-    local: bool
+logger = logging.getLogger(__name__)
 
 
 class Cluster:
@@ -38,62 +31,58 @@ class Cluster:
         self._config = config
         self._folder = folder
         self._logs = logs
-        self._drivers: list[Any] = []
-        self._runs: list[Any] = []
-        self.nodes: list[RayNode] = []
+        self._keepers: list[DriverKeeper] = []
+        self._threads: list[threading.Thread] = []
+        self._given_up: queue.Queue[str] = queue.Queue()
 
-    def start(self) -> None:
-        """Start Ray here, or join the cluster at ``ray_address``; then a driver actor per node."""
+    def start(self, announce: Callable[[NodeAddress], None]) -> None:
+        """Start Ray here, or join the cluster at ``ray_address``; then a driver actor per node.
+
+        ``announce(address)`` is called, on any thread, whenever a node's driver is up: after ``serve``, and again when
+        it had to be replaced.
+        """
         if self._config.ray_address is None:
             start_private_ray(self._folder)
         else:
             join_ray(self._config.ray_address)
-        self.nodes = _choose_nodes(_ray_nodes(), self._config.nodes)
-        self._drivers = [
-            start_actor(DriverActor, node.ray_id, f"{node.node_id}-driver", self._logs) for node in self.nodes
-        ]
+        nodes = _choose_nodes(_ray_nodes(), self._config.nodes)
+        self._keepers = [DriverKeeper(node, self._logs, announce) for node in nodes]
 
     def prepare(self, cache_dir: Path | None) -> tuple[list[PreparedModel], list[RefusedModel]]:
         """Inspect the models on every node; the first node's findings count."""
-        config = self._config
-        calls = [driver.prepare.remote(config.models, config.block_tokens, cache_dir) for driver in self._drivers]
+        calls = [keeper.prepare(self._config, cache_dir) for keeper in self._keepers]
         found: Sequence[tuple[list[PreparedModel], list[RefusedModel]]] = ray.get(calls)
         return found[0]
 
-    def serve(self, options: Sequence[NodeOptions], models: Sequence[PreparedModel]) -> list[str]:
-        """Start every node's instances; the addresses of the drivers."""
-        calls = [driver.start.remote(own, models) for driver, own in zip(self._drivers, options, strict=True)]
-        try:
-            addresses: list[str] = ray.get(calls)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ServiceError):
-                raise ServiceError(str(error.cause)) from error
-            raise
-        self._runs = [driver.run.remote() for driver in self._drivers]
-        return addresses
+    def serve(self, options: Callable[[str], NodeOptions], models: Sequence[PreparedModel]) -> None:
+        """Start every node's instances, given its options by its id; from then on their drivers are kept running."""
+        with ThreadPoolExecutor(len(self._keepers)) as pool:
+            list(pool.map(lambda keeper: keeper.start(options(keeper.node.node_id), models), self._keepers))
+        self._threads = [
+            threading.Thread(target=self._keep, args=(keeper,), name=f"keep-{keeper.node.node_id}", daemon=True)
+            for keeper in self._keepers
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def gateway(self, index: int) -> Endpoint:
-        """Open the way in to a node that is not this one."""
-        endpoint: Endpoint = ray.get(self._drivers[index].open_gateway.remote(self.nodes[index].host))
-        return endpoint
+    def _keep(self, keeper: DriverKeeper) -> None:
+        reason = keeper.keep()
+        if reason:
+            logger.error("%s; it is given up", reason)
+        self._given_up.put(reason)
 
     def wait_until_dead(self) -> str:
-        """Blocks until a driver ends unasked; says why."""
-        done, _ = ray.wait(self._runs, num_returns=1)
-        try:
-            ray.get(done[0])
-        except ray.exceptions.RayError as error:
-            return str(error).strip().splitlines()[-1]
-        return ""
+        """Blocks until no node has a driver any more, nor will have; says why, or nothing after ``stop``."""
+        reasons = [self._given_up.get() for _ in self._keepers]
+        return "; ".join(filter(None, reasons))
 
     def stop(self) -> None:
         """Shut everything down; idempotent."""
         if ray.is_initialized():
-            try:
-                ray.get([driver.stop.remote() for driver in self._drivers], timeout=10.0)
-                ray.get(self._runs, timeout=10.0)
-            except ray.exceptions.RayError as error:
-                logging.getLogger(__name__).warning("a driver did not end in an orderly way: %s", error)
+            with ThreadPoolExecutor(max(1, len(self._keepers))) as pool:
+                list(pool.map(DriverKeeper.stop, self._keepers))
+            for thread in self._threads:
+                thread.join(timeout=10.0)
             ray.shutdown()
 
 

@@ -23,6 +23,7 @@ from aegaeon.core.generation import (
     ModelCard,
     ModelUnavailableError,
     OverloadedError,
+    PoolUnavailableError,
     Prompt,
     PromptError,
     UnknownModelError,
@@ -43,6 +44,10 @@ from aegaeon.scheduler.router import Router
 from aegaeon.scheduler.routing import choose_node
 
 _DEFAULT_RETRY_S = 5.0
+# How long requests wait for a driver to come back where there is no other: longer than a whole pool takes to start.
+_HOMELESS_S = 180.0
+# A request that saw its driver die so often, and got no token in between, may be what it dies of.
+_FRUITLESS_LOSSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +86,28 @@ class ServedModel:
 class _UnderWay:
     """A request that is not over: where it is, its client's end, and what was submitted."""
 
-    node: NodePeer
+    node: NodePeer | None  # None: its node was lost, and there is no other
     stream: GenerationStream
     submit: m.Submit
+    tries: int = 1
+    fruitless_losses: int = 0  # of nodes, since its last token
+
+    def after_loss(self) -> _UnderWay:
+        """What is to be tried next: it goes on from the tokens that the client has, and its deadlines stay.
+
+        It has a new id: what there still is of the last try, wherever that is, concerns nobody.
+        """
+        had, had_then = self.stream.rewind(), self.submit.generated_ids
+        first = self.submit.request
+        tries = self.tries + 1
+        self.stream.request_id = f"{self.stream.first_id}~{tries}"
+        moved = replace(
+            first,
+            request_id=self.stream.request_id,
+            arrival_s=first.arrival_s + (len(had) - len(had_then)) * first.slo.tpot_s,
+        )
+        losses = self.fruitless_losses + 1 if had == had_then and self.tries > 1 else 1
+        return _UnderWay(None, self.stream, replace(self.submit, request=moved, generated_ids=had), tries, losses)
 
 
 class NodePeer(Protocol):
@@ -113,6 +137,10 @@ class PoolFrontend:
 
     ``make_router(nodes)`` gives the policy's router for so many nodes, where it has one. There is a fresh one whenever
     a node comes or is lost.
+
+    A node that is lost (its driver died) fails nobody: its requests go to another node, or wait until one comes back,
+    at most ``homeless_s``; so do new ones where there is none. They go on after the tokens that they have, and since
+    sampling depends on seed and position alone, with the tokens that they would have had.
     """
 
     def __init__(
@@ -120,6 +148,7 @@ class PoolFrontend:
         models: Mapping[str, ServedModel],
         clock: Clock,
         make_router: Callable[[int], Router | None] = no_router,
+        homeless_s: float = _HOMELESS_S,
     ) -> None:
         self.served = models
         self._clock = clock
@@ -129,29 +158,76 @@ class PoolFrontend:
         self._streams: dict[str, _UnderWay] = {}
         self._failures: dict[str, str] = {}
         self._encoder = PromptEncoder()
+        self._homeless_s = homeless_s
+        self._deserted: asyncio.TimerHandle | None = None  # runs while there is no node any more
+        self._given_up = False
 
     def connect(self, node_id: str, address: str) -> None:
         """Take this node's driver into the pool; its descriptor server is at ``address``."""
-        self._take_in(NodeConnection(node_id, address, self._receive))
+        self._take_in(NodeConnection(node_id, address, self._receive, self._lose))
 
     async def connect_remote(self, node_id: str, endpoint: Endpoint) -> None:
         """Take another node's driver into the pool. Raises ``OSError`` when its gateway does not answer."""
         self._take_in(await RemoteConnection.open(node_id, endpoint, self._clock, self._receive, self._lose))
 
+    def connected(self, node_id: str) -> bool:
+        """Whether a node is part of the pool."""
+        return any(node.node_id == node_id for node in self._nodes)
+
     def _take_in(self, node: NodePeer) -> None:
         self._nodes.append(node)
         self._router = self._make_router(len(self._nodes))
+        if self._deserted is not None:
+            self._deserted.cancel()
+        self._given_up = False
+        self._house()
 
     def _lose(self, node: NodePeer) -> None:
-        """The connection to a node has ended: what it was working on fails, the other nodes go on."""
+        """The connection to a node has ended: what it was working on goes elsewhere, or waits."""
+        node.close()
         self._nodes.remove(node)
         self._router = self._make_router(len(self._nodes)) if self._nodes else None
         for request_id, under_way in tuple(self._streams.items()):
             if under_way.node is node and not self._end_if_whole(under_way):
-                self._fail(request_id, EngineError(f"node {node.node_id} was lost; try again"))
+                del self._streams[request_id]
+                self._uproot(under_way.after_loss(), node.node_id)
+        if self._nodes:
+            self._house()
+        else:
+            self._failures.clear()  # a new driver tries what the old one had given up
+            self._deserted = asyncio.get_running_loop().call_later(self._homeless_s, self._give_up)
+
+    def _uproot(self, next_try: _UnderWay, node_id: str) -> None:
+        self._streams[next_try.stream.request_id] = next_try
+        if next_try.fruitless_losses >= _FRUITLESS_LOSSES:
+            reason = f"the driver of node {node_id} died {_FRUITLESS_LOSSES} times before the request's next token"
+            self._fail(next_try.stream.request_id, EngineError(f"{reason}; the request may be the cause"))
+
+    def _house(self) -> None:
+        """Submit what has no node."""
+        for under_way in tuple(self._streams.values()):
+            if under_way.node is None:
+                self._submit(under_way)
+
+    def _submit(self, under_way: _UnderWay) -> None:
+        """To the node that suits it, where there is one."""
+        stream = under_way.stream
+        node = self._route(stream.model) if self._nodes else None
+        self._streams[stream.request_id] = replace(under_way, node=node)
+        if node is not None:
+            node.send(replace(under_way.submit, frontend_id=node.frontend_id))
+
+    def _give_up(self) -> None:
+        """No node has come back."""
+        self._given_up = True
+        for request_id, under_way in tuple(self._streams.items()):
+            if under_way.node is None:
+                self._fail(request_id, _no_node())
 
     def close(self) -> None:
         """Let go of all nodes; requests under way fail."""
+        if self._deserted is not None:
+            self._deserted.cancel()
         for under_way in tuple(self._streams.values()):
             under_way.stream.fail(EngineError("the service is shutting down"))
         for node in self._nodes:
@@ -170,6 +246,8 @@ class PoolFrontend:
         decodes = any(instance.role.decodes for instance in alive)
         if prefills and decodes:
             return Health(ready=True, live=True)
+        if not self._nodes:
+            return Health(ready=False, live=True, detail="no driver is there; requests wait for one")
         missing = "prefill" if not prefills else "decode"
         return Health(ready=False, live=True, detail=f"no instance that can {missing} is up yet")
 
@@ -203,7 +281,8 @@ class PoolFrontend:
     def _open(
         self, request: GenerationRequest, model: ServedModel, prompt_ids: tuple[int, ...], sampling: SamplingParams
     ) -> GenerationStream:
-        node = self._route(request.model)
+        if self._given_up:
+            raise _no_node()
         arrival_s = self._clock.now_s()
         stream = GenerationStream(
             request.request_id,
@@ -216,16 +295,12 @@ class PoolFrontend:
         )
         slo = request.slo or model.spec.slo
         seen = Request(request.request_id, request.model, arrival_s, len(prompt_ids), sampling.max_new_tokens, slo)
-        submit = m.Submit(seen, node.frontend_id, prompt_ids, sampling)
-        self._streams[request.request_id] = _UnderWay(node, stream, submit)
-        node.send(submit)
+        self._submit(_UnderWay(None, stream, m.Submit(seen, "", prompt_ids, sampling)))
         return stream
 
     def _route(self, model: str) -> NodePeer:
-        if not self._nodes:
-            raise EngineError("the pool has no node")
         # What we sent ourselves is known at once, reports are a fraction of a second old.
-        sent = Counter((own.node.node_id, own.stream.model) for own in self._streams.values())
+        sent = Counter((own.node.node_id, own.stream.model) for own in self._streams.values() if own.node is not None)
         loads = [_load(node.state) | _sent_to(node.node_id, sent) for node in self._nodes]
         under_way = [load.total() for load in loads]
         if self._router is not None:
@@ -235,7 +310,7 @@ class PoolFrontend:
 
     def _stop(self, request_id: str) -> None:
         under_way = self._streams.pop(request_id, None)
-        if under_way is not None:
+        if under_way is not None and under_way.node is not None:
             under_way.node.send(m.Cancel(request_id))
 
     # --- messages ---------------------------------------------------------------------------------------------------
@@ -377,6 +452,10 @@ def _with_defaults(defaults: Mapping[str, float], request: GenerationRequest) ->
     if "max_new_tokens" in given:
         given["max_new_tokens"] = max(given["max_new_tokens"], request.sampling.min_new_tokens)
     return replace(request.sampling, **given)
+
+
+def _no_node() -> PoolUnavailableError:
+    return PoolUnavailableError("The pool has no node that can serve now; it is being restarted.", _DEFAULT_RETRY_S)
 
 
 def _rejection(message: m.Rejected) -> GenerationError:

@@ -15,7 +15,10 @@ from aegaeon.runtime.text import StopStrings, TextStream
 
 
 class GenerationStream:
-    """One ``Generation``; ``stop(request_id)`` tells the driver that the client wants no more."""
+    """One ``Generation``; ``stop(request_id)`` tells the driver that the client wants no more.
+
+    ``request_id`` is what drivers know it by: ``first_id``, until one is lost.
+    """
 
     def __init__(
         self,
@@ -27,7 +30,7 @@ class GenerationStream:
         stops: StopStrings,
         stop: Callable[[str], None],
     ) -> None:
-        self.request_id = request_id
+        self.request_id = self.first_id = request_id
         self.model = model
         self.prompt_tokens = prompt_tokens
         self.arrival_s = arrival_s

@@ -1,7 +1,8 @@
-"""A duplex message link between two processes of a node: one ring each way."""
+"""A duplex message link between two processes of a node: one ring each way, and a socket that tells of its end."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,12 @@ _FDS_PER_RING = 3
 
 
 class Link:
-    """One end of a link."""
+    """One end of a link. Nothing is ever written to ``lifeline``: the other process has its only other end."""
 
-    def __init__(self, incoming: RingReader, outgoing: RingWriter) -> None:
+    def __init__(self, incoming: RingReader, outgoing: RingWriter, lifeline: socket.socket) -> None:
         self._incoming = incoming
         self._outgoing = outgoing
+        self._lifeline = lifeline
 
     @property
     def data_fd(self) -> int:
@@ -27,6 +29,11 @@ class Link:
     def room_fd(self) -> int:
         """Readable when a full outgoing ring has room again."""
         return self._outgoing.room_fd
+
+    @property
+    def peer_fd(self) -> int:
+        """Readable when the other process has closed its end, or has died, or never took it."""
+        return self._lifeline.fileno()
 
     @property
     def pending(self) -> bool:
@@ -45,16 +52,18 @@ class Link:
     def close(self) -> None:
         self._incoming.close()
         self._outgoing.close()
+        self._lifeline.close()
 
 
 def create_link() -> tuple[Link, list[int]]:
     """This process's end of a new link, and the descriptors to hand to the other process."""
     ours_to_theirs, theirs_to_ours = create_ring(), create_ring()
-    link = Link(RingReader(duplicate_fds(theirs_to_ours)), RingWriter(duplicate_fds(ours_to_theirs)))
-    return link, [*ours_to_theirs, *theirs_to_ours]
+    ours, theirs = socket.socketpair()
+    link = Link(RingReader(duplicate_fds(theirs_to_ours)), RingWriter(duplicate_fds(ours_to_theirs)), ours)
+    return link, [*ours_to_theirs, *theirs_to_ours, theirs.detach()]
 
 
 def open_link(address: str, name: str) -> Link:
     """The other end of a link that the ``FdServer`` at ``address`` provides under ``name``."""
-    fds = fetch_fds(address, name)
-    return Link(RingReader(fds[:_FDS_PER_RING]), RingWriter(fds[_FDS_PER_RING:]))
+    *fds, lifeline = fetch_fds(address, name)
+    return Link(RingReader(fds[:_FDS_PER_RING]), RingWriter(fds[_FDS_PER_RING:]), socket.socket(fileno=lifeline))

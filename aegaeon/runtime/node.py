@@ -6,6 +6,7 @@ A plain class; ``spawn`` (Ray's part) starts an instance process and calls back 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,6 +97,12 @@ class Node:
     def stop(self) -> None:
         """End ``run``; any thread."""
         self.driver.stop()
+
+    def beat(self, within_s: float) -> bool:
+        """Whether the driver's loop turns; any thread."""
+        turned = threading.Event()
+        self.driver.wakeup.post(turned.set)
+        return turned.wait(within_s)
 
     def _make_kv(self) -> NodeKv:
         config = self._options.config

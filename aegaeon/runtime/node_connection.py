@@ -17,17 +17,29 @@ _RING = "tokens:"
 
 
 class NodeConnection:
-    """Belongs to an asyncio loop; ``receive(node, message)`` is called there for every message of the node."""
+    """Belongs to an asyncio loop; ``receive(node, message)`` is called there for every message of the node.
 
-    def __init__(self, node_id: str, address: str, receive: Callable[[NodeConnection, object], None]) -> None:
+    ``lost(node)`` is called once its driver's process has ended and everything that came from the node is received.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        address: str,
+        receive: Callable[[NodeConnection, object], None],
+        lost: Callable[[NodeConnection], None] | None = None,
+    ) -> None:
         self.node_id = node_id
         self.state: m.NodeState | None = None
+        self._lost = lost
+        self._closed = False
         self._loop = asyncio.get_running_loop()
-        self._server = FdServer(self._provide)
         self.frontend_id = secrets.token_hex(8)
         self._link = open_link(address, f"frontend:{self.frontend_id}")
+        self._server = FdServer(self._provide)
         self._inbox: NodeInbox[RingReader] = NodeInbox(self._link, lambda message: receive(self, message))
         self._loop.add_reader(self._link.data_fd, self._inbox.take_from_driver)
+        self._loop.add_reader(self._link.peer_fd, self._lose)
         self._link.send(m.AttachFrontend(self.frontend_id, self._server.address, os.getpid()))
 
     def send(self, message: object) -> None:
@@ -57,14 +69,26 @@ class NodeConnection:
             ring.close()
 
     def close(self) -> None:
-        """Let go of everything; requests that are under way are given up."""
+        """Let go of everything, which gives up the requests that are under way; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         self.send(m.DetachFrontend(self.frontend_id))
         self._server.close()
         self._loop.remove_reader(self._link.data_fd)
         self._loop.remove_reader(self._link.room_fd)
+        self._loop.remove_reader(self._link.peer_fd)
         self._link.close()
         for instance_key in self._inbox.instances:
             self.drop_instance(instance_key)
+
+    def _lose(self) -> None:
+        """The driver has ended, and its instances with it: what they had said counts, then there is no more."""
+        self._loop.remove_reader(self._link.peer_fd)
+        self._inbox.take_from_instances()
+        self._inbox.take_from_driver()
+        if self._lost is not None:
+            self._lost(self)
 
     def _provide(self, name: str) -> list[int]:
         """On the descriptor server's thread: a new ring for an instance's tokens."""
@@ -76,5 +100,8 @@ class NodeConnection:
         return fds
 
     def _watch(self, instance_key: str, reader: RingReader) -> None:
+        if self._closed:
+            reader.close()
+            return
         self._inbox.add(instance_key, reader)
         self._loop.add_reader(reader.data_fd, self._inbox.take_from, instance_key)

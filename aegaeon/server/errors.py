@@ -23,6 +23,7 @@ from aegaeon.core.generation import (
 from aegaeon.core.sampling import SamplingError
 
 INVALID_REQUEST = "invalid_request_error"
+_RESTART_S = 5  # for clients of a server that shuts down: another may be in its place by then
 _MAX_MESSAGE_CHARS = 2000  # a message may repeat what the client sent, which may be long
 
 

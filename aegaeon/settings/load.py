@@ -6,7 +6,7 @@ Does not know: torch, Ray, how the pool runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,33 @@ def load_settings(
     ``models``: ``NAME=DIR``; ``flags``: values by ``Option.parameter``. Raises ``SettingsError`` for whatever cannot
     work, as far as that can be told without torch; a model that cannot be served is an error if there is no other.
     """
+    return read_settings(models, file, flags, environment).settle(machine or read_machine())
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was asked for. ``config`` has holes where the machine is to decide; ``weight_bytes``: by model."""
+
+    config: PoolConfig
+    weight_bytes: Mapping[str, int]
+
+    def settle(self, machine: Machine) -> PoolConfig:
+        """The complete configuration. Raises ``SettingsError`` where the machine has too little of something."""
+        return fit(self.config, machine, self.weight_bytes)
+
+
+def read_settings(
+    models: Sequence[str] = (),
+    file: Path | None = None,
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """As ``load_settings``, without looking at the machine, which may take long."""
     sources = read_sources(models, file, flags or {}, environment or {})
     values = validate(sources)
     found, sizes = _models(values, sources)
     config = PoolConfig(models=found, **_pool_values(values, sources))
-    config = replace(config, cache_dir=config.cache_dir or default_cache_dir(environment or {}))
-    return fit(config, machine or read_machine(), sizes)
+    return Settings(replace(config, cache_dir=config.cache_dir or default_cache_dir(environment or {})), sizes)
 
 
 def _pool_values(values: BaseModel, sources: Sources) -> dict[str, Any]:

@@ -198,6 +198,15 @@ OPTIONS = (
         low=0.1,
         high=86400,
     ),
+    Option(
+        "grace",
+        Kind.SECONDS,
+        Scope.SERVER,
+        "how long running requests may go on after SIGTERM or Ctrl-C, in seconds; a second signal ends them at once",
+        field="grace_s",
+        low=0,
+        high=86400,
+    ),
     Option("log_file", Kind.PATH, Scope.SERVER, "file that the log is appended to", auto="standard error"),
     Option(
         "cache_dir",

@@ -13,8 +13,10 @@ from jinja2 import TemplateError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from aegaeon.make_model import MakeModelError, ModelSizes, architectures, make_model
-from aegaeon.make_tokenizer import MIN_VOCAB_SIZE, corpus, make_tokenizer
+from aegaeon.make_model import architectures, make_model
+from aegaeon.make_tokenizer import corpus, make_tokenizer
+from aegaeon.model_request import MakeModelError, ModelSizes
+from aegaeon.special_tokens import MIN_VOCAB_SIZE
 
 TINY = ModelSizes(hidden_size=32, layers=2, heads=4, vocab_size=300, max_context=128)
 ARCHITECTURES = [

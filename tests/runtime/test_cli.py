@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -81,15 +82,14 @@ def service(monkeypatch):
     """Stands in for the runtime: reports what it is told to, then does ``ending``; remembers the configuration."""
     seen = types.SimpleNamespace(config=None, reports=[Ready(URL)], ending=lambda: None)
 
-    def run_service(config: PoolConfig, report, folder, logs) -> None:
+    def run_service(config: PoolConfig, sock, report, folder, logs) -> None:
         seen.config = config
         for item in seen.reports:
             report(item)
         seen.ending()
 
-    module = types.ModuleType("aegaeon.cli.service")
-    module.run_service = run_service
-    monkeypatch.setitem(sys.modules, "aegaeon.cli.service", module)
+    monkeypatch.setattr("aegaeon.cli.serve.run_service", run_service)
+    monkeypatch.setattr("aegaeon.cli.serve.listen", lambda config: socket.create_server(("127.0.0.1", 0)))
     return seen
 
 
@@ -337,9 +337,10 @@ class TestMakeModel:
     def test_defaults_are_those_of_the_module(self):
         from aegaeon import make_model as module
         from aegaeon.cli.app import make_model as command
+        from aegaeon.model_request import ModelSizes
 
         flags = {name: item.default for name, item in inspect.signature(command).parameters.items()}
-        sizes = {field.name: field.default for field in dataclasses.fields(module.ModelSizes)}
+        sizes = {field.name: field.default for field in dataclasses.fields(ModelSizes)}
         options = inspect.signature(module.make_model).parameters
         assert {name: flags[name] for name in sizes} == sizes
         assert all(flags[name] == options[name].default for name in ("dtype", "seed", "learn", "steps"))

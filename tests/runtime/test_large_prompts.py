@@ -16,7 +16,9 @@ from aegaeon.make_tokenizer import make_tokenizer
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.frontend import PoolFrontend, ServedModel
 from aegaeon.runtime.text import ModelText
-from aegaeon.server import ServerOptions, bind, create_app, serve
+from aegaeon.server.address import bind
+from aegaeon.server.app import ServerOptions, create_app
+from aegaeon.server.serve import serve
 
 CONTEXT_TOKENS = 2048
 

@@ -15,7 +15,8 @@ from aegaeon.core.profile import LatencyProfile
 from aegaeon.device.local_cpu import local_cpu
 from aegaeon.latency.profile_book import ProfileBook
 from aegaeon.latency.profile_file import ProfileFile
-from aegaeon.make_model import ModelSizes, make_model
+from aegaeon.make_model import make_model
+from aegaeon.model_request import ModelSizes
 from aegaeon.profiling.campaign import Campaign
 from aegaeon.profiling.grid import GridLimits, make_grid
 from aegaeon.profiling.journal import Journal

@@ -11,7 +11,8 @@ import pytest
 
 from aegaeon.device.cuda_inventory import Gpu, kernel_driver
 from aegaeon.latency.profile_file import ProfileFile
-from aegaeon.make_model import ModelSizes, make_model
+from aegaeon.make_model import make_model
+from aegaeon.model_request import ModelSizes
 from aegaeon.profiling.campaign import Campaign
 from aegaeon.profiling.copies import CopyBench, copied_bytes
 from aegaeon.profiling.errors import ProfilingError

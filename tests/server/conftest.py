@@ -10,7 +10,10 @@ import pytest
 from fastapi import FastAPI
 from scripted import NOW_S, ScriptedFrontend
 
-from aegaeon.server import RequestLimits, ServerOptions, bind, create_app, serve
+from aegaeon.server.address import bind
+from aegaeon.server.app import ServerOptions, create_app
+from aegaeon.server.limits import RequestLimits
+from aegaeon.server.serve import serve
 
 LIMITS = RequestLimits(max_body_bytes=100_000, max_choices=20)
 

@@ -14,7 +14,8 @@ import pytest
 from fastapi import FastAPI
 from scripted import Script, ScriptedFrontend
 
-from aegaeon.server import AddressError, bind, serve
+from aegaeon.server.address import AddressError, bind
+from aegaeon.server.serve import serve
 
 TIMEOUT_S = 10.0
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

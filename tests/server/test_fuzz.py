@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import ScriptedFrontend
 
-from aegaeon.server import ServerOptions, create_app
+from aegaeon.server.app import ServerOptions, create_app
 from aegaeon.server.schema import ChatRequest, CompletionRequest
 from aegaeon.server.unsupported import UNSUPPORTED
 

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 from scripted import Script, ScriptedFrontend
 
-from aegaeon.server import ServerOptions, bind, create_app, serve
+from aegaeon.server.address import bind
+from aegaeon.server.app import ServerOptions, create_app
 from aegaeon.server.limits import ConnectionLimits, RequestLimits
+from aegaeon.server.serve import serve
 
 TIMEOUT_S = 20.0
 SOON_S = 0.3  # for limits that must be reached

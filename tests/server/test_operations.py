@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from scripted import ScriptedFrontend
 
 from aegaeon.core.generation import Health
-from aegaeon.server import ServerOptions, create_app
+from aegaeon.server.app import ServerOptions, create_app
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 

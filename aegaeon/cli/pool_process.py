@@ -1,0 +1,95 @@
+"""The pool of a service: Ray, drivers, instances. A process of its own, which outlives the HTTP server's."""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+from aegaeon.cli.channel import BeginPool, BlockingChannel, ModelsReady, NodeUp, Said
+from aegaeon.cli.child_main import beat_from_thread
+from aegaeon.core.config import PoolConfig
+from aegaeon.core.service import ModelFound, ModelRefused, ServiceError, ServiceReport
+from aegaeon.runtime.cluster import Cluster
+from aegaeon.runtime.frontend import ServedModel
+from aegaeon.runtime.node import NodeOptions
+from aegaeon.runtime.prepare import PreparedModel, RefusedModel
+from aegaeon.runtime.run_folder import RunFolder
+from aegaeon.runtime.text import TokenizerError
+
+
+def run(channel: BlockingChannel, begin: BeginPool) -> None:
+    """Run the pool until the supervisor says so, or no node has a driver any more (``ServiceError``)."""
+    endings: queue.Queue[str] = queue.Queue()
+    _background(lambda: _listen(channel, endings))
+    beat_from_thread(channel)
+    cluster = Cluster(begin.config, RunFolder(begin.folder), begin.logs)
+    try:
+        # Ray is started by the main thread: its processes end with the thread that started them.
+        _start(begin.config, cluster, channel)
+        _background(lambda: endings.put(cluster.wait_until_dead()))
+        reason = endings.get()
+    finally:
+        cluster.stop()
+    if reason:
+        raise ServiceError(f"no driver is left: {reason}; see the log")
+
+
+def _background(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, daemon=True).start()
+
+
+def _listen(channel: BlockingChannel, endings: queue.Queue[str]) -> None:
+    channel.receive()  # there is but one thing to be told: to stop
+    endings.put("")
+
+
+def _start(config: PoolConfig, cluster: Cluster, channel: BlockingChannel) -> None:
+    """Look at the models and start every node."""
+
+    def report(said: ServiceReport) -> None:
+        channel.send(Said(said))
+
+    cluster.start(lambda address: channel.send(NodeUp(address.node_id, pickle.dumps(address))))
+    prepared, refused = cluster.prepare(config.cache_dir and config.cache_dir / "images")
+    good = []
+    for model in prepared:
+        try:
+            text = ServedModel.of(model).text
+        except TokenizerError as error:
+            refused.append(RefusedModel(model.config, str(error)))
+        else:
+            good.append(model.with_tokenizer(text.eos_token_id, text.notes))
+            report(_found(good[-1]))
+    for bad in refused:
+        report(ModelRefused(bad.config.name, bad.config.path, bad.reason))
+    if not good:
+        raise ServiceError(_nothing_to_serve(refused))
+    channel.send(ModelsReady(pickle.dumps(good)))
+    cluster.serve(lambda node_id: _node_options(config, node_id), good)
+
+
+def _nothing_to_serve(refused: Sequence[RefusedModel]) -> str:
+    reasons = "; ".join(f"{bad.config.name}: {bad.reason}" for bad in refused)
+    return f"none of the models can be served: {reasons}"
+
+
+def _node_options(config: PoolConfig, node_id: str) -> NodeOptions:
+    if config.kv_cache_bytes is None or config.weight_cache_bytes is None or config.threads_per_instance is None:
+        raise ServiceError("the configuration leaves sizes open: fit it to the machine first")
+    return NodeOptions(config, node_id, config.kv_cache_bytes, config.weight_cache_bytes, config.threads_per_instance)
+
+
+def _found(model: PreparedModel) -> ModelFound:
+    facts = model.facts
+    return ModelFound(
+        model.spec.name,
+        facts.architecture,
+        facts.parameters,
+        model.spec.weight_bytes,
+        facts.dtype,
+        model.spec.kv_shape.token_bytes,
+        model.spec.max_context_tokens,
+        model.note,
+    )
