@@ -381,13 +381,13 @@ def _with_defaults(defaults: Mapping[str, float], request: GenerationRequest) ->
 def _require_known_tokens(model: ServedModel, prompt_ids: Sequence[int], request: GenerationRequest) -> None:
     """Ids become indices further on: none may be outside the vocabulary, and not all may be forbidden."""
     vocabulary, sampling = range(model.vocab_size), request.sampling
-    for error, ids, field in (
+    for error, ids, name in (
         (PromptError, prompt_ids, _param(request.prompt)),
         (FieldError, sampling.stop_token_ids, "stop_token_ids"),
     ):
         bad = next((token for token in ids if token not in vocabulary), None)
         if bad is not None:
-            raise error(f"{field}: token id {bad} is not in the model's vocabulary of {model.vocab_size}", field)
+            raise error(f"{name}: token id {bad} is not in the model's vocabulary of {model.vocab_size}", name)
     if sampling.min_new_tokens and {*sampling.stop_token_ids, *model.eos_ids}.issuperset(vocabulary):
         message = "stop_token_ids: every token of the vocabulary is one, which leaves none for min_tokens"
         raise FieldError(message, "stop_token_ids")
