@@ -106,12 +106,16 @@ class UnknownModelError(GenerationError):
     """No model of that name is served."""
 
 
-class PromptError(GenerationError):
-    """The prompt cannot be used as it is; ``param`` names the field."""
+class FieldError(GenerationError):
+    """A field of the request has a value that its model cannot use; ``param`` names the field."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class PromptError(FieldError):
+    """The prompt cannot be used as it is."""
 
 
 class ContextLengthError(GenerationError):
@@ -142,8 +146,19 @@ class PoolUnavailableError(GenerationError):
         self.retry_after_s = retry_after_s
 
 
+class FailureCause(StrEnum):
+    """What made a request fail inside the serving system, as far as operators should tell them apart."""
+
+    ENGINE = "engine"
+    NOT_FINITE = "not_finite"  # no token could be chosen: the model's logits are NaN or infinite
+
+
 class EngineError(GenerationError):
-    """The request failed inside the serving system."""
+    """The request failed inside the serving system; ``cause`` is for counting."""
+
+    def __init__(self, message: str, cause: FailureCause = FailureCause.ENGINE) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Generation(Protocol):

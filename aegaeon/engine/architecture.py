@@ -17,6 +17,7 @@ from torch import nn
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.engine import dry_run
 from aegaeon.engine.attention import AttentionContractError
+from aegaeon.engine.building import building
 from aegaeon.engine.context_limit import context_limit
 from aegaeon.engine.errors import UnsupportedModelError
 from aegaeon.engine.generation_defaults import read_generation_defaults
@@ -58,8 +59,9 @@ def inspect_model(
     _require_safetensors(path, name)
     float_type = float_dtype(path, config, dtype)
     dry_run.register()
-    model = build_skeleton(path, config, float_type, dry_run.IMPLEMENTATION)
-    layers = _attention_layers(path, name, model)
+    with building():
+        model = build_skeleton(path, config, float_type, dry_run.IMPLEMENTATION)
+        layers = _attention_layers(path, name, model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if not parameters:
         raise UnsupportedModelError(path, name, "it has no parameters")

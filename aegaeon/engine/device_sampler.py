@@ -23,8 +23,11 @@ from aegaeon.engine.sampler import (
     DrawColumns,
     SamplingState,
     Way,
+    chosen,
     exponential_noise,
+    greedy_tokens,
     gumbel_argmax,
+    only_finite,
     thresholds,
 )
 
@@ -65,36 +68,42 @@ class DeviceSampler:
     def __init__(self, window_tokens: int = WINDOW_TOKENS) -> None:
         self._window_tokens = window_tokens
 
-    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
+    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
         """As ``Sampler.sample``; waits for the device once, or twice where a window was too small."""
         if len(states) != logits.shape[0]:
             raise ValueError(f"{logits.shape[0]} rows of logits for {len(states)} requests")
         if all(state.way is Way.PLAIN for state in states):
-            return _integers(logits.argmax(-1))
+            return chosen(greedy_tokens(logits))
         edited = logits.float().clone()
         _edit(edited, states)
         if all(state.way in (Way.PLAIN, Way.GREEDY) for state in states):
-            return _integers(edited.argmax(-1))
+            return chosen(greedy_tokens(edited))
         width = min(self._window_tokens, logits.shape[-1])
         drawn = draw(edited, DrawRows.of(states, width, logits.device), width).cpu()
-        tokens, beyond = _integers(drawn[0]), _integers(drawn[1])
-        again = [row for row, flag in enumerate(beyond) if _needs_all(states[row], bool(flag), width, edited.shape[-1])]
+        tokens, beyond = chosen(drawn[0]), drawn[1].tolist()
+        again = [
+            row
+            for row, flag in enumerate(beyond)
+            if tokens[row] is not None and _needs_all(states[row], bool(flag), width, edited.shape[-1])
+        ]
         for row, token in zip(again, self._whole_rows(edited, states, again), strict=True):
             tokens[row] = token
         return tokens
 
-    def _whole_rows(self, edited: Tensor, states: Sequence[SamplingState], rows: Sequence[int]) -> list[int]:
+    def _whole_rows(self, edited: Tensor, states: Sequence[SamplingState], rows: Sequence[int]) -> list[int | None]:
         if not rows:
             return []
         wanted = [states[row] for row in rows]
         picked = draw(edited[torch.tensor(rows, device=edited.device)], _whole(wanted, edited), edited.shape[-1])
-        return _integers(picked[0])
+        return chosen(picked[0])
 
 
 def draw(logits: Tensor, rows: DrawRows, width: int) -> Tensor:
-    """``[2, n]``: the token of each row of float32 ``logits`` ``[n, vocab]``, and whether a truncated row's candidates
-    may lie beyond its ``width`` largest. Looks at no value on the host."""
-    scaled = (logits - logits.amax(-1, keepdim=True)) / rows.temperatures
+    """``[2, n]``: the token of each row of float32 ``logits`` ``[n, vocab]`` (``NO_TOKEN`` where its largest is not
+    finite), and whether a truncated row's candidates may lie beyond its ``width`` largest. Looks at no value on the
+    host."""
+    largest = logits.amax(-1, keepdim=True)
+    scaled = (logits - largest) / rows.temperatures
     window, ids = scaled.topk(width)
     least = thresholds(window, scaled.exp().sum(-1), rows.columns)
     places = gumbel_argmax(window, least[:, None], rows.keys[:, None], ids)
@@ -103,7 +112,7 @@ def draw(logits: Tensor, rows: DrawRows, width: int) -> Tensor:
     anything = (scaled - exponential_noise(rows.keys[:, None], every_id).log_()).argmax(-1)
     tokens = torch.where(rows.greedy, logits.argmax(-1), torch.where(rows.free, anything, truncated))
     beyond = (least <= window[:, -1]) if width < logits.shape[-1] else torch.zeros_like(rows.greedy)
-    return torch.stack((tokens, beyond.long()))
+    return torch.stack((only_finite(tokens, largest[:, 0]), beyond.long()))
 
 
 def _whole(states: Sequence[SamplingState], logits: Tensor) -> DrawRows:
@@ -131,7 +140,3 @@ def _edit(logits: Tensor, states: Sequence[SamplingState]) -> None:
     for row, state in zip(logits, states, strict=True):
         if state.penalised or state.forbidden:
             state.edit(row)
-
-
-def _integers(tokens: Tensor) -> list[int]:
-    return [int(token) for token in tokens.tolist()]

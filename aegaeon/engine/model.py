@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from aegaeon.engine.attention import PagedAttention
 from aegaeon.engine.buffers import fill_computed_buffers, move_computed_buffers
+from aegaeon.engine.building import building
 from aegaeon.engine.errors import ModelError, UnsupportedModelError
 from aegaeon.engine.rope import pin
 from aegaeon.engine.skeleton import architecture, build_skeleton, float_dtype, load_config
@@ -74,15 +75,16 @@ class Model:
         self.architecture = architecture(config)
         self.dtype = float_dtype(path, config, dtype)
         self.vocab_size: int = config.get_text_config().vocab_size
-        self.modules: Any = build_skeleton(path, config, self.dtype)
-        self._slots = tuple(_slots(self.modules))
         self._bound = False
         self._known_extras = False
         self._addresses: tuple[int, ...] = ()
-        if unknown := fill_computed_buffers(self.modules):
-            raise UnsupportedModelError(path, self.architecture, f"nothing computes its buffer {unknown[0]}")
-        limit = max_context_tokens or getattr(config.get_text_config(), "max_position_embeddings", None) or 1
-        pin(self.modules, limit)
+        with building():
+            self.modules: Any = build_skeleton(path, config, self.dtype)
+            self._slots = tuple(_slots(self.modules))
+            if unknown := fill_computed_buffers(self.modules):
+                raise UnsupportedModelError(path, self.architecture, f"nothing computes its buffer {unknown[0]}")
+            limit = max_context_tokens or getattr(config.get_text_config(), "max_position_embeddings", None) or 1
+            pin(self.modules, limit)
         if device is not None:
             move_computed_buffers(self.modules, device)
 

@@ -12,6 +12,11 @@ top-k, top-p, min-p, and a draw. Two observations make it cheap and exact:
 
 Tokens whose logits tie at the threshold stay together, so that no sort's arbitrary order shows.
 
+A row is only chosen from where its largest logit, after penalties and forbidden tokens, is a finite number: NaN counts
+as larger than everything, so one look at the maximum finds NaN, infinity, and rows of which nothing is left.
+
+Token ids that a row has no logit for (a request or a checkpoint may name any) are never made, so they change nothing.
+
 Does not know: models, KV, stop strings, where logits come from.
 """
 
@@ -38,6 +43,10 @@ CHUNK_LOGITS = 1 << 18
 """Logits worked on at a time; larger temporaries cost more in page faults than batching them saves."""
 
 MIN_TEMPERATURE = 1e-5
+
+NO_TOKEN = -1
+"""In tensors of tokens: there is none to choose."""
+
 _WORD = (1 << 64) - 1
 _SPLITMIX_GAMMA = 0x9E3779B97F4A7C15
 _SPLITMIX_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
@@ -131,12 +140,15 @@ class SamplingState:
         """Apply penalties and forbidden tokens to one row of logits [vocab], in place."""
         if self.penalised and self._ids:
             self._penalise(logits)
-        if self.forbidden:
-            logits[torch.tensor(self.forbidden, device=logits.device)] = -math.inf
+        forbidden = [token for token in self.forbidden if 0 <= token < len(logits)]
+        if forbidden:
+            logits[torch.tensor(forbidden, device=logits.device)] = -math.inf
 
     def _penalise(self, logits: Tensor) -> None:
-        ids = torch.from_numpy(np.array(self._ids)).to(logits.device)
-        counts = torch.from_numpy(np.array(self._counts)).to(logits.device)
+        known = np.array(self._ids)
+        inside = (known >= 0) & (known < len(logits))
+        ids = torch.from_numpy(known[inside]).to(logits.device)
+        counts = torch.from_numpy(np.array(self._counts)[inside]).to(logits.device)
         params, seen = self.params, logits[ids]
         seen = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
         seen -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
@@ -146,8 +158,11 @@ class SamplingState:
 class TokenSampler(Protocol):
     """Chooses the next tokens of a batch."""
 
-    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
-        """The next token of each request, from ``logits`` ``[n, vocab]``, left unchanged."""
+    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
+        """The next token of each request, from ``logits`` ``[n, vocab]``, left unchanged.
+
+        None where there is none to choose: a logit is NaN or infinite, or no token is left.
+        """
         ...
 
 
@@ -160,8 +175,8 @@ class Sampler:
         self._window_tokens = window_tokens
         self._chunk_logits = chunk_logits
 
-    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
-        """The next token of each request.
+    def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
+        """The next token of each request, None where the row has no finite largest logit.
 
         ``logits`` [n, vocab] of any float type, left unchanged; ``states``: one for each row. The caller appends the
         tokens to the states. Raises ``ValueError`` if their numbers differ.
@@ -169,11 +184,11 @@ class Sampler:
         if len(states) != logits.shape[0]:
             raise ValueError(f"{logits.shape[0]} rows of logits for {len(states)} requests")
         if all(state.way is Way.PLAIN for state in states):
-            return _integers(logits.argmax(-1))
-        tokens = [0] * len(states)
+            return chosen(greedy_tokens(logits))
+        tokens: list[int | None] = [None] * len(states)
         for way, rows in self._chunks(states, logits.shape[-1]):
             picked = self._choose(way, logits[rows].float(), [states[row] for row in rows])
-            for row, token in zip(rows, _integers(picked), strict=True):
+            for row, token in zip(rows, chosen(picked), strict=True):
                 tokens[row] = token
         return tokens
 
@@ -185,16 +200,18 @@ class Sampler:
             yield from ((way, rows[start : start + size]) for start in range(0, len(rows), size))
 
     def _choose(self, way: Way, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
-        """Tokens [n] for rows [n, vocab] that may be overwritten."""
+        """Tokens [n] for rows [n, vocab] that may be overwritten; ``NO_TOKEN`` where there is none."""
         for row, state in zip(logits, states, strict=True):
             state.edit(row)
         if way is Way.PLAIN or way is Way.GREEDY:
-            return logits.argmax(-1)
+            return greedy_tokens(logits)
         params = [state.params for state in states]
         keys = torch.tensor([state.draw_key for state in states], device=logits.device)
-        logits.sub_(logits.amax(-1, keepdim=True))
+        largest = logits.amax(-1, keepdim=True)
+        logits.sub_(largest)
         logits.div_(_column([max(p.temperature, MIN_TEMPERATURE) for p in params], logits))
-        return self._draw_truncated(logits, params, keys) if way is Way.TRUNCATED else _draw_any(logits, keys)
+        drawn = self._draw_truncated(logits, params, keys) if way is Way.TRUNCATED else _draw_any(logits, keys)
+        return only_finite(drawn, largest.squeeze(-1))
 
     def _draw_truncated(self, logits: Tensor, params: Sequence[SamplingParams], keys: Tensor) -> Tensor:
         """Tokens [n]: from the window, or from the whole row where candidates may lie beyond the window."""
@@ -306,5 +323,17 @@ def _token_ids(logits: Tensor) -> Tensor:
     return torch.arange(logits.shape[-1], device=logits.device)
 
 
-def _integers(tokens: Tensor) -> list[int]:
-    return [int(token) for token in tokens.tolist()]
+def greedy_tokens(logits: Tensor) -> Tensor:
+    """Where each row of ``[n, vocab]`` is largest; ``NO_TOKEN`` where that is not finite."""
+    tokens = logits.argmax(-1)
+    return only_finite(tokens, logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
+
+
+def only_finite(tokens: Tensor, largest: Tensor) -> Tensor:
+    """``tokens`` ``[n]`` with ``NO_TOKEN`` where the row's ``largest`` logit is not finite. No look at a value."""
+    return tokens.masked_fill(~largest.isfinite(), NO_TOKEN)
+
+
+def chosen(tokens: Tensor) -> list[int | None]:
+    """The tokens ``[n]`` on the host, None for ``NO_TOKEN``."""
+    return [None if token == NO_TOKEN else int(token) for token in tokens.tolist()]

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from aegaeon.engine import attention
+from aegaeon.engine.building import building
 from aegaeon.engine.errors import UnsupportedModelError
 from aegaeon.engine.quantization import quantization
 from aegaeon.engine.quiet import quiet_transformers
@@ -109,7 +110,7 @@ def build_skeleton(
         raise UnsupportedModelError(path, name, reason)
     attention.register()
     try:
-        with torch.device("meta"):
+        with building(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=implementation, trust_remote_code=False
             )

@@ -371,7 +371,7 @@ class Driver:
                 case m.SequenceFinished():
                     self._finished(handle, message.turn_id, message.request_id, None)
                 case m.SequenceFailed():
-                    self._finished(handle, message.turn_id, message.request_id, message.reason)
+                    self._finished(handle, message.turn_id, message.request_id, message)
                 case m.TurnOver():
                     self._turn_over(handle, message)
                 case m.NeedBlocks():
@@ -420,7 +420,9 @@ class Driver:
                 e.RequestPrefilled(handle.instance_id, message.turn_id, request.request_id, request.context_tokens)
             )
 
-    def _finished(self, handle: InstanceHandle, turn_id: int, request_id: str, failure: str | None) -> None:
+    def _finished(
+        self, handle: InstanceHandle, turn_id: int, request_id: str, failure: m.SequenceFailed | None
+    ) -> None:
         request = self._requests.get(request_id)
         if request is None:
             return
@@ -429,12 +431,12 @@ class Driver:
         if failure is None:
             self._model_suspicions[request.model].note_output()
         if failure is not None:
-            self._send_frontend(request, m.Failed(request_id, failure))
+            self._send_frontend(request, m.Failed(request_id, failure.reason, failure.cause))
         self._delete(request)
         if request.releasing:
             return
         if failure is not None:
-            self._dispatch(e.RequestFailed(request_id, failure))
+            self._dispatch(e.RequestFailed(request_id, failure.reason))
         else:
             self._dispatch(e.RequestFinished(handle.instance_id, turn_id, request_id))
 

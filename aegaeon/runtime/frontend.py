@@ -15,6 +15,7 @@ from aegaeon.core.generation import (
     ChatPrompt,
     ContextLengthError,
     EngineError,
+    FieldError,
     FinishReason,
     Generation,
     GenerationError,
@@ -348,7 +349,7 @@ class PoolFrontend:
             case m.Rejected():
                 self._fail(message.request_id, _rejection(message))
             case m.Failed():
-                self._fail(message.request_id, EngineError(message.reason))
+                self._fail(message.request_id, EngineError(message.reason, message.cause))
             case m.Interrupted():
                 self._resume(node, message)
             case m.ModelState():
@@ -418,9 +419,7 @@ def _fit(model: ServedModel, prompt_ids: Sequence[int], request: GenerationReque
             f"Please reduce the length of the {_param(request.prompt)} or completion.",
             "max_tokens",
         )
-    bad = next((token for token in prompt_ids if not 0 <= token < model.vocab_size), None)
-    if bad is not None:
-        raise PromptError(f"token id {bad} is not in the model's vocabulary of {model.vocab_size}", "prompt")
+    _require_known_tokens(model, prompt_ids, request)
     seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
     new_tokens = min(sampling.max_new_tokens, room)
     return replace(
@@ -456,6 +455,21 @@ def _with_defaults(defaults: Mapping[str, float], request: GenerationRequest) ->
 
 def _no_node() -> PoolUnavailableError:
     return PoolUnavailableError("The pool has no node that can serve now; it is being restarted.", _DEFAULT_RETRY_S)
+
+
+def _require_known_tokens(model: ServedModel, prompt_ids: Sequence[int], request: GenerationRequest) -> None:
+    """Ids become indices further on: none may be outside the vocabulary, and not all may be forbidden."""
+    vocabulary, sampling = range(model.vocab_size), request.sampling
+    for error, ids, name in (
+        (PromptError, prompt_ids, _param(request.prompt)),
+        (FieldError, sampling.stop_token_ids, "stop_token_ids"),
+    ):
+        bad = next((token for token in ids if token not in vocabulary), None)
+        if bad is not None:
+            raise error(f"{name}: token id {bad} is not in the model's vocabulary of {model.vocab_size}", name)
+    if sampling.min_new_tokens and {*sampling.stop_token_ids, *model.eos_ids}.issuperset(vocabulary):
+        message = "stop_token_ids: every token of the vocabulary is one, which leaves none for min_tokens"
+        raise FieldError(message, "stop_token_ids")
 
 
 def _rejection(message: m.Rejected) -> GenerationError:

@@ -2,20 +2,24 @@
 
 A plain class: it knows nothing of Ray. Between two steps it takes messages, so a turn can be stopped, extended or
 robbed of a member after any token.
+
+What goes wrong with a request ends that request, and nobody else's: a step that fails is done again with each member
+alone, so only those at fault fail. Only a device that is lost ends the process.
 """
 
 from __future__ import annotations
 
 import logging
 import select
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from aegaeon.core.event import TurnEndReason
+from aegaeon.core.generation import FailureCause
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.timeline import Phase
 from aegaeon.engine.batch import SequenceSlice
-from aegaeon.engine.errors import ModelError
 from aegaeon.engine.sampler import TokenSampler
 from aegaeon.engine.stop import finish_reason
 from aegaeon.memory.slab_ledger import OutOfSlabsError
@@ -31,6 +35,8 @@ from aegaeon.runtime.turn_clock import TurnClock
 from aegaeon.runtime.weight_store import WeightError, WeightStore
 
 logger = logging.getLogger(__name__)
+
+_NO_TURN = -1
 
 # How soon a turn that cannot step is looked at again (its quota may end, a copy may land), and a full ring retried.
 _RECHECK_S = 0.002
@@ -95,7 +101,16 @@ class Instance:
             self._driver.send(m.WeightsReturned(model, lease_id))
         self._sinks.flush()
         self._driver.flush()
-        return self._advance() if self._turn is not None else self._weights.prepare_one()
+        return self._advance() if self._turn is not None else self._prepare()
+
+    def _prepare(self) -> bool:
+        """Use an idle moment; what fails ahead of time is left to fail when it is needed."""
+        try:
+            return self._weights.prepare_one()
+        except Exception:
+            self._weights.check_device()
+            logger.exception("instance %s cannot prepare something", self._id)
+            return True
 
     def _wait(self, timeout_s: float | None) -> None:
         fds = [self._driver.data_fd, *self._sinks.blocked_fds]
@@ -168,19 +183,32 @@ class Instance:
             return
         # A turn that is over has been reported, and the scheduler finds its latecomers another one; their state stays,
         # since the driver sends it only once.
-        for member in (*message.prefill, *message.decode):
-            self._sequence(message.model, member)
+        self._admit(message.turn_id, message.model, (*message.prefill, *message.decode))
 
     def _seat(
         self, turn: Turn, prefill: tuple[m.Member, ...], decode: tuple[m.Member, ...], issued_s: float | None
     ) -> None:
         now_s = self._clock.now_s()
-        prefilling = [self._sequence(turn.model, member) for member in prefill]
-        decoding = [self._sequence(turn.model, member) for member in decode]
+        prefilling = self._admit(turn.turn_id, turn.model, prefill)
+        decoding = self._admit(turn.turn_id, turn.model, decode)
         for sequence in (*prefilling, *decoding):
             if issued_s is not None:
                 sequence.spend(Phase.CONTROL, issued_s, now_s, self._id)
         turn.join(prefilling, decoding)
+
+    def _admit(self, turn_id: int, model: str, members: tuple[m.Member, ...]) -> list[Sequence]:
+        """The members as sequences; one that cannot be made fails, alone."""
+        admitted = []
+        for member in members:
+            try:
+                admitted.append(self._sequence(model, member))
+            except Exception as error:
+                self._weights.check_device()
+                self._discard(member.request_id)
+                reason = f"instance {self._id} cannot take the request for model {model}: {_told(error)}"
+                logger.exception("%s: %s", member.request_id, reason)
+                self._driver.send(m.SequenceFailed(turn_id, member.request_id, reason))
+        return admitted
 
     def _sequence(self, model: str, member: m.Member) -> Sequence:
         if member.state is not None:
@@ -198,7 +226,7 @@ class Instance:
 
     def _fetch_ahead(self, message: m.FetchKv) -> None:
         """Where there is no room for somebody's KV now, its turn will bring it in."""
-        for sequence in [self._sequence(message.model, member) for member in message.members]:
+        for sequence in self._admit(_NO_TURN, message.model, message.members):
             try:
                 self._kv.fetch(message.model, sequence)
             except OutOfSlabsError:
@@ -271,6 +299,10 @@ class Instance:
             self._weights.take(message)
         except WeightError as error:
             self._refuse(message.model, message.lease_id, str(error))
+        except Exception as error:
+            self._weights.check_device()
+            logger.exception("instance %s cannot take the weights of %s", self._id, message.model)
+            self._refuse(message.model, message.lease_id, f"model {message.model} cannot be loaded: {_told(error)}")
 
     def _refuse(self, model: str, lease_id: int | None, reason: str) -> None:
         self._driver.send(m.WeightsRefused(model, lease_id, reason))
@@ -309,30 +341,57 @@ class Instance:
             return self._turn is turn
         if not feeds:
             self._ask_for_blocks(turn)
+            self._end_if_drained()
             return bool(turn.departing)
         self._announce(turn, tuple(feed.sequence.request_id for feed in feeds))
         try:
             self._step(turn, feeds)
-        except RuntimeError as error:  # torch's own: out of memory, a kernel that refuses its input
-            self._fail(turn, f"model {turn.model} failed on instance {self._id}: {error}")
+        except Exception as error:
+            self._weights.check_device()
+            logger.exception("a turn of %s failed on instance %s", turn.model, self._id)
+            self._fail(turn, self._failure(turn, error))
         return True
 
     def _fail(self, turn: Turn, reason: str) -> None:
         """The turn's members cannot go on; the instance can."""
-        logger.exception("%s", reason)
         for sequence in turn.members:
-            self._let_go(sequence)
-            self._driver.send(m.SequenceFailed(turn.turn_id, sequence.request_id, reason))
+            self._fail_sequence(turn, sequence, reason)
         self._end(turn, TurnEndReason.FAILED)
+
+    def _fail_sequence(
+        self, turn: Turn, sequence: Sequence, reason: str, cause: FailureCause = FailureCause.ENGINE
+    ) -> None:
+        """One member cannot go on; the others can."""
+        turn.leave(sequence.request_id)
+        self._discard(sequence.request_id)
+        self._driver.send(m.SequenceFailed(turn.turn_id, sequence.request_id, reason, cause))
+        self._send_spans(sequence)
+
+    @contextmanager
+    def _alone(self, turn: Turn, sequence: Sequence) -> Iterator[None]:
+        """Work for one member: what it fails of ends that member only."""
+        try:
+            yield
+        except OutOfSlabsError:
+            raise  # nobody's fault
+        except Exception as error:
+            self._weights.check_device()
+            logger.exception("%s failed on instance %s", sequence.request_id, self._id)
+            self._fail_sequence(turn, sequence, self._failure(turn, error))
+
+    def _failure(self, turn: Turn, error: Exception) -> str:
+        return f"model {turn.model} failed on instance {self._id}: {_told(error)}"
 
     def _switch(self, turn: Turn) -> bool:
         """Bind the turn's model; False, and the turn is over, where its weights do not fit it."""
         self._announce(turn, ())
         try:
             self._weights.bind(turn.model)
-        except (WeightError, ModelError) as error:
+        except Exception as error:
+            logger.exception("model %s cannot be bound on instance %s", turn.model, self._id)
+            self._weights.check_device()
             self._evict(turn.model)
-            self._refuse(turn.model, None, str(error))
+            self._refuse(turn.model, None, str(error) or type(error).__name__)
             return False
         self._bound = turn.model
         now_s = self._clock.now_s()
@@ -347,12 +406,11 @@ class Instance:
 
     def _feeds(self, turn: Turn) -> list[Feed]:
         shape = self._models[turn.model].kv_shape
-        room = {
-            sequence.request_id: room_tokens(shape, self._kv.blocks(sequence))
-            if self._kv.fetch(turn.model, sequence)
-            else 0
-            for sequence in turn.active
-        }
+        room = dict.fromkeys((sequence.request_id for sequence in turn.active), 0)
+        for sequence in turn.active:
+            with self._alone(turn, sequence):
+                if self._kv.fetch(turn.model, sequence):
+                    room[sequence.request_id] = room_tokens(shape, self._kv.blocks(sequence))
         feeds = turn.feeds(self._chunk_tokens, room)
         self._account_stalls(turn, feeds)
         return feeds
@@ -368,6 +426,41 @@ class Instance:
 
     def _step(self, turn: Turn, feeds: list[Feed]) -> None:
         start_s = self._clock.now_s()
+        fed = self._compute(turn, feeds)
+        sampled = {feed: token for feed, token in fed.items() if feed.last}
+        for feed in fed:
+            feed.sequence.kv_tokens += feed.tokens
+        self._kv.write_back(feed.sequence for feed in fed)
+        now_s = self._clock.now_s()
+        if len(fed) == len(feeds):  # else the time is that of several steps
+            self._turn_clock.add(feeds, now_s - start_s)
+        for feed in fed:
+            phase = Phase.PREFILL if feed.prefill else Phase.DECODE
+            feed.sequence.spend(phase, start_s, now_s, self._id)
+        self._emit(turn, sampled, now_s)
+        turn.stepped(now_s)
+        self._ask_for_blocks(turn)
+        self._end_if_drained()
+
+    def _compute(self, turn: Turn, feeds: list[Feed]) -> dict[Feed, int | None]:
+        """Feed a batch, and choose the next token of each that is fed to its end; None for the others, and where there
+        is none to choose. Changes nothing but KV that is not counted yet, so a batch that fails is done again one by
+        one, and only those that fail alone are left out, and have failed."""
+        try:
+            return self._compute_batch(turn, feeds)
+        except Exception as error:
+            self._weights.check_device()
+            logger.exception("a step of %s with %d requests failed on instance %s", turn.model, len(feeds), self._id)
+            if len(feeds) == 1:
+                self._fail_sequence(turn, feeds[0].sequence, self._failure(turn, error))
+                return {}
+        tokens: dict[Feed, int | None] = {}
+        for feed in feeds:
+            self._announce(turn, (feed.sequence.request_id,))
+            tokens |= self._compute(turn, [feed])
+        return tokens
+
+    def _compute_batch(self, turn: Turn, feeds: list[Feed]) -> dict[Feed, int | None]:
         slices = [
             SequenceSlice(
                 feed.sequence.token_ids[feed.sequence.kv_tokens : feed.sequence.kv_tokens + feed.tokens],
@@ -379,29 +472,31 @@ class Instance:
         ]
         logits = self._weights.runner(turn.model).step(slices, self._kv.arena(turn.model))
         sampled = [feed for feed in feeds if feed.last]
-        for feed in feeds:
-            feed.sequence.kv_tokens += feed.tokens
-        self._kv.write_back(feed.sequence for feed in feeds)
         token_ids = self._sampler.sample(logits, [feed.sequence.sampling for feed in sampled]) if sampled else []
-        now_s = self._clock.now_s()
-        self._turn_clock.add(feeds, now_s - start_s)
-        for feed in feeds:
-            phase = Phase.PREFILL if feed.prefill else Phase.DECODE
-            feed.sequence.spend(phase, start_s, now_s, self._id)
-        self._emit(turn, sampled, token_ids, now_s)
-        turn.stepped(now_s)
-        self._ask_for_blocks(turn)
-        self._end_if_drained()
+        return dict.fromkeys(feeds) | dict(zip(sampled, token_ids, strict=True))
 
-    def _emit(self, turn: Turn, feeds: list[Feed], token_ids: list[int], now_s: float) -> None:
-        items = []
-        for feed, token_id in zip(feeds, token_ids, strict=True):
+    def _emit(self, turn: Turn, tokens: Mapping[Feed, int | None], now_s: float) -> None:
+        items, made = [], []
+        for feed, token_id in tokens.items():
             sequence = feed.sequence
+            if token_id is None:
+                self._refuse_to_guess(turn, sequence)
+                continue
             items.append((sequence.frontend_id, sequence.request_id, sequence.generated_tokens, token_id))
             sequence.append(token_id)
+            made.append(feed)
         self._sinks.send_tokens(now_s, items)
-        for feed in feeds:
-            self._settle(turn, feed)
+        for feed in made:
+            with self._alone(turn, feed.sequence):
+                self._settle(turn, feed)
+
+    def _refuse_to_guess(self, turn: Turn, sequence: Sequence) -> None:
+        reason = (
+            f"model {turn.model} gave logits that are not finite (NaN or infinity), so no next token can be chosen: "
+            f"its weights, or its dtype, are at fault"
+        )
+        logger.error("%s: %s", sequence.request_id, reason)
+        self._fail_sequence(turn, sequence, reason, FailureCause.NOT_FINITE)
 
     def _settle(self, turn: Turn, feed: Feed) -> None:
         """What a new token means for its request: the end, the end of its prefill, or nothing."""
@@ -430,3 +525,9 @@ class Instance:
             if needed > room_tokens(shape, sequence.blocks) and sequence.request_id not in self._asked_blocks:
                 self._asked_blocks[sequence.request_id] = needed
                 self._driver.send(m.NeedBlocks(turn.turn_id, sequence.request_id, needed))
+
+
+def _told(error: Exception) -> str:
+    """An error in one line, for whoever sent the request."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

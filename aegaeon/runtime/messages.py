@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from aegaeon.core.command import RejectReason
 from aegaeon.core.event import TurnEndReason
-from aegaeon.core.generation import FinishReason
+from aegaeon.core.generation import FailureCause, FinishReason
 from aegaeon.core.instance import Role
 from aegaeon.core.request import Request
 from aegaeon.core.sampling import SamplingParams
@@ -94,6 +94,7 @@ class Failed:
 
     request_id: str
     reason: str
+    cause: FailureCause = FailureCause.ENGINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +310,7 @@ class SequenceFailed:
     turn_id: int
     request_id: str
     reason: str
+    cause: FailureCause = FailureCause.ENGINE
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import torch
 
 import quick_model_loader as qml
 from aegaeon.core.kv_shape import KvShape
-from aegaeon.device.protocol import Device, VirtualRange
+from aegaeon.device.protocol import Device, Stream, VirtualRange
 from aegaeon.engine.errors import ModelError
 from aegaeon.engine.runner import ModelRunner
 from aegaeon.memory.page_pool import OutOfPagesError, PagePool
@@ -71,6 +71,10 @@ class WeightStore(Protocol):
     @property
     def loading(self) -> bool:
         """Whether a copy is under way whose end nobody will announce."""
+        ...
+
+    def check_device(self) -> None:
+        """Raises what the device says of itself where it is lost: nothing will run there any more."""
         ...
 
     def prepare_one(self) -> bool:
@@ -162,6 +166,9 @@ class MappedWeights:
     def loading(self) -> bool:
         return False
 
+    def check_device(self) -> None:
+        return  # a host is not lost without its processes
+
     def prepare_one(self) -> bool:
         return self._skeletons.prepare_one()
 
@@ -250,6 +257,10 @@ class CopiedWeights:
     @property
     def loading(self) -> bool:
         return any(resident.arriving is not None for resident in self._resident.values())
+
+    def check_device(self) -> None:
+        # CUDA reports an error that cannot be recovered from at every later call.
+        self._device.synchronize(self._device.record(Stream.COMPUTE))
 
     def prepare_one(self) -> bool:
         return self._skeletons.prepare_one() or any(

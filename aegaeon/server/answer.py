@@ -99,14 +99,22 @@ class Answer:
     async def for_each(self, work: Callable[[int, Choice], Coroutine[Any, Any, None]]) -> None:
         """Do something with every choice, all at once; raises the first failure and drops the others' work."""
         if len(self.choices) == 1:
-            await work(0, self.choices[0])
+            await self._counted(work(0, self.choices[0]), self.choices[0].model)
             return
         try:
             async with asyncio.TaskGroup() as group:
                 for index, choice in enumerate(self.choices):
-                    group.create_task(work(index, choice))
+                    group.create_task(self._counted(work(index, choice), choice.model))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
+
+    async def _counted(self, work: Coroutine[Any, Any, None], model: str) -> None:
+        """Do a choice's work; what the serving system fails of is counted."""
+        try:
+            await work
+        except EngineError as error:
+            self._metrics.failed(model, error.cause)
+            raise
 
     async def collect(self) -> None:
         """Wait for all output."""

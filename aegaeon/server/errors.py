@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse
 
 from aegaeon.core.generation import (
     ContextLengthError,
+    FieldError,
     GenerationError,
     ModelUnavailableError,
     OverloadedError,
-    PromptError,
     UnknownModelError,
 )
 from aegaeon.core.sampling import SamplingError
@@ -75,7 +75,7 @@ def from_generation(error: GenerationError) -> ApiError:
             return ApiError(404, message, param="model", code="model_not_found")
         case ContextLengthError(param=param):
             return ApiError(400, message, param=param, code="context_length_exceeded")
-        case PromptError(param=param):
+        case FieldError(param=param):
             return ApiError(400, message, param=param)
         case OverloadedError(retry_after_s=retry_after_s):
             headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))}

@@ -27,6 +27,12 @@ class Metrics:
         self._ended = Counter(
             "aegaeon_generations", "Generations by how they ended.", ("model", "outcome"), registry=registry
         )
+        self._failures = Counter(
+            "aegaeon_generation_failures",
+            "Generations that failed inside the pool, by cause (not_finite: the model's logits are NaN or infinite).",
+            ("model", "cause"),
+            registry=registry,
+        )
         self._prompt_tokens = Counter(
             "aegaeon_prompt_tokens", "Tokens of prompts of ended generations.", ("model",), registry=registry
         )
@@ -53,6 +59,10 @@ class Metrics:
         self._ended.labels(model, outcome).inc()
         self._prompt_tokens.labels(model).inc(prompt_tokens)
         self._generated_tokens.labels(model).inc(generated_tokens)
+
+    def failed(self, model: str, cause: str) -> None:
+        """Count a generation that failed inside the serving system, by what made it fail."""
+        self._failures.labels(model, cause).inc()
 
     def observe_latency(self, model: str, ttft_s: float | None, tpot_s: float | None) -> None:
         """Book the latencies of a generation, as far as it has them."""

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from aegaeon.core.sampling import SamplingParams
+from aegaeon.engine.device_sampler import DeviceSampler
 from aegaeon.engine.sampler import Sampler, SamplingState
 
 WORD = (1 << 64) - 1
@@ -240,6 +241,71 @@ def test_tiny_temperatures_and_infinite_logits_do_no_harm() -> None:
         assert Sampler().sample(logits, [SamplingState(SamplingParams(temperature=temperature, seed=1))]) == [2]
     seen = {Sampler().sample(logits, [SamplingState(SamplingParams(temperature=2.0, seed=s))])[0] for s in range(99)}
     assert seen == {1, 2, 3}
+
+
+EVERY_WAY = [
+    {"temperature": 0.0},
+    {"temperature": 0.0, "presence_penalty": 0.5},
+    {"temperature": 1.0},
+    {"top_p": 0.9},
+    {"top_k": 3, "min_p": 0.1},
+    {"top_k": 400},
+]
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(window_tokens=8), DeviceSampler(), DeviceSampler(8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_are_not_finite_have_no_token_and_touch_no_other(sampler, dtype) -> None:
+    for settings in EVERY_WAY:
+        logits = torch.randn(6, 600, generator=torch.Generator().manual_seed(4)).to(dtype)
+        states = [SamplingState(SamplingParams(seed=row, **settings), generated=[3]) for row in range(6)]
+        before = sampler.sample(logits, states)
+        logits[0, 77] = math.nan
+        logits[2] = math.nan
+        logits[3, 599] = math.inf
+        logits[4] = -math.inf
+        assert sampler.sample(logits, states) == [None, before[1], None, None, None, before[5]], settings
+        assert sampler.sample(logits[[0, 2, 3, 4]], [states[row] for row in (0, 2, 3, 4)]) == [None] * 4
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), DeviceSampler()])
+@pytest.mark.parametrize("settings", EVERY_WAY, ids=str)
+def test_logits_that_forbid_a_token_are_fine(sampler, settings) -> None:
+    logits = torch.full((1, 600), -math.inf)
+    logits[0, 7] = -1e30
+    assert sampler.sample(logits, [SamplingState(SamplingParams(seed=1, **settings))]) == [7]
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), DeviceSampler()])
+def test_when_every_token_is_forbidden_there_is_none(sampler) -> None:
+    for settings in EVERY_WAY:
+        params = SamplingParams(seed=1, min_new_tokens=1, stop_token_ids=tuple(range(50)), **settings)
+        assert sampler.sample(torch.zeros(1, 50), [SamplingState(params)]) == [None]
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), DeviceSampler()])
+def test_ids_without_a_logit_change_nothing(sampler) -> None:
+    """End and stop tokens, prompts and outputs may name ids that the model has not: beyond its logits, or negative."""
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(5))
+    outside = (50, 51, 10**6, 2**40, -1, -50)
+    for settings in ({}, {"repetition_penalty": 1.5}, {"presence_penalty": 1.0, "frequency_penalty": 0.5}):
+        for ways in EVERY_WAY:
+            params = SamplingParams(max_new_tokens=30, seed=1, **{**ways, **settings})
+            strange = dataclasses.replace(params, min_new_tokens=20, stop_token_ids=outside)
+            expected = sampler.sample(logits, [SamplingState(params, [3, 4], [5, 6])])
+            assert sampler.sample(logits, [SamplingState(strange, [3, 4], [5, 6], outside)]) == expected
+            with_strangers = SamplingState(params, [3, *outside, 4], [5, 6])
+            assert sampler.sample(logits, [with_strangers]) == expected
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), DeviceSampler()])
+def test_a_top_k_beyond_the_vocabulary_limits_nothing(sampler) -> None:
+    logits = torch.randn(40, 50, generator=torch.Generator().manual_seed(6))
+
+    def sample(top_k: int) -> list[int | None]:
+        return sampler.sample(logits, [SamplingState(SamplingParams(top_k=top_k, seed=row)) for row in range(40)])
+
+    assert sample(50) == sample(51) == sample(2**31) == sample(0)
 
 
 def test_a_random_request_without_a_seed_is_refused() -> None:

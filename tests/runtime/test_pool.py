@@ -19,6 +19,7 @@ from aegaeon.core.generation import (
     UnknownModelError,
 )
 from aegaeon.core.instance import Role
+from aegaeon.engine.building import building
 from aegaeon.scheduler.log import decode, replay
 
 SPLIT = (InstanceConfig(Role.PREFILL, 1), InstanceConfig(Role.DECODE, 2))
@@ -30,7 +31,8 @@ def prompt_for(index: int, tokens: int = 20) -> tuple[int, ...]:
 
 def generate_alone(path: Path, prompt: tuple[int, ...], new_tokens: int) -> tuple[int, ...]:
     """What Hugging Face's own generate() gives."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with building():  # instances of this process may be at it too
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     ids = torch.tensor([prompt])
     output = model.generate(
         ids,

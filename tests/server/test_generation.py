@@ -14,6 +14,7 @@ from aegaeon.core.generation import (
     ChatPrompt,
     ContextLengthError,
     EngineError,
+    FailureCause,
     FinishReason,
     ModelUnavailableError,
     OverloadedError,
@@ -550,3 +551,28 @@ async def test_when_one_choice_is_refused_the_others_are_cancelled(
     _refused(await _chat(client, n=3), None, status=429)
     assert len(frontend.generations) == 2
     assert all(generation.cancelled.is_set() for generation in frontend.generations)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("cause", FailureCause)
+async def test_failures_inside_the_pool_are_counted_by_model_and_cause(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend, n: int, cause: FailureCause
+) -> None:
+    frontend.script = Script(failure=EngineError("model tiny gave logits that are not finite", cause))
+    error = _refused(await _chat(client, n=n), None, status=500)
+    assert error["message"] == "model tiny gave logits that are not finite"
+    metrics = (await client.get("/metrics")).text
+    line = f'aegaeon_generation_failures_total{{cause="{cause}",model="tiny"}} '
+    assert line in metrics
+    assert 1 <= float(metrics.split(line)[1].split()[0]) <= n
+
+
+async def test_booleans_and_fractions_are_no_integers(client: httpx.AsyncClient) -> None:
+    for field in ("max_tokens", "seed", "top_k", "min_tokens", "n"):
+        for value in (True, 1.5, "1"):
+            _refused(await _complete(client, **{field: value}), field)
+    for value in (True, -1, 2**31, 10**30, 1.0):
+        _refused(await _complete(client, stop_token_ids=[3, value]), "stop_token_ids[1]")
+        _refused(await _complete(client, prompt=[3, value]), "prompt")
+    for field in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+        _refused(await _complete(client, **{field: True}), field)
