@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ def opinionated(model_paths: Callable[[int], dict[str, Path]], tmp_path: Path) -
 
 async def tokens(running, unset: frozenset[str], **sampling) -> list[int]:
     params = SamplingParams(**{"max_new_tokens": 2**31 - 1, "ignore_eos": True, "seed": 1, **sampling})
-    request = GenerationRequest("r", "own", PROMPT, params, fit_context=True, unset=unset)
+    request = GenerationRequest(uuid.uuid4().hex, "own", PROMPT, params, fit_context=True, unset=unset)
     return [token async for delta in await running.frontend.generate(request) for token in delta.token_ids]
 
 
