@@ -1,6 +1,6 @@
 """Does a pool lose anything? Clients that know their answers, while processes are killed and stopped under them.
 
-    python -m benchmark.chaos [--minutes 10] [--faults instance-kill instance-stop driver server] [--busy 2]
+    python -m benchmark.chaos [--minutes 10] [--faults instance-kill driver server ...] [--busy 2]
 
 The answers are learned from the undisturbed pool first. Then every client asks one question after the other, and every
 answer is compared: right, lost (an error, or a connection that ended without cause), hung, wrong or doubled. A client
@@ -49,6 +49,7 @@ FAULTS = {
     "instance-stop": Fault.STOP,
     "driver": Fault.DRIVER,
     "server": Fault.SERVER,
+    "pool": Fault.POOL,
 }
 POLL_S = 0.05
 RECOVERED_WITHIN_S = 120.0

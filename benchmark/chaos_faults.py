@@ -18,12 +18,24 @@ from benchmark.process_tree import ProcessTree
 
 
 class Fault(StrEnum):
-    """``KILL`` and ``STOP`` hit one instance: SIGKILL, and SIGSTOP that nobody ends; the others are kill -9."""
+    """``KILL`` and ``STOP`` hit one instance: SIGKILL, and SIGSTOP that nobody ends; the others are kill -9.
+
+    The pool is the process that started Ray, and with it all drivers and instances.
+    """
 
     KILL = "instance killed"
     STOP = "instance stopped"
     DRIVER = "driver killed"
     SERVER = "server killed"
+    POOL = "pool killed"
+
+
+# What the command line of the process has in it; instances are found by the pool's own state.
+_TITLES = {
+    Fault.DRIVER: "ray::DriverActor",
+    Fault.SERVER: "aegaeon.cli.server_process",
+    Fault.POOL: "aegaeon.cli.pool_process",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +76,8 @@ class Victims:
     def _candidates(self, fault: Fault) -> Sequence[int]:
         if fault in (Fault.KILL, Fault.STOP):
             return self._instances()
-        titles = ("ray::DriverActor",) if fault is Fault.DRIVER else ("aegaeon-server",)
         pool = ProcessTree.now().descendants({self._pool_pid})
-        return [pid for pid in pool if any(title in _title(pid) for title in titles)]
+        return [pid for pid in pool if _TITLES[fault] in _title(pid)]
 
     def _instances(self) -> list[int]:
         try:

@@ -86,7 +86,10 @@ class Child:
 
     async def _kill_if_stuck(self) -> None:
         while time.monotonic() - self._heard_s < STUCK_S:
+            asleep_s = time.monotonic()
             await asyncio.sleep(BEAT_S)
+            if time.monotonic() - asleep_s > 2 * BEAT_S:
+                self._heard_s = max(self._heard_s, time.monotonic())  # it was us who stood still: its beats wait unread
         self._stuck = True
         self._process.kill()
 
