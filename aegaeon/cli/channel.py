@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,21 @@ class Beat:
     """The child's loop turns."""
 
 
+class FailureKind(Enum):
+    """``MISTAKE``: the operator can mend it. ``DEATHS``: others died under it too often. ``BUG``: it was shown, and
+    its traceback is in a file."""
+
+    MISTAKE = "mistake"
+    DEATHS = "deaths"
+    BUG = "bug"
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The child ends, and knows why. ``is_bug``: the message has been shown and the traceback is in a file."""
+    """The child ends, and knows why."""
 
     message: str
-    is_bug: bool
+    kind: FailureKind
 
 
 def encode(message: object) -> bytes:

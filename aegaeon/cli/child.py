@@ -19,15 +19,16 @@ _CODE = "import sys; sys.path[:] = {path!r}; from aegaeon.cli.child_main import 
 
 
 class Child:
-    """A process that runs ``module.run(channel, begin, *inherited)``; ``failure``: of what it ended, if it said so."""
+    """The process ``aegaeon-NAME``, which runs ``module.run(channel, begin, *inherited)``. ``failure``: what it said of
+    its end, if anything."""
 
-    def __init__(self, module: str, inherited: Sequence[int] = ()) -> None:
+    def __init__(self, name: str, module: str, inherited: Sequence[int] = ()) -> None:
         """Start it in a session of its own: Ctrl-C at the terminal is its supervisor's matter."""
         self._socket, theirs = socket.socketpair()
         arguments = ", ".join(map(repr, (module, theirs.fileno(), os.getpid(), *inherited)))
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE.format(path=sys.path, arguments=arguments)],
+                [sys.executable, "-c", _CODE.format(path=sys.path, arguments=arguments), f"aegaeon-{name}"],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output is for the line that programs wait for
                 pass_fds=(theirs.fileno(), *inherited),

@@ -10,15 +10,16 @@ import sys
 import threading
 from typing import NoReturn
 
-from aegaeon.cli.channel import BEAT_S, Beat, BlockingChannel, Failed
+from aegaeon.cli.channel import BEAT_S, Beat, BlockingChannel, Failed, FailureKind
 from aegaeon.cli.logs import configure_logs
-from aegaeon.core.service import ServiceError
-from aegaeon.runtime.process import die_with_parent
+from aegaeon.core.service import ServiceDiedError, ServiceError
+from aegaeon.runtime.process import die_with_parent, set_name
 
 
 def main(module: str, channel_fd: int, parent_pid: int, *inherited: int) -> NoReturn:
     """Run ``module.run`` as the child of a supervisor and exit; where it fails, the supervisor is told why."""
     die_with_parent(parent_pid)
+    set_name(sys.argv[-1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = BlockingChannel(socket.socket(fileno=channel_fd))
     begin = channel.receive()
@@ -26,14 +27,17 @@ def main(module: str, channel_fd: int, parent_pid: int, *inherited: int) -> NoRe
         configure_logs(begin.config.log_file)
         # Only now: it brings in what had to be told to be quiet.
         importlib.import_module(module).run(channel, begin, *inherited)
+    except ServiceDiedError as error:
+        _tell(channel, Failed(str(error), FailureKind.DEATHS))
+        sys.exit(3)
     except ServiceError as error:
-        _tell(channel, Failed(str(error), is_bug=False))
+        _tell(channel, Failed(str(error), FailureKind.MISTAKE))
         sys.exit(2)
     except Exception as error:  # noqa: BLE001 -- the last resort: every bug ends here, written to a log
         from aegaeon.cli.failure import report_bug
 
         report_bug(error)
-        _tell(channel, Failed(f"unexpected {type(error).__name__}: {error}", is_bug=True))
+        _tell(channel, Failed(f"unexpected {type(error).__name__}: {error}", FailureKind.BUG))
         sys.exit(1)
     sys.exit(0)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from aegaeon.cli.channel import BeginPool, BlockingChannel, ModelsReady, NodeUp, Said
 from aegaeon.cli.child_main import beat_from_thread
 from aegaeon.core.config import PoolConfig
-from aegaeon.core.service import ModelFound, ModelRefused, ServiceError, ServiceReport
+from aegaeon.core.service import ModelFound, ModelRefused, ServiceDiedError, ServiceError, ServiceReport
 from aegaeon.runtime.cluster import Cluster
 from aegaeon.runtime.frontend import ServedModel
 from aegaeon.runtime.node import NodeOptions
@@ -20,7 +20,7 @@ from aegaeon.runtime.text import TokenizerError
 
 
 def run(channel: BlockingChannel, begin: BeginPool) -> None:
-    """Run the pool until the supervisor says so, or no node has a driver any more (``ServiceError``)."""
+    """Run the pool until the supervisor says so, or no node has a driver any more (``ServiceDiedError``)."""
     endings: queue.Queue[str] = queue.Queue()
     _background(lambda: _listen(channel, endings))
     beat_from_thread(channel)
@@ -33,7 +33,7 @@ def run(channel: BlockingChannel, begin: BeginPool) -> None:
     finally:
         cluster.stop()
     if reason:
-        raise ServiceError(f"no driver is left: {reason}; see the log")
+        raise ServiceDiedError(f"no driver is left: {reason}")
 
 
 def _background(work: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from aegaeon.cli.channel import BeginPool, BeginServer, ModelsReady, NodeUp, Said, Stop
+from aegaeon.cli.channel import BeginPool, BeginServer, Failed, FailureKind, ModelsReady, NodeUp, Said, Stop
 from aegaeon.cli.child import Child
 from aegaeon.cli.failure import ReportedBugError
 from aegaeon.core.config import PoolConfig
@@ -135,7 +135,7 @@ class _Supervisor:
         backoff = Backoff()
         while True:
             started_s = time.monotonic()
-            self._pool = Child("aegaeon.cli.pool_process")
+            self._pool = Child("pool", "aegaeon.cli.pool_process")
             self._pool.send(self._begin)
             how = await self._pool.follow(self._take)
             pool, self._pool = self._pool, None
@@ -148,7 +148,7 @@ class _Supervisor:
             await self._served.wait()
             assert self._models is not None
             started_s = time.monotonic()
-            self._server = Child("aegaeon.cli.server_process", (self._socket.fileno(),))
+            self._server = Child("server", "aegaeon.cli.server_process", (self._socket.fileno(),))
             for message in (BeginServer(self._config, self._url), self._models, *self._nodes.values()):
                 self._server.send(message)
             how = await self._server.follow(self._take)
@@ -174,10 +174,7 @@ class _Supervisor:
     async def _after_death(self, name: str, child: Child, how: str, backoff: Backoff, started_s: float) -> None:
         """Wait as long as is right before another is started. Raises where that makes no sense."""
         await self._unless_stopping()
-        if child.failure is not None and not child.failure.is_bug:
-            raise ServiceError(how)
-        if child.failure is not None and not self._ready:
-            raise ReportedBugError(how)
+        self._end_if_hopeless(child.failure)
         pause_s = backoff.pause_s(time.monotonic() - started_s)
         if pause_s is None:
             raise ServiceDiedError(f"the {name} process died {backoff.ends} times in a row, last: {how}; see the log")
@@ -186,6 +183,16 @@ class _Supervisor:
             await asyncio.to_thread(kill_children, self._known(), _KILL_S)
         await asyncio.sleep(pause_s)
         await self._unless_stopping()
+
+    def _end_if_hopeless(self, failure: Failed | None) -> None:
+        """Where it never worked it will not by itself; what did work once may again."""
+        match failure:
+            case Failed(message, FailureKind.DEATHS):
+                raise ServiceDiedError(f"{message}; see the log")
+            case Failed(message, FailureKind.MISTAKE) if not self._ready:
+                raise ServiceError(message)
+            case Failed(message, FailureKind.BUG) if not self._ready:
+                raise ReportedBugError(message)
 
     async def _unless_stopping(self) -> None:
         if self._stop.is_set():

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -22,6 +22,8 @@ from aegaeon.runtime.ray_start import join_ray, start_private_ray
 from aegaeon.runtime.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 
 class Cluster:
@@ -50,20 +52,22 @@ class Cluster:
 
     def prepare(self, cache_dir: Path | None) -> tuple[list[PreparedModel], list[RefusedModel]]:
         """Inspect the models on every node; the first node's findings count."""
-        calls = [keeper.prepare(self._config, cache_dir) for keeper in self._keepers]
-        found: Sequence[tuple[list[PreparedModel], list[RefusedModel]]] = ray.get(calls)
+        found = self._everywhere(lambda keeper: keeper.prepare(self._config, cache_dir))
         return found[0]
 
     def serve(self, options: Callable[[str], NodeOptions], models: Sequence[PreparedModel]) -> None:
         """Start every node's instances, given its options by its id; from then on their drivers are kept running."""
-        with ThreadPoolExecutor(len(self._keepers)) as pool:
-            list(pool.map(lambda keeper: keeper.start(options(keeper.node.node_id), models), self._keepers))
+        self._everywhere(lambda keeper: keeper.start(options(keeper.node.node_id), models))
         self._threads = [
             threading.Thread(target=self._keep, args=(keeper,), name=f"keep-{keeper.node.node_id}", daemon=True)
             for keeper in self._keepers
         ]
         for thread in self._threads:
             thread.start()
+
+    def _everywhere(self, act: Callable[[DriverKeeper], _Result]) -> list[_Result]:
+        with ThreadPoolExecutor(max(1, len(self._keepers))) as pool:
+            return list(pool.map(act, self._keepers))
 
     def _keep(self, keeper: DriverKeeper) -> None:
         reason = keeper.keep()
@@ -79,8 +83,7 @@ class Cluster:
     def stop(self) -> None:
         """Shut everything down; idempotent."""
         if ray.is_initialized():
-            with ThreadPoolExecutor(max(1, len(self._keepers))) as pool:
-                list(pool.map(DriverKeeper.stop, self._keepers))
+            self._everywhere(DriverKeeper.stop)
             for thread in self._threads:
                 thread.join(timeout=10.0)
             ray.shutdown()

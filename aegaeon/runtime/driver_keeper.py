@@ -12,17 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 from aegaeon.core.config import PoolConfig
-from aegaeon.core.service import ServiceError
+from aegaeon.core.service import ServiceDiedError, ServiceError
 from aegaeon.runtime.actors import DriverActor, start_actor
 from aegaeon.runtime.backoff import Backoff
 from aegaeon.runtime.gateway import Endpoint
 from aegaeon.runtime.node import NodeOptions
-from aegaeon.runtime.prepare import PreparedModel
+from aegaeon.runtime.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.process import ProcessId
 from aegaeon.runtime.process_log import LogPlace
 
@@ -33,6 +33,9 @@ _BEAT_S = 1.0
 _STUCK_S = 5.0
 _STUCK_BEATS = 2
 _STOP_S = 10.0
+
+Findings = tuple[list[PreparedModel], list[RefusedModel]]
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +72,39 @@ class DriverKeeper:
         self._options: NodeOptions | None = None
         self._models: Sequence[PreparedModel] = ()
         self._run: Any = None
-        self._started_s = 0.0
+        self._given_up = ""
+        self._born_s = time.monotonic()
         self._processes: tuple[ProcessId, ProcessId] | None = None
         self._actor = self._new_actor()
 
     def _new_actor(self) -> Any:
         return start_actor(DriverActor, self.node.ray_id, f"{self.node.node_id}-driver", self._logs)
 
-    def prepare(self, config: PoolConfig, cache_dir: Path | None) -> Any:
-        """A reference to what the node found of the models: those that can be served, and the others."""
-        return self._actor.prepare.remote(config.models, config.block_tokens, cache_dir)
+    def prepare(self, config: PoolConfig, cache_dir: Path | None) -> Findings:
+        """What the node finds of the models: those that can be served, and the others. Raises ``ServiceError``."""
+        return self._while_it_dies(lambda: self._prepare(config, cache_dir))
 
     def start(self, options: NodeOptions, models: Sequence[PreparedModel]) -> None:
         """Start the node's instances. Raises ``ServiceError`` where the node has not what that takes."""
         self._options, self._models = options, models
-        self._start()
+        self._while_it_dies(self._start)
 
     def keep(self) -> str:
         """Blocks until ``stop`` (then the reason is empty), or until drivers have died too often."""
         while (reason := self._wait_for_end()) is not None:
             logger.error("the driver of %s has ended: %s", self.node.node_id, reason)
-            given_up = self._replace(reason)
-            if given_up is not None:
-                return given_up
-        return ""
+            while self._renew(reason):
+                try:
+                    self._start()
+                except (ServiceError, ray.exceptions.RayError) as error:
+                    reason = _brief(error)
+                    logger.error("the driver of %s does not start: %s", self.node.node_id, reason)
+                else:
+                    logger.warning("%s has a new driver", self.node.node_id)
+                    break
+            else:
+                break
+        return self._given_up
 
     def stop(self) -> None:
         """End the driver, and with it its instances; ``keep`` returns. Any thread; idempotent."""
@@ -104,9 +116,21 @@ class DriverKeeper:
         except ray.exceptions.RayError as error:
             logger.warning("the driver of %s did not end in an orderly way: %s", self.node.node_id, _brief(error))
 
+    def _while_it_dies(self, attempt: Callable[[], _Found]) -> _Found:
+        """What a driver finds, which may take more than one of them."""
+        while True:
+            try:
+                return attempt()
+            except ray.exceptions.RayActorError as error:
+                if not self._renew(_brief(error)):
+                    raise ServiceDiedError(self._given_up or "the pool is stopping") from error
+
+    def _prepare(self, config: PoolConfig, cache_dir: Path | None) -> Findings:
+        found: Findings = ray.get(self._actor.prepare.remote(config.models, config.block_tokens, cache_dir))
+        return found
+
     def _start(self) -> None:
         assert self._options is not None
-        self._started_s = time.monotonic()
         self._processes = ray.get(self._actor.identity.remote())
         try:
             address: str = ray.get(self._actor.start.remote(self._options, self._models))
@@ -148,30 +172,29 @@ class DriverKeeper:
             return "it returned"
         return None if answer else stuck
 
-    def _replace(self, reason: str) -> str | None:
-        """Start drivers until one is up; why there will be none, or None."""
+    def _renew(self, reason: str) -> bool:
+        """Another driver process, after a pause; whether there is to be one, else ``_given_up`` says why not."""
         while True:
-            pause_s = self._backoff.pause_s(time.monotonic() - self._started_s)
+            pause_s = self._backoff.pause_s(time.monotonic() - self._born_s)
             if pause_s is None:
-                return f"the driver of {self.node.node_id} died {self._backoff.ends} times in a row, last: {reason}"
+                deaths = self._backoff.ends
+                self._given_up = f"the driver of {self.node.node_id} died {deaths} times in a row, last: {reason}"
+                return False
             if self._stopping.wait(pause_s):
-                return None
+                return False
             try:
-                self._succeed()
-            except (ServiceError, ray.exceptions.RayError) as error:
+                self._bear()
+            except ray.exceptions.RayError as error:
                 reason = _brief(error)
-                logger.error("the driver of %s does not start: %s", self.node.node_id, reason)
             else:
-                return None
+                return True
 
-    def _succeed(self) -> None:
-        before, self._started_s = self._processes, time.monotonic()
+    def _bear(self) -> None:
+        before, self._born_s = self._processes, time.monotonic()
         ray.kill(self._actor)
         self._actor = self._new_actor()
         if before is not None:
             ray.get(self._actor.supersede.remote(before))
-        self._start()
-        logger.warning("%s has a new driver", self.node.node_id)
 
 
 def _brief(error: BaseException) -> str:

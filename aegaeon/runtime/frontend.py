@@ -46,7 +46,7 @@ from aegaeon.scheduler.routing import choose_node
 
 _DEFAULT_RETRY_S = 5.0
 # How long requests wait for a driver to come back where there is no other: longer than a whole pool takes to start.
-_HOMELESS_S = 180.0
+_HOMELESS_S = 600.0
 # A request that saw its driver die so often, and got no token in between, may be what it dies of.
 _FRUITLESS_LOSSES = 3
 

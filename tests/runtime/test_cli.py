@@ -26,7 +26,9 @@ from aegaeon.core.service import (
     ListeningOn,
     ModelFound,
     ModelRefused,
+    ProcessDied,
     Ready,
+    ServiceDiedError,
     ServiceError,
     Stopping,
 )
@@ -210,9 +212,12 @@ class TestServe:
         assert "instance node0-mixed0: mixed, cpu, 2 threads, process 4711" in err
         assert "stopping: a driver process ended" in err
 
-    def test_ctrl_c_is_quiet_once_ready(self, run, service, model):
-        service.ending = raising(KeyboardInterrupt())
+    def test_a_service_that_was_stopped_in_order(self, run, service, model):
         assert run("serve", f"a={model}") == (0, f"ready {URL}\n", "")
+
+    def test_a_service_that_was_cut_short(self, run, service, model):
+        service.ending = raising(KeyboardInterrupt())
+        assert run("serve", f"a={model}") == (130, f"ready {URL}\n", "")
 
     def test_ctrl_c_before_ready(self, run, service, model):
         service.reports, service.ending = [], raising(KeyboardInterrupt())
@@ -222,9 +227,22 @@ class TestServe:
         service.reports = [ListeningOn(URL), Stopping()]
         assert run("serve", f"a={model}")[0] == 130
 
-    def test_sigterm_is_like_ctrl_c(self, run, service, model):
+    def test_sigterm_is_like_ctrl_c_where_nobody_takes_it(self, run, service, model):
         service.ending = lambda: signal.raise_signal(signal.SIGTERM)
-        assert run("serve", f"a={model}")[:2] == (0, f"ready {URL}\n")
+        assert run("serve", f"a={model}")[:2] == (130, f"ready {URL}\n")
+
+    def test_a_service_that_gave_up(self, run, service, model):
+        service.ending = raising(ServiceDiedError("the pool process died 7 times in a row"))
+        code, _, err = run("serve", f"a={model}")
+        assert code == 3
+        assert "aegaeon: the pool process died 7 times in a row\n" in err
+
+    def test_a_process_that_died_and_came_back_is_told(self, run, service, model):
+        service.reports = [Ready(URL), ProcessDied("server", "it was killed by SIGKILL", 0.5), Ready(URL)]
+        code, out, err = run("serve", f"a={model}")
+        assert (code, out) == (0, f"ready {URL}\n")
+        assert "the server process died: it was killed by SIGKILL; another starts in 0.5 s" in err
+        assert f"ready again at {URL}" in err
 
     def test_our_log_goes_to_the_log_file(self, run, service, model, tmp_path):
         def work() -> None:
