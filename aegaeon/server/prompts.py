@@ -18,11 +18,13 @@ def _wrong(message: str) -> PydanticCustomError:
     return PydanticCustomError("wrong_form", "{reason}", {"reason": message})
 
 
-def message_text(content: Any) -> Any:
-    """The text of a message: a string as it is, text parts joined by newlines (as vLLM does)."""
-    if not isinstance(content, list):
+def message_content(content: Any) -> Any:
+    """A message's text as it came: a string, or parts, all of them text. Templates differ in what they want."""
+    if content is None or isinstance(content, str):
         return content
-    return "\n".join(_part_text(part, index) for index, part in enumerate(content))
+    if not isinstance(content, list):
+        raise _wrong("must be a string or a list of text parts")
+    return [{"type": "text", "text": _part_text(part, index)} for index, part in enumerate(content)]
 
 
 def _part_text(part: Any, index: int) -> str:

@@ -21,7 +21,7 @@ from aegaeon.core.sampling import SamplingError, SamplingParams
 from aegaeon.core.slo import Slo
 from aegaeon.server.errors import ApiError, from_sampling, from_validation
 from aegaeon.server.limits import RequestLimits
-from aegaeon.server.prompts import TOKEN_ID_LIMIT, completion_prompts, message_text
+from aegaeon.server.prompts import TOKEN_ID_LIMIT, completion_prompts, message_content
 from aegaeon.server.unsupported import UNSUPPORTED, Neutral, refuse_unsupported, unsupported_parameter
 
 MAX_CHOICES_PER_PROMPT = 16
@@ -165,7 +165,7 @@ class Message(_Fields):
     """One message of a chat; fields that only a template knows are passed on to it."""
 
     role: Annotated[str, Field(min_length=1)]
-    content: Annotated[str | None, BeforeValidator(message_text)] = None
+    content: Annotated[str | list[dict[str, str]] | None, PlainValidator(message_content)] = None
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:

@@ -182,7 +182,7 @@ async def test_message_parts_and_template_fields_arrive(client: httpx.AsyncClien
     (request,) = frontend.requests
     assert isinstance(request.prompt, ChatPrompt)
     first, second = request.prompt.messages
-    assert first == {"role": "user", "content": "a\nb", "name": "Ann"}
+    assert first == {"role": "user", "content": parts, "name": "Ann"}
     assert second == {"role": "assistant", "tool_calls": [{"id": "1"}]}
 
 
