@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import shutil
+import signal
 from pathlib import Path
 
 import ray
@@ -19,6 +22,9 @@ logger = logging.getLogger(__name__)
 # Ray insists on an object store; no tensor of ours passes through it.
 _OBJECT_STORE_BYTES = 80 << 20
 _SHARED_MEMORY = Path("/dev/shm")
+# Ray gives its own start up after 30 s, which a machine with much else to do may need.
+_TRIES = 5
+_TOO_SLOW = re.compile("timed out|failed to connect to gcs|deadline exceeded", re.IGNORECASE)
 
 
 def start_private_ray(folder: RunFolder) -> None:
@@ -26,21 +32,42 @@ def start_private_ray(folder: RunFolder) -> None:
 
     The environment is settled (``settle_environment``). Raises ``ServiceError``.
     """
-    try:
-        ray.init(
-            address="local",
-            num_cpus=1,
-            num_gpus=0,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            configure_logging=False,
-            log_to_driver=False,
-            _temp_dir=str(folder.ray),
-            _plasma_directory=str(_object_store_place(folder)),
-        )
-    except Exception as error:  # Ray raises whatever its parts do, a bare ``Exception`` too
-        _note_failure(folder, error)
-        raise ServiceError(f"Ray does not start: {_last_line(error)}; `aegaeon doctor` looks for the cause") from error
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            _init_private_ray(folder)
+        except Exception as error:  # Ray raises whatever its parts do, a bare ``Exception`` too
+            ray.shutdown()
+            _end_processes(folder)
+            if tries_left and _TOO_SLOW.search(str(error)):
+                logger.info("Ray starts too slowly and is started again: %s", _last_line(error))
+                continue
+            _note_failure(folder, error)
+            raise ServiceError(
+                f"Ray does not start: {_last_line(error)}; `aegaeon doctor` looks for the cause"
+            ) from error
+        return
+
+
+def _init_private_ray(folder: RunFolder) -> None:
+    ray.init(
+        address="local",
+        num_cpus=1,
+        num_gpus=0,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        configure_logging=False,
+        log_to_driver=False,
+        _temp_dir=str(folder.ray),
+        _plasma_directory=str(_object_store_place(folder)),
+    )
+
+
+def _end_processes(folder: RunFolder) -> None:
+    """A start that fails leaves some of Ray's processes running; each has the folder's path in its arguments."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is not ours
+            if os.fsencode(f"{folder.ray}/") in (process / "cmdline").read_bytes() and int(process.name) != os.getpid():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _note_failure(folder: RunFolder, error: Exception) -> None:
