@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import ScriptedFrontend
+from uvicorn.server import ServerState
 
 from aegaeon.server.app import ServerOptions, create_app
+from aegaeon.server.limits import ConnectionLimits
+from aegaeon.server.protocol import HttpProtocol
 from aegaeon.server.schema import ChatRequest, CompletionRequest
 from aegaeon.server.unsupported import UNSUPPORTED
 
@@ -80,3 +88,65 @@ def _around(text: str) -> bytes:
 @settings(deadline=None)
 def test_any_bytes(path: str, body: bytes) -> None:
     _check(path, body)
+
+
+@contextlib.contextmanager
+def caught_logs() -> Iterator[list[logging.LogRecord]]:
+    """All that is logged meanwhile (pytest's own fixture is not made anew for every example)."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        yield records
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+GOOD = b'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 32\r\n\r\n{"model": "tiny", "prompt": "x"}'
+HEADS = st.sampled_from(
+    [
+        b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /health HTTP/1.0\r\n\r\n",
+        b"HEAD /v1/models HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9999999999\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        GOOD,
+    ]
+)
+PIECES = st.lists(
+    HEADS | st.sampled_from([b"5\r\nhello\r\n", b"0\r\n\r\n", b"\r\n", b"{}"]) | st.binary(max_size=40), max_size=6
+)
+
+
+async def _troubles(pieces: list[bytes]) -> list[dict[str, Any]]:
+    """What goes wrong in the loop where a client sends these bytes, and the end of its side."""
+    loop, troubles = asyncio.get_running_loop(), list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, context: troubles.append(context))
+    config = uvicorn.Config(create_app(ScriptedFrontend()), log_config=None, lifespan="off", ws="none")
+    near, far = socket.socketpair()
+    made = HttpProtocol(
+        ConnectionLimits(max_header_bytes=4096), config=config, server_state=ServerState(), app_state={}
+    )
+    await loop.connect_accepted_socket(lambda: made, far)
+    reader, writer = await asyncio.open_connection(sock=near)
+    for piece in pieces:
+        writer.write(piece)
+        await asyncio.sleep(0)
+    with contextlib.suppress(OSError):  # as who goes on sending after the end of a connection deserves
+        writer.write_eof()
+        await reader.read()
+    writer.close()
+    while made.tasks:
+        await asyncio.sleep(0)
+    return troubles
+
+
+@given(pieces=PIECES)
+@settings(deadline=None)
+def test_any_bytes_on_a_connection(pieces: list[bytes]) -> None:
+    with caught_logs() as records:
+        assert not asyncio.run(_troubles(pieces))
+    assert not [record for record in records if record.levelno > logging.INFO]
