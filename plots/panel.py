@@ -133,7 +133,7 @@ def _far(panel: Panel) -> Panel:
     return replace(panel, figure=FAR, models=models, hardware=_FAR_POOL)
 
 
-FAR = "In time"
+FAR = "This project"
 FAR_PANELS: Mapping[str, Panel] = MappingProxyType({spec: _far(PANELS[spec]) for spec in _FAR_SPECS})
 """What this project does."""
 
