@@ -31,7 +31,7 @@ setup: $(VENV)/.ready ## install everything into .venv
 demo: setup ## serve eight models on three CPU instances, under traffic, and show the result
 	@$(BIN)/python -m benchmark.demo
 
-figures: setup ## simulate every sweep, draw Figures 11 to 17, compare with the published claims
+figures: setup ## simulate every sweep, draw both sets of figures, compare with the published claims
 	@$(BIN)/python -m plots.figures
 
 gpu: setup ## measure the CUDA backend on this machine's GPU, in stages (benchmark/gpu_suite.py)

@@ -34,6 +34,7 @@ from benchmark.job import Job, LengthLimits, ServedModel, plan_jobs
 from benchmark.live_view import Progress, showing
 from benchmark.occupancy import occupancies, switches
 from benchmark.plan import plan_of, slo_of
+from benchmark.policy_choice import chosen_policy
 from benchmark.pool import PoolError, PoolProcess
 from benchmark.replay import Replay, Reply, http_client, served_models
 from benchmark.results import failures, model_table, record_file_name, summary_table, write_records
@@ -58,7 +59,7 @@ def server_url(options: argparse.Namespace, models: int, console: Console) -> It
 
 def pool_arguments(options: argparse.Namespace, models: int, console: Console) -> list[str]:
     """Arguments of ``aegaeon serve``."""
-    arguments = list(options.models or ())
+    arguments = [*(options.models or ()), "--policy", options.policy]
     if options.config:
         arguments += ["--config", str(options.config)]
     if not (options.models or options.config):
@@ -125,10 +126,10 @@ def _announce(jobs: Sequence[Job], arrivals: Sequence[Arrival], console: Console
         console.print(f"lengths of {cut} requests are cut to the caps or to their model's context")
 
 
-def report(run: Run, path: Path, console: Console) -> None:
+def report(run: Run, path: Path, policy: str | None, console: Console) -> None:
     """Print tables and write the record file."""
     records = run.records
-    write_records(records, path)
+    write_records(records, path, policy)
     moves = switches(occupancies((reply.record.model, reply.spans) for reply in run.replies))
     console.print(model_table(records, moves))
     console.print(summary_table(records, run.duration_s))
@@ -136,7 +137,8 @@ def report(run: Run, path: Path, console: Console) -> None:
         console.print(f"{count} failed: {reason}", style="red")
     if run.lag_s > LAG_WORTH_TELLING_S:
         console.print(f"this client was up to {run.lag_s:.2f} s late in sending; that counts against the server")
-    console.print(f"records: {path}", soft_wrap=True)
+    unknown = "" if policy else " (figures need to know which policy the server runs: tell it with --policy)"
+    console.print(f"records: {path}{unknown}", soft_wrap=True)
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
@@ -144,9 +146,12 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     plan = plan_of(options)
     path = options.out / record_file_name(plan.label, slo)
     console.print(f"workload: {plan.origin}", soft_wrap=True)
+    if not options.base_url:
+        options.policy = chosen_policy(options.policy, options.config, os.environ)
+        console.print(f"policy: {options.policy}")
     with server_url(options, plan.models, console) as url:
         run = asyncio.run(replay(url, plan.arrivals, slo, options, console))
-    report(run, path, console)
+    report(run, path, options.policy, console)
     return int(bool(failures(run.records)))
 
 

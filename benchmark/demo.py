@@ -25,6 +25,7 @@ from benchmark.interrupt import run_to_end
 from benchmark.job import LengthLimits, plan_jobs
 from benchmark.live_view import Progress, showing
 from benchmark.occupancy import occupancies, switches
+from benchmark.policy_choice import DEFAULT_POLICY
 from benchmark.pool import PoolError, PoolProcess
 from benchmark.pool_state import PoolState
 from benchmark.replay import Replay, Reply, http_client, served_models
@@ -32,7 +33,9 @@ from benchmark.results import failures, model_table, record_file_name, summary_t
 from benchmark.small_models import CACHE_DIR, demo_models, ensure_models
 from plots.timeline import plot_timeline
 
-INSTANCES = "prefill=1,decode=2"
+INSTANCES = "3"
+POLICY = DEFAULT_POLICY
+SERVED = ("--instances", INSTANCES, "--policy", POLICY)
 RATE_PER_S = 0.8
 GREETING = "Hello! Who are you?"
 GREETING_TOKENS = 32
@@ -59,7 +62,7 @@ async def send_traffic(client: httpx.AsyncClient, options: argparse.Namespace, c
     )
     jobs = plan_jobs(synthesize(spec, QuantileTable.shipped()), models, LengthLimits(256, 128))
     progress, pool = Progress(jobs), PoolState(client)
-    console.print(f"\n{len(jobs)} requests in {options.seconds:g} s, for {len(models)} models on {INSTANCES}")
+    console.print(f"\n{len(jobs)} requests in {options.seconds:g} s, for {len(models)} models on {INSTANCES} instances")
     shown = showing(console, lambda: pool.view(progress), lambda: pool.line(progress), options.live)
     async with pool.watched(), shown:
         return await Replay(client, Slo(), progress).run(jobs)
@@ -73,15 +76,11 @@ def show_results(replies: Sequence[Reply], duration_s: float, out: Path, console
     console.print(summary_table(records, duration_s))
     for reason, count in failures(records).most_common():
         console.print(f"{count} failed: {reason}", style="red")
-    write_records(records, out / record_file_name("demo", Slo()))
+    write_records(records, out / record_file_name("demo", Slo()), POLICY)
     models = len({record.model for record in records})
     title = f"{models} models on {len(ran)} instances, {len(records)} requests in {duration_s:.0f} s"
-    plot_timeline({name: ran[name] for name in sorted(ran, key=_prefill_first)}, out / "timeline.png", title)
+    plot_timeline({name: ran[name] for name in sorted(ran)}, out / "timeline.png", title)
     console.print(f"timeline of models per instance: {out / 'timeline.png'}")
-
-
-def _prefill_first(instance: str) -> tuple[bool, str]:
-    return "prefill" not in instance, instance
 
 
 async def _visit(url: str, options: argparse.Namespace, console: Console) -> tuple[list[Reply], float]:
@@ -95,10 +94,10 @@ async def _visit(url: str, options: argparse.Namespace, console: Console) -> tup
 def _run(options: argparse.Namespace, console: Console) -> int:
     folders = ensure_models(demo_models(), CACHE_DIR / "demo-models", console.print)
     models = [f"{name}={folder}" for name, folder in folders.items()]
-    command = " ".join(["aegaeon serve", *(f"{name}=..." for name in folders), "--instances", INSTANCES])
+    command = " ".join(["aegaeon serve", *(f"{name}=..." for name in folders), *SERVED])
     console.print(f"$ {command}", soft_wrap=True)
     start_s = time.monotonic()
-    with PoolProcess([*models, "--instances", INSTANCES], options.out / "pool.log") as pool:
+    with PoolProcess([*models, *SERVED], options.out / "pool.log") as pool:
         console.print(f"{len(models)} models at {pool.url}, ready after {time.monotonic() - start_s:.1f} s\n")
         replies, duration_s = asyncio.run(_visit(pool.url, options, console))
         console.print("\nstopping the pool ...")

@@ -60,6 +60,9 @@ def _add_server(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--models-dir", type=Path, default=BENCH_MODELS_DIR, metavar="DIR", help="where made models are kept"
     )
+    group.add_argument(
+        "--policy", metavar="NAME", help="of the pool to start, as in aegaeon serve; what a running server says it runs"
+    )
     group.add_argument("--instances", metavar="ROLE=N,...", help="of the pool to start, as in aegaeon serve")
     group.add_argument("--nnodes", type=count, default=1, metavar="N", help="Ray nodes; more than 1 need a cluster")
     group.add_argument("--cpu-num-slabs", type=count, metavar="N", help="slabs of the KV cache")

@@ -1,9 +1,10 @@
 """Compares the simulator with the real pool on this machine: the same requests, several loads, one of them too much.
 
-    python3 benchmark/fidelity.py [--rates 0.125 0.25 0.375 0.5 1.25 2] [--rounds 3]
+    python3 benchmark/fidelity.py [--policies slack aegaeon] [--rates 0.125 0.25 0.375 0.5 1.25 2] [--rounds 3]
 
-Four small models are profiled here (``aegaeon profile``), then served by one instance of a thread, so that on two cores
-it has one for itself, as a device has. The simulator gets the profiles, and constants of the machine that are measured
+Each policy is served and simulated, one after the other: a load is compared with itself, under the same policy. Four
+small models are profiled here (``aegaeon profile``), then served by one instance of a thread, so that on two cores it
+has one for itself, as a device has. The simulator gets the profiles, and constants of the machine that are measured
 here on short loads of their own (other requests, too many for the pool), one before and one after each load that is
 compared: the way of a request to the pool and back, what a turn takes beside its steps, how much slower steps are in a
 pool than in the profile, and what a step that does both saves. The machine is shared, and its speed changes by a tenth
@@ -52,6 +53,7 @@ from aegaeon.core.slo import Slo
 from aegaeon.device.local_cpu import local_cpu
 from aegaeon.latency.profile_book import ProfileEntry
 from aegaeon.profiling.errors import ProfilingError
+from aegaeon.scheduler.registry import POLICIES as REGISTERED
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
 from benchmark import fidelity_pool as real
 from benchmark.awake import awake_cores
@@ -67,13 +69,13 @@ from benchmark.results import failures
 from benchmark.small_models import CACHE_DIR
 from benchmark.usage import UsageError
 
+POLICIES = ("slack", "aegaeon")
 RATES = (0.125, 0.25, 0.375, 0.5, 1.25, 2.0)  # requests per second of each model
 REQUESTS = 48  # of a load and round, about, within these durations
 LEAST_SECONDS, MOST_SECONDS = 16.0, 48.0
 OWN_RATE, OWN_SECONDS, OWN_SEEDS = 2.0, 4.0, 1000  # of the loads that turns are measured on
 SLO = Slo(2.0, 0.15)
 LIMITS = LengthLimits(320, 320)
-MEASURED = "measured.json"
 QUIET_CORES = 0.1  # what others may use without disturbing
 
 
@@ -99,6 +101,7 @@ def _profile(models: Mapping[str, Path], options: argparse.Namespace, console: C
 
 
 def _measure(
+    policy: str,
     models: Mapping[str, Path],
     profiles: Mapping[str, ProfileEntry],
     loads: Mapping[float, list[list[Job]]],
@@ -109,9 +112,9 @@ def _measure(
     """The machine's constants, and what came of each load, into a file."""
     with tempfile.TemporaryDirectory(prefix="aegaeon-fidelity-") as scratch:
         cache_bytes = 8 * sum(entry.weight_bytes for entry in profiles.values())  # room to pack all hot weights
-        log = options.work / "events.jsonl"
+        log = options.work / f"events-{policy}.jsonl"
         log.unlink(missing_ok=True)
-        arguments = real.serve_arguments(models, options.work / "profiles", cache_bytes, log)
+        arguments = real.serve_arguments(policy, models, options.work / "profiles", cache_bytes, log)
         with real.pool(arguments, Path(scratch) / "pool.log") as pool:
             asyncio.run(real.warm_up(pool.url, list(models)))
             own = [_run_own(pool.url, models, options.seed, awake)]
@@ -119,9 +122,9 @@ def _measure(
             for index, (rate, rounds) in product(range(options.rounds), loads.items()):
                 runs.append((rate, _timed(pool.url, rounds[index], awake)))
                 own.append(_run_own(pool.url, models, options.seed + len(own), awake))
-                console.print(_progress(index, rate, runs[-1][1].run))
+                console.print(f"{policy}, {_progress(index, rate, runs[-1][1].run)}")
         told = {name: entry.profile for name, entry in profiles.items()}
-        _read_costs(runs, own, log, told).write(options.work / MEASURED)
+        _read_costs(runs, own, log, told).write(_measured_file(options, policy))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +167,14 @@ def _progress(index: int, rate: float, run: RealRun) -> str:
     return f"{what}; others used {run.other_cores:.2f} cores" if run.other_cores > QUIET_CORES else what
 
 
+def _measured_file(options: argparse.Namespace, policy: str) -> Path:
+    return Path(options.work) / f"measured-{policy}.json"
+
+
 def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -> int:
-    if options.reuse and not (options.work / MEASURED).is_file():
-        raise UsageError(f"there is no {options.work / MEASURED} to use again; run without --reuse first")
+    absent = [file for policy in options.policies if not (file := _measured_file(options, policy)).is_file()]
+    if options.reuse and absent:
+        raise UsageError(f"there is no {absent[0]} to use again; run without --reuse first")
     models = real.ensure_models(options.work / "models")
     profiles = _profile(models, options, console)
     seeds = range(options.seed, options.seed + options.rounds)
@@ -174,17 +182,30 @@ def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -
         rate: [make_jobs(list(models), rate, _seconds(rate, len(models)), seed) for seed in seeds]
         for rate in options.rates
     }
-    if not options.reuse:
-        _measure(models, profiles, loads, options, console, awake)
-    measured = _read_measured(options.work / MEASURED)
-    _require_same(measured, loads, options)
-    told_s = median(entry.hand_over_s or 0.0 for entry in profiles.values())
-    rows = [_compare(rate, measured.loads[rate], rounds, profiles, told_s) for rate, rounds in loads.items()]
-    console.print(machine_table(rows))
-    console.print(comparison_table(rows))
-    _write(rows, options)
+    found: dict[str, list[Comparison]] = {}
+    for policy in options.policies:
+        if not options.reuse:
+            _measure(policy, models, profiles, loads, options, console, awake)
+        found[policy] = _compare_all(policy, loads, profiles, options)
+        console.print(machine_table(policy, found[policy]))
+        console.print(comparison_table(policy, found[policy]))
+    _write(found, options)
     console.print(f"written to {options.out / 'fidelity.json'} and {options.out / 'fidelity.png'}")
     return 0
+
+
+def _compare_all(
+    policy: str,
+    loads: Mapping[float, list[list[Job]]],
+    profiles: Mapping[str, ProfileEntry],
+    options: argparse.Namespace,
+) -> list[Comparison]:
+    """A row per load: what the pool did under the policy, and what the simulator says of the same."""
+    file = _measured_file(options, policy)
+    measured = _read_measured(file)
+    _require_same(measured, loads, file)
+    told_s = median(entry.hand_over_s or 0.0 for entry in profiles.values())
+    return [_compare(policy, rate, measured.loads[rate], rounds, profiles, told_s) for rate, rounds in loads.items()]
 
 
 def _read_measured(path: Path) -> Measured:
@@ -194,14 +215,15 @@ def _read_measured(path: Path) -> Measured:
         raise UsageError(f"{path} is not what this version writes; run without --reuse") from error
 
 
-def _require_same(measured: Measured, loads: Mapping[float, list[list[Job]]], options: argparse.Namespace) -> None:
+def _require_same(measured: Measured, loads: Mapping[float, list[list[Job]]], file: Path) -> None:
     """What was measured the last time must be of these loads."""
     sent = {rate: [len(run.records) for run in load.runs] for rate, load in measured.loads.items()}
     if sent != {rate: [len(jobs) for jobs in rounds] for rate, rounds in loads.items()}:
-        raise UsageError(f"{options.work / MEASURED} is of other loads; run without --reuse, or with the same options")
+        raise UsageError(f"{file} is of other loads; run without --reuse, or with the same options")
 
 
 def _compare(
+    policy: str,
     rate_per_s: float,
     load: MeasuredLoad,
     rounds: Sequence[Sequence[Job]],
@@ -209,9 +231,9 @@ def _compare(
     told_hand_over_s: float,
 ) -> Comparison:
     machine = Machine(load.turns, told_hand_over_s, load.way_s)
-    predicted = [simulate(jobs, SLO, profiles, machine) for jobs in rounds]
+    predicted = [simulate(policy, jobs, SLO, profiles, machine) for jobs in rounds]
     at_speed = [
-        simulate(jobs, SLO, profiles, machine.slower(slowness))
+        simulate(policy, jobs, SLO, profiles, machine.slower(slowness))
         for jobs, slowness in zip(rounds, load.slowness, strict=True)
     ]
     records = [record for run in load.runs for record in run.records]
@@ -230,20 +252,23 @@ def _compare(
     )
 
 
-def _write(rows: Sequence[Comparison], options: argparse.Namespace) -> None:
+def _write(found: Mapping[str, Sequence[Comparison]], options: argparse.Namespace) -> None:
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         "device": local_cpu(real.THREADS).description,
         "slo": asdict(SLO),
-        "loads": [asdict(row) for row in rows],
+        "policies": {policy: [asdict(row) for row in rows] for policy, rows in found.items()},
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "fidelity.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    draw(rows, options.out / "fidelity.png")
+    draw(found, options.out / "fidelity.png")
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fidelity.py", description="The simulator beside the real pool.")
+    parser.add_argument(
+        "--policies", nargs="+", choices=sorted(REGISTERED), default=list(POLICIES), help="served and simulated"
+    )
     parser.add_argument("--rates", type=amount, nargs="+", default=list(RATES), help="requests per second and model")
     parser.add_argument("--rounds", type=count, default=3, help="of all loads, other requests each time  [%(default)s]")
     parser.add_argument("--seed", type=int, default=0)

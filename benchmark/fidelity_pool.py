@@ -69,10 +69,13 @@ def profiles(out: Path, device: str, names: Sequence[str]) -> dict[str, ProfileE
     return {name: book.find(name, device) for name in names}
 
 
-def serve_arguments(models: Mapping[str, Path], out: Path, weight_cache_bytes: int, log: Path) -> list[str]:
+def serve_arguments(
+    policy: str, models: Mapping[str, Path], out: Path, weight_cache_bytes: int, log: Path
+) -> list[str]:
     """Arguments of ``aegaeon serve``."""
     return [
         *(f"{name}={path}" for name, path in models.items()),
+        *("--policy", policy),
         *("--instances", "mixed=1", "--threads-per-instance", str(THREADS)),
         *("--max-context-tokens", str(CONTEXT_TOKENS), "--max-batch-requests", str(BATCH)),
         *("--prefill-chunk-tokens", str(CHUNK_TOKENS), "--profile-dir", str(out)),

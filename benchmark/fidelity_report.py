@@ -5,15 +5,19 @@ Does not know: how either side works, files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from aegaeon.core.record import RequestRecord, mean_attainment
 from benchmark.fidelity_sim import Machine
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ATTAINMENT_TARGET_POINTS, LATENCY_TARGET = 2.0, 0.10
 
@@ -82,9 +86,9 @@ class Comparison:
     at_speed: Simulated
 
 
-def comparison_table(rows: Sequence[Comparison]) -> Table:
+def comparison_table(policy: str, rows: Sequence[Comparison]) -> Table:
     """How far the simulator is from the pool, as predicted and at the machine's speed."""
-    table = Table(title="The real pool and the simulator, same requests")
+    table = Table(title=f"The real pool and the simulator, same requests, {policy} on both sides")
     heads = ("req/s", "requests", "on\ntime", "TTFT\np50 ms", "TPOT\np50 ms", "pre-\ndicted", "TTFT", "TPOT", "within")
     for head in (*heads, "steps\nslower", "at that\nspeed", "TTFT", "TPOT", "within"):
         table.add_column(head, justify="right")
@@ -108,9 +112,9 @@ def _cells(side: Simulated) -> tuple[str, str, str, str]:
     return f"{side.attainment_points:+.1f}", f"{side.ttft_error:+.1%}", f"{side.tpot_error:+.1%}", within
 
 
-def machine_table(rows: Sequence[Comparison]) -> Table:
+def machine_table(policy: str, rows: Sequence[Comparison]) -> Table:
     """The constants of the machine, as measured beside each load."""
-    table = Table(title="What it takes in the pool, against the profiles; measured beside each load")
+    table = Table(title=f"What it takes in the pool, against the profiles; measured beside each load, {policy}")
     for head in (
         "req/s",
         "cores\nown",
@@ -141,27 +145,22 @@ def machine_table(rows: Sequence[Comparison]) -> Table:
     return table
 
 
-def draw(rows: Sequence[Comparison], path: Path) -> None:
-    """Three panels over the load: attainment, median TTFT, median TPOT; lines simulated, rings measured."""
+def draw(found: Mapping[str, Sequence[Comparison]], path: Path) -> None:
+    """Three panels over the load: attainment, median TTFT, median TPOT; lines simulated, rings measured, by policy."""
     from matplotlib.figure import Figure
 
-    from plots.style import DPI, figure_style, system_look
+    from plots.style import DPI, figure_style
 
-    rates = [row.rate_per_s for row in rows]
-    panels = (
+    panels: tuple[tuple[str, Callable[[Outcome], float]], ...] = (
         ("tokens on time (%)", lambda outcome: 100 * outcome.slo_attainment),
         ("median TTFT (ms)", lambda outcome: 1e3 * outcome.ttft_p50_s),
         ("median TPOT (ms)", lambda outcome: 1e3 * outcome.tpot_p50_s),
     )
     with figure_style():
-        figure = Figure(figsize=(8.4, 2.9), layout="constrained")
+        figure = Figure(figsize=(8.4, 3.3), layout="constrained")
         for axes, (label, value) in zip(figure.subplots(1, 3), panels, strict=True):
-            line = system_look("aegaeon").line
-            axes.plot(rates, [value(row.at_speed.outcome) for row in rows], label="simulated", **line)
-            beforehand = line | {"linestyle": ":", "marker": "none", "alpha": 0.6}
-            axes.plot(rates, [value(row.predicted.outcome) for row in rows], label="predicted", **beforehand)
-            look = system_look("sllm", measured=True).line | {"linestyle": "none"}
-            axes.plot(rates, [value(row.measured) for row in rows], label="measured", **look)
+            for policy, rows in found.items():
+                _draw_policy(axes, policy, rows, value)
             axes.set_xlabel("requests per second")
             axes.set_title(label)
             if "TTFT" in label:
@@ -169,6 +168,20 @@ def draw(rows: Sequence[Comparison], path: Path) -> None:
             else:
                 axes.set_ylim(bottom=0)
             axes.spines[["top", "right"]].set_visible(False)
-        figure.axes[0].legend(frameon=False, loc="lower left")
+        handles = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*handles, frameon=False, loc="outside lower center", ncols=3 if len(found) > 1 else 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def _draw_policy(axes: Axes, policy: str, rows: Sequence[Comparison], value: Callable[[Outcome], float]) -> None:
+    """Simulated at the machine's speed, predicted beforehand, and measured."""
+    from plots.style import system_look, system_name
+
+    rates, name = [row.rate_per_s for row in rows], system_name(policy)
+    line = system_look(policy).line | {"marker": "none"}
+    axes.plot(rates, [value(row.at_speed.outcome) for row in rows], label=f"{name}: simulated", **line)
+    beforehand = line | {"linestyle": ":", "alpha": 0.6}
+    axes.plot(rates, [value(row.predicted.outcome) for row in rows], label=f"{name}: predicted", **beforehand)
+    measured = system_look(policy, measured=True).line | {"linestyle": "none"}
+    axes.plot(rates, [value(row.measured) for row in rows], label=f"{name}: measured", **measured)

@@ -47,9 +47,9 @@ class Machine:
 
 
 def simulate(
-    jobs: Sequence[Job], slo: Slo, profiles: Mapping[str, ProfileEntry], machine: Machine
+    policy: str, jobs: Sequence[Job], slo: Slo, profiles: Mapping[str, ProfileEntry], machine: Machine
 ) -> list[RequestRecord]:
-    """The records of the jobs, as their clients would see them; in the order of ``jobs``."""
+    """The records of the jobs under a policy, as their clients would see them; in the order of ``jobs``."""
     models = {name: _sim_model(name, entry, slo, machine) for name, entry in profiles.items()}
     arrivals = [(_request(job, slo, machine), job.new_tokens) for job in jobs]
     tally = Tally(keep_text=False, keep_records=True)
@@ -66,7 +66,7 @@ def simulate(
         _layout(specs),
         models,
         _constants(specs, machine),
-        lambda _instances: make_scheduler("aegaeon", specs, costs, limits),
+        lambda _instances: make_scheduler(policy, specs, costs, limits),
         arrivals,
         tally,
     )

@@ -82,7 +82,15 @@ class SuitePool:
         """Arguments of ``aegaeon serve``."""
         return [
             *(f"{name}={folders[shape]}" for name, shape in self.shapes.items()),
-            *("--device", self.target.kind, "--instances", "mixed=1", "--copy-to-device"),
+            *(
+                "--device",
+                self.target.kind,
+                "--instances",
+                "mixed=1",
+                "--copy-to-device",
+                "--policy",
+                self.config.policy,
+            ),
             *("--threads-per-instance", str(self.target.threads), "--resident-models", str(self.resident_models)),
             *("--weight-cache", str(self.weight_cache_bytes), "--kv-cache", str(self.kv_cache_bytes)),
             *("--device-memory", str(self.device_bytes), "--page-size", str(self.target.page_bytes)),
@@ -182,6 +190,7 @@ def _mix(planned: SuitePool, jobs: Sequence[Job]) -> Record:
     counts = {shape: list(planned.shapes.values()).count(shape) for shape in dict.fromkeys(planned.shapes.values())}
     return {
         "side": ", ".join(f"{count} x {shape}" for shape, count in counts.items()),
+        "policy": planned.config.policy,
         "requests": len(jobs),
         "resident_models": planned.resident_models,
     }

@@ -378,10 +378,6 @@ def crossing(curve: Curve, level: float) -> tuple[float, str]:
 
 # --- what a person sees
 
-_INK, _GREY = "#333333", "#8a8a8a"
-_MARKERS = "osD^vPX"
-_COLOURS = ("#0173b2", "#d55e00", "#de8f05", "#029e73", "#cc78bc", "#949494")
-
 _ROWS = MappingProxyType(
     {
         "at bounds": "slack at shares of each seed's own bound",
@@ -519,44 +515,62 @@ def save(results: dict[str, Any], directory: Path, name: str) -> None:
 def _draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(5, 5, 4))
-    _draw_sweep(left, results, 0.1)
-    _draw_sweep(middle, results, 0.5)
-    left.set_ylabel("tokens on time (%)")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False)
-    if "market limits" in results:
-        _draw_markets(right, results)
-    figure.savefig(path, dpi=160, metadata={"Software": None})
+    from plots.style import figure_style
+
+    with figure_style():
+        figure = Figure(figsize=(13, 4.2), layout="constrained")
+        left, middle, right = figure.subplots(1, 3, width_ratios=(5, 5, 4))
+        _draw_sweep(left, results, 0.1)
+        _draw_sweep(middle, results, 0.5)
+        left.set_ylabel("tokens on time (%)")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        if "market limits" in results:
+            _draw_markets(right, results)
+        figure.savefig(path, dpi=160, metadata={"Software": None})
 
 
 def _draw_sweep(axes: Any, results: dict[str, Any], rate: float) -> None:
     """Attainment over the number of models; beside ``slack`` the curve of its worst model."""
-    for marker, colour, (series, curve) in zip(
-        _MARKERS, _COLOURS, _best_split(results, f"sweep {rate:g} ").items(), strict=False
-    ):
-        models = [point[0] for point in curve]
-        axes.plot(
-            models, [100 * point[1] for point in curve], color=colour, marker=marker, markersize=4.5, label=series
-        )
-        if series == "slack":
-            axes.plot(
-                models, [100 * point[2] for point in curve], color=colour, linestyle=":", label="slack, its worst model"
-            )
+    from plots.style import GREY, INK, system_look, system_name, system_rank
+
+    found = _best_split(results, f"sweep {rate:g} ")
+    for series in sorted(found, key=lambda name: system_rank(_policy(name))):
+        policy, models = _policy(series), [point[0] for point in found[series]]
+        look, name = system_look(policy), system_name(policy)
+        label = f"{name}{_variant(series)}"
+        style = look.line | ({"linestyle": ":", "alpha": 0.7} if "paper" in series else {})
+        axes.plot(models, [100 * point[1] for point in found[series]], label=label, **style)
+        if policy == "slack":
+            worst = look.line | {"linestyle": ":", "marker": "none"}
+            axes.plot(models, [100 * point[2] for point in found[series]], label=f"{name}, its worst model", **worst)
     bound = fmean(results["bound"][f"{rate:g}"].values())
-    axes.axvline(bound, color=_INK, linestyle="--", linewidth=1)
-    axes.annotate("bound", (bound, 3), xytext=(-3, 0), textcoords="offset points", rotation=90, ha="right", color=_INK)
-    axes.axhline(90, color=_GREY, linewidth=0.6)
+    axes.axvline(bound, color=INK, linestyle="--", linewidth=1)
+    axes.annotate("bound", (bound, 3), xytext=(-3, 0), textcoords="offset points", rotation=90, ha="right", color=INK)
+    axes.axhline(90, color=GREY, linewidth=0.6)
     axes.set(title=f"{rate:g} requests/s per model", xlabel="models on 16 H100", ylim=(0, 102), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _policy(series: str) -> str:
+    """``aegaeon`` of ``aegaeon/3`` and of ``aegaeon (paper's constants)``."""
+    return series.partition("/")[0].partition(" (")[0]
+
+
+def _variant(series: str) -> str:
+    """What a series is beside its policy."""
+    split, remark = series.partition("/")[2], series.partition(" (")[2]
+    return f", {split} of 8 for prefill" if split else f", {remark.removesuffix(')')}" if remark else ""
+
+
 def _draw_markets(axes: Any, results: dict[str, Any]) -> None:
     """Models at 90 % as bars, the bound as a line across each pair."""
+    from plots.style import INK, readable_on, system_look
+
+    colours = [system_look(policy).colour for policy in ("slack", "aegaeon")]
     cases = _market_cases(results)
     for place, case in enumerate(cases):
         pair = results["curves"][f"market {case} slack"], _best_aegaeon(results, case)[1]
-        for offset, colour, curve in zip((-0.2, 0.2), _COLOURS[:2], pair, strict=True):
+        for offset, colour, curve in zip((-0.2, 0.2), colours, pair, strict=True):
             models, mark = crossing(curve, LEVELS[0])
             axes.barh(place + offset, models, height=0.38, color=colour)
             axes.annotate(
@@ -566,12 +580,12 @@ def _draw_markets(axes: Any, results: dict[str, Any]) -> None:
                 textcoords="offset points",
                 ha="right",
                 va="center",
-                color="white",
+                color=readable_on(colour),
             )
         axes.plot(
             [_market_limits(results, case)[0]] * 2,
             [place - 0.42, place + 0.42],
-            color=_INK,
+            color=INK,
             linestyle="--",
             linewidth=1,
         )

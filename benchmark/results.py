@@ -26,10 +26,14 @@ def record_file_name(label: str, slo: Slo) -> str:
     return f"run-{label}-ttft{slo.ttft_s}-tpot{slo.tpot_s}.json"
 
 
-def record_entry(record: RequestRecord) -> dict[str, Any]:
-    """One request in the record file; seconds. Parts are null where the server told no timeline."""
+def record_entry(record: RequestRecord, policy: str | None = None) -> dict[str, Any]:
+    """One request in the record file; seconds. Parts are null where the server told no timeline.
+
+    ``policy``: what the server ran; without it the entry has the artifact's fields alone.
+    """
     parts = record.parts
     return {
+        **({"policy": policy} if policy else {}),
         "ttft": record.ttft_s if record.completed else DROPPED,
         "qos": record.qos,
         "per_token": list(record.per_token_s) if record.completed else [DROPPED],
@@ -42,10 +46,10 @@ def record_entry(record: RequestRecord) -> dict[str, Any]:
     }
 
 
-def write_records(records: Sequence[RequestRecord], path: Path) -> None:
-    """Write the record file, one request to a line."""
+def write_records(records: Sequence[RequestRecord], path: Path, policy: str | None) -> None:
+    """Write the record file, one request to a line. ``policy``: what the server ran, None where nobody knows."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (f"{json.dumps(record.request_id)}: {json.dumps(record_entry(record))}" for record in records)
+    lines = (f"{json.dumps(record.request_id)}: {json.dumps(record_entry(record, policy))}" for record in records)
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 A crude executor plays the instances on a virtual clock; only the calls of ``Scheduler.handle`` are timed. Every
 prefilled request is followed by an arrival, so the queue stays as long as it was asked to be.
 
-    python -m benchmark.scheduler --models 1000 --queued 10000 --events 50000 --layout disjoint
+    python -m benchmark.scheduler --models 1000 --queued 10000 --events 50000 --policy aegaeon
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.request import Request
 from aegaeon.scheduler.limits import PoolLimits
-from aegaeon.scheduler.registry import make_scheduler
+from aegaeon.scheduler.registry import POLICIES, make_scheduler
+from benchmark.policy_choice import DEFAULT_POLICY
 
 GIB = 1 << 30
 LAYOUTS = {
@@ -169,14 +170,18 @@ def report(bench: Bench) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Decision latency of a scheduling policy.")
-    parser.add_argument("--policy", default="aegaeon")
+    parser.add_argument("--policy", choices=sorted(POLICIES), default=DEFAULT_POLICY)
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--queued", type=int, default=10_000, help="requests kept waiting for prefill")
     parser.add_argument("--events", type=int, default=50_000, help="events after the queue is full")
-    parser.add_argument("--layout", choices=LAYOUTS, default="disjoint")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, help="default: disjoint for aegaeon, which is made for it, else mixed"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    bench = Bench(args.models, args.layout, args.seed, args.policy)
+    layout = args.layout or ("disjoint" if args.policy == "aegaeon" else "mixed")
+    print(f"{args.policy}, {layout} instances, {args.models} models, {args.queued} requests queued")
+    bench = Bench(args.models, layout, args.seed, args.policy)
     for _ in range(args.queued):
         bench.arrive()
     told = sum(map(len, bench.took_s.values()))

@@ -32,7 +32,7 @@ from sim.hardware import Hardware, HardwareOptions, make_hardware
 from sim.run import RunResult, simulate
 from sim.scenario import Scenario, make_scenario
 from sim.system import NoPlacementError
-from sim.systems import PAPER_SYSTEMS, find_system
+from sim.systems import DEFAULT_SYSTEMS, PAPER_SYSTEMS, find_system
 from sim.tally import Tally
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +100,7 @@ def speed(options: argparse.Namespace, console: Console) -> int:
     for models, rate_per_s in ((40, 0.1), (80, 0.1), (54, 0.5)):
         scenario = _synthetic(models, rate_per_s, 120.0 if rate_per_s <= 0.1 else 60.0)
         hardware = make_hardware(HardwareOptions(), scenario.tp)
-        for name in PAPER_SYSTEMS:
+        for name in DEFAULT_SYSTEMS:
             try:
                 seconds, result = _timed(name, scenario, hardware, Tally())
             except NoPlacementError:
@@ -114,7 +114,7 @@ def speed(options: argparse.Namespace, console: Console) -> int:
 def scale(options: argparse.Namespace, console: Console) -> int:
     """1,000 models at 0.1 requests/s on 400 devices in 50 nodes whose host memory holds all, longer and longer."""
     headings = ("requests", "virtual time (s)", "seconds", "events/s", "tokens/s", "slo_attainment", "peak memory")
-    table = _table("1,000 models, 400 x h100 in 50 nodes, one process", *headings)
+    table = _table(f"1,000 models, 400 x h100 in 50 nodes, {options.policy}, one process", *headings)
     for requests in options.requests:
         scenario = _synthetic(1000, 0.1, requests / 100.0)
         hardware = make_hardware(
@@ -144,7 +144,7 @@ def panels(options: argparse.Namespace, console: Console) -> int:
     total_s, total_cpu_s = 0.0, _children_cpu_s()
     with tempfile.TemporaryDirectory() as folder:
         for panel in PANELS:
-            command = [sys.executable, "-m", "sim.simulate", *panel, "--out", folder]
+            command = [sys.executable, "-m", "sim.simulate", *panel, "--policy", *PAPER_SYSTEMS, "--out", folder]
             began_s, began_cpu_s = time.perf_counter(), _children_cpu_s()
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - began_s

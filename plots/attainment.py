@@ -19,16 +19,18 @@ LABEL_WIDTH = 0.085  # in shares of the width: numbers closer than that go into 
 
 
 def draw_attainment(axes: Axes, curves: Sequence[Curve], looks: Sequence[Look], digits: int = 0) -> None:
-    """``digits``: decimals of crossing points."""
+    """``digits``: decimals of crossing points. Where all curves have one source it is said once."""
+    sources = {str(curve.source) for curve in curves}
     for curve, look in zip(curves, looks, strict=True):
         xs, ys = zip(*curve.points, strict=True)
-        axes.plot(xs, ys, **look.line, label=legend_text(curve, digits))
+        axes.plot(xs, ys, **look.line, label=legend_text(curve, digits, with_source=len(sources) > 1))
     axes.axhline(LEVEL, color=INK, linewidth=1.0, linestyle=(0, (1, 1.2)), zorder=1)
     axes.set_ylim(0, 1.03)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, LEVEL, 1.0])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _mark_crossings(axes, curves, looks, digits)
-    add_legend(axes, title=f"at or above {LEVEL:.0%} up to")
+    shared = f"{sources.pop()}\n" if len(sources) == 1 else ""
+    add_legend(axes, title=f"{shared}at or above {LEVEL:.0%} up to")
 
 
 def draw_bound(axes: Axes, points: Sequence[tuple[float, float]], digits: int = 0) -> None:
@@ -43,12 +45,16 @@ def draw_bound(axes: Axes, points: Sequence[tuple[float, float]], digits: int = 
     else:
         x, load = points[-1] if limit.kind is Kind.BEYOND else points[0]
         text = f"bound: load {load:.2f} at {x:g}"
-    axes.annotate(text, (x, 0.5), xytext=(-3, 0), textcoords="offset points", rotation=90, ha="right", va="center")
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
+    axes.annotate(
+        text, (x, 0.5), xytext=(-4, 0), textcoords="offset points", rotation=90, ha="right", va="center", bbox=box
+    )
 
 
-def legend_text(curve: Curve, digits: int) -> str:
+def legend_text(curve: Curve, digits: int, with_source: bool = True) -> str:
     """The line of a curve in the legend: what it is, who says so, and how far it holds the level."""
-    return f"{curve.label} ({curve.source}): {reach(curve, digits)}"
+    source = f" ({curve.source})" if with_source else ""
+    return f"{curve.label}{source}: {reach(curve, digits)}"
 
 
 def reach(curve: Curve, digits: int) -> str:

@@ -41,7 +41,7 @@ BLIND = frozenset({"sllm", "sllm+", "muxserve", "dedicated"})  # to targets: one
 MEASURED = PLOTS.parent / "benchmark" / "results"  # real runs that are part of the project
 MEASURED_ON = "2-core CPU"
 SWITCH_LOAD = Load(80, 0.1)
-FAR_LOADS = ("64x0.1", "128x0.1", "192x0.1", "48x0.5", "144x0.5")
+FAR_LOADS = ("64x0.1", "128x0.1", "192x0.1", "48x0.5", "128x0.5")
 FAR_LOAD = ("--num-models", "192", "--arrival-rate", "0.1")
 
 

@@ -1,7 +1,6 @@
 """Reads the records of a real run: ``run-<models>-<rate>-<inlen>-<outlen>-ttft<TTFT>-tpot<TPOT>.json``, in seconds.
 
-Each record says which ``policy`` ran; null where the client of a running server did not know. The
-artifact's records have no policy: there is one.
+Each record says which ``policy`` ran. The artifact's do not: there is one.
 
 Does not know: figures, simulated records.
 """
@@ -79,13 +78,13 @@ class _Contents:
 
     @cached_property
     def policy(self) -> str:
-        """What the pool ran; empty where its client was not told."""
+        """What the server ran."""
         with reading(self._path, "policy"):
-            stated = {request["policy"] or "" for request in self._requests.values() if "policy" in request}
+            stated = {str(request["policy"]) for request in self._requests.values() if "policy" in request}
         if len(stated) > 1:
             raise UsageError(f"{self._path} has records of several policies: {', '.join(sorted(stated))}")
         if not stated and any(map(OUR_IDS.fullmatch, self._requests)):
-            raise UsageError(f"{self._path} does not say which policy ran, as earlier versions did not: make it again")
+            raise UsageError(f"{self._path} does not say which policy ran (earlier versions did not): move it away")
         return stated.pop() if stated else POLICY
 
     @cached_property

@@ -100,7 +100,7 @@ def policy_of(name: str) -> str:
 
 def system_name(policy: str) -> str:
     """How a policy is called on a figure."""
-    return SYSTEMS[policy].name if policy in SYSTEMS else policy or "policy not stated"
+    return SYSTEMS[policy].name if policy in SYSTEMS else policy
 
 
 def model_name(kind: str) -> str:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from aegaeon.cli.console import make_console
 from aegaeon.cli.gpus import gpus
 from aegaeon.cli.logs import configure_logs
+from aegaeon.cli.progress import progress_on
 from aegaeon.machine import default_instances, gpu_room_bytes, read_machine
 from aegaeon.settings.checkpoint import weight_bytes
 from aegaeon.settings.error import SettingsError
@@ -102,12 +102,8 @@ def _run(options: ProfileOptions, folders: Mapping[str, Path], console: Console)
     from aegaeon.profiling.report import copying_table, switching_table
 
     campaign = _campaign(options, folders)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=make_console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting an instance", total=None)
-        files, problems = campaign.run(
-            lambda done, total, text: bar.update(task, completed=done, total=total, description=text)
-        )
+    with progress_on(make_console(stderr=True), "starting an instance") as tell:
+        files, problems = campaign.run(tell)
     if files:
         console.print(fit_table(files))
         console.print(switching_table(files))

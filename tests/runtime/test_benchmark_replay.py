@@ -22,16 +22,20 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from rich.console import Console
 
+from aegaeon.core.config import PoolConfig
 from aegaeon.core.slo import Slo
 from aegaeon.core.timeline import Phase, Span
 from aegaeon.workload import Arrival, write_csv
 from benchmark import benchmark_e2e
+from benchmark.e2e_options import parse_options
 from benchmark.job import Job, LengthLimits, ServedModel, plan_jobs
 from benchmark.live_view import Progress
 from benchmark.occupancy import Occupancy, occupancies, switches
+from benchmark.policy_choice import chosen_policy
 from benchmark.pool import PoolError, PoolProcess
 from benchmark.pool_state import PoolState
 from benchmark.replay import Replay, Reply, http_client, served_models
+from benchmark.usage import UsageError
 
 RECORD_KEYS = {
     "ttft",
@@ -389,6 +393,34 @@ def test_the_command_writes_the_record_file(
     output = capsys.readouterr().out
     assert "slo_attainment" in output
     assert "qos" in output
+
+
+def test_records_say_the_policy_that_a_running_server_is_said_to_run(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = _trace(tmp_path, ["m"])
+    arguments = ["--base-url", server.url, "--trace", str(trace), "--out", str(tmp_path / "json")]
+    assert benchmark_e2e.main([*arguments, "--policy", "slack"]) == 0
+    (entry,) = json.loads(next((tmp_path / "json").iterdir()).read_text()).values()
+    assert set(entry) == {*RECORD_KEYS, "policy"}
+    assert entry["policy"] == "slack"
+    assert benchmark_e2e.main(arguments) == 0
+    assert "tell it with --policy" in capsys.readouterr().out
+
+
+def test_a_pool_that_is_started_here_is_told_its_policy(tmp_path: Path) -> None:
+    """By the flag, the environment, the pool's file or the default, as ``aegaeon serve`` has it."""
+    file = tmp_path / "pool.yaml"
+    file.write_text("policy: sllm\n")
+    assert chosen_policy(None, None, {}) == PoolConfig(models=()).policy
+    assert chosen_policy(None, file, {}) == "sllm"
+    assert chosen_policy(None, file, {"AEGAEON_POLICY": "aegaeon"}) == "aegaeon"
+    assert chosen_policy("slack", file, {"AEGAEON_POLICY": "aegaeon"}) == "slack"
+    with pytest.raises(UsageError, match="policy"):
+        chosen_policy("slak", None, {})
+    options = parse_options(["--models", "m=dir", "--policy", "aegaeon"])
+    arguments = benchmark_e2e.pool_arguments(options, 1, Console())
+    assert arguments[arguments.index("--policy") + 1] == "aegaeon"
 
 
 def test_failed_requests_make_the_command_fail_and_are_marked_dropped(

@@ -15,7 +15,7 @@ from plots.crossing import crossing
 from plots.curve import Curve, Origin, Source
 from plots.outcome import Distribution
 from plots.panel import PANELS
-from plots.style import LOOKS, figure_style, new_figure
+from plots.style import LOOKS, SYSTEMS, figure_style, new_figure
 from plots.token_gaps import Metric
 
 SIMULATED = Source(Origin.SIMULATED, "16 x H100")
@@ -49,6 +49,27 @@ def test_each_curve_says_who_made_it_and_how_far_it_goes() -> None:
         "Aegaeon (measured, 2-core CPU): never",
     ]
     assert written == ["42"]
+
+
+def test_what_all_curves_have_in_common_is_said_once() -> None:
+    _, legend = drawn(curve("Aegaeon", (16, 1.0), (80, 0.95)), curve("MuxServe", (16, 1.0), (32, 1.0)))
+    assert legend == ["Aegaeon: > 80", "MuxServe: > 32"]
+    with figure_style():
+        figure, axes = new_figure(4, 4)
+        draw_attainment(axes, [curve("Aegaeon", (16, 1.0))], LOOKS[:1])
+        assert figure.legends[0].get_title().get_text() == "simulated, 16 x H100\nat or above 90% up to"
+
+
+def test_the_longest_legend_of_the_paper_fits_its_figure() -> None:
+    source = Source(Origin.SIMULATED, "16 x H100, constants of the artifact")
+    with figure_style():
+        figure, axes = new_figure(4.7, 4.2)
+        curves = [curve(system.name, (16, 1.0), source=source, end="no placement") for system in SYSTEMS.values()]
+        draw_attainment(axes, curves, LOOKS[: len(curves)])
+        figure.canvas.draw()
+        box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
 
 
 def test_crossings_of_rates_have_decimals() -> None:

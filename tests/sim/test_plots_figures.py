@@ -16,8 +16,9 @@ import pytest
 from aegaeon.core.slo import Slo
 from plots import figures, plot_a10, plot_autoscale_cdf, plot_breakdown, plot_e2e, plot_frag, plot_kvcache_cdf, plot_tp4
 from plots.outcome import Load
-from plots.panel import PANELS
+from plots.panel import A10_PANELS, FAR_PANELS, PANELS, TP4_PANELS
 from plots.records import curves_of, read_records
+from plots.style import SYSTEMS, system_look
 from plots.token_gaps import Metric
 
 ROOT = Path(__file__).parents[2]
@@ -43,15 +44,16 @@ def write_simulation(path: Path, shares: Mapping[tuple[float, str], float]) -> N
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def write_run(path: Path, attainment: float = 1.0) -> None:
-    """The benchmark's format."""
+def write_run(path: Path, attainment: float = 1.0, policy: str = "", name: str = "request-{}") -> None:
+    """The benchmark's format; without a policy the artifact's."""
     entries = {}
-    for name, gaps_ms in requests_ms(attainment).items():
+    for index, gaps_ms in enumerate(requests_ms(attainment).values()):
         gaps_s = [gap / 1e3 for gap in gaps_ms] if gaps_ms != DROPPED else [-1.0]
         parts = (0.1, 0.2, 0.3, 0.4, 0.05, 0.01) if gaps_ms != DROPPED else (None,) * 6
         names = ("prefill_wait_time", "prefill_time", "decode_wait_time", "decode_time")
         fields = dict(zip((*names, "control_overhead", "block_overhead"), parts, strict=True))
-        entries[name] = {"ttft": gaps_s[0], "qos": 1.0, "per_token": gaps_s, **fields}
+        stated = {"policy": policy} if policy else {}
+        entries[name.format(index)] = {**stated, "ttft": gaps_s[0], "qos": 1.0, "per_token": gaps_s, **fields}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(entries), encoding="utf-8")
 
@@ -164,6 +166,21 @@ def test_a_real_run_is_shown_beside_simulated_ones(records: Path, tmp_path: Path
     assert ("aegaeon", "simulated, device not stated", 17) in labels
 
 
+def test_a_real_run_is_of_the_policy_that_its_records_say(tmp_path: Path) -> None:
+    write_run(tmp_path / "run-16-0.1-1.0-1.0-ttft10.0-tpot0.1.json", policy="slack")
+    (outcome,) = read_records([tmp_path])
+    assert outcome.policy == "slack"
+
+
+def test_records_of_the_benchmark_that_do_not_say_their_policy_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of earlier versions; the artifact's, whose requests are called otherwise, are Aegaeon's."""
+    write_run(tmp_path / "run-16-0.1-1.0-1.0-ttft10.0-tpot0.1.json", name="synth_model_00-{:05d}")
+    assert plot_e2e.main(["--spec", "0.1", "--json", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "does not say which policy ran" in capsys.readouterr().err
+
+
 def test_real_and_simulated_records_of_the_same_requests_score_alike(tmp_path: Path) -> None:
     write_run(tmp_path / "run-16-0.1-1.0-1.0-ttft10.0-tpot0.1.json", attainment=0.6)
     write_simulation(tmp_path / "sim-model16-20-rate0.1-scale-1.0-1.0.json", {(16, "aegaeon"): 0.6})
@@ -187,6 +204,32 @@ def test_keys_may_be_written_with_quotes(tmp_path: Path) -> None:
     (tmp_path / "sim-model16-20-rate0.1-scale-1.0-1.0.json").write_text(json.dumps(content), encoding="utf-8")
     (outcome,) = read_records([tmp_path])
     assert (outcome.policy, outcome.load) == ("sllm+", Load(16, 0.1))
+
+
+@pytest.mark.parametrize("key", ["(16, <sim.scheduler.SeLLMPolicy object at 0x7f3c>)", "(16, 'SeLLMPolicy')"])
+def test_the_artifacts_keys_are_drawn_by_their_names(tmp_path: Path, key: str) -> None:
+    content = {key: requests_ms(1.0), key.replace("SeLLM", "SeLLMPlus"): requests_ms(0.5)}
+    (tmp_path / "sim-model16-80-rate0.1-scale-1.0-1.0.json").write_text(json.dumps(content), encoding="utf-8")
+    found = curves_of(PANELS["0.1"], read_records([tmp_path]), Metric.QOS, None, lambda _: None)
+    assert [(policy, curve.label) for policy, curve in found] == [
+        ("sllm", "ServerlessLLM"),
+        ("sllm+", "ServerlessLLM+"),
+    ]
+
+
+@pytest.mark.parametrize("rates", ["0.05-0.7", "0.05-0.70"])
+def test_one_number_of_models_is_written_once_in_a_name(tmp_path: Path, rates: str) -> None:
+    shares = {(rate, "sllm"): 1.0 for rate in PANELS["40"].xs}
+    write_simulation(tmp_path / f"sim-model40-rate{rates}-scale-1.0-1.0.json", shares)
+    ((_, curve),) = curves_of(PANELS["40"], read_records([tmp_path]), Metric.QOS, None, lambda _: None)
+    assert [x for x, _ in curve.points] == list(PANELS["40"].xs)
+
+
+def test_rates_in_names_of_the_artifacts_runs_are_what_they_mean(tmp_path: Path) -> None:
+    for rate in (3 * 0.05, 14 * 0.05):  # 0.15000000000000002 and 0.7000000000000001
+        write_run(tmp_path / f"run-40-{rate}-1.0-1.0-ttft10.0-tpot0.1.json")
+    ((_, curve),) = curves_of(PANELS["40"], read_records([tmp_path]), Metric.QOS, None, lambda _: None)
+    assert [x for x, _ in curve.points] == [0.15, 0.7]
 
 
 def test_a_sweep_of_rates_is_told_from_a_sweep_of_models(tmp_path: Path) -> None:
@@ -297,6 +340,69 @@ def test_a_curve_per_slo(
     assert script.main(["--json", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().err.count("make them with: python3 -m sim.simulate") == 2  # for the other two SLOs
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "names", "label"),
+    [
+        (plot_a10, [f"{models}-0.1.json" for models in range(4, 11)], "number of models"),
+        (plot_tp4, [f"4-0.{n}.json" for n in range(1, 7)], "arrival rate of all models (requests/s)"),
+    ],
+)
+def test_the_results_that_the_artifact_comes_with_give_a_curve_per_slo(
+    script: ModuleType, names: Sequence[str], label: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        write_run(tmp_path / name)
+    assert script.main(["--json", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == "", "nothing is missing"
+    panels = TP4_PANELS if script is plot_tp4 else A10_PANELS
+    assert {panel.x_label for panel in panels} == {label}
+
+
+def test_the_rate_of_all_models_is_shown_for_tensor_parallel_ones() -> None:
+    assert TP4_PANELS[0].xs == (0.4, 0.8, 1.2, 1.6, 2.0, 2.4)
+    assert TP4_PANELS[0].x_of(Load(4, 0.3)) == 1.2
+
+
+def test_real_runs_are_shown_whatever_their_policy(tmp_path: Path) -> None:
+    """After the artifact's commands, which run this project's default policy, its figures show those runs."""
+    write_run(tmp_path / "run-16-0.1-1.0-1.0-ttft10.0-tpot0.1.json", policy="slack")
+    assert plot_breakdown.main(["--json", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "latency_breakdown.png").is_file()
+
+
+def test_every_system_has_a_look_of_its_own() -> None:
+    looks = {(look.colour, look.marker, look.dash) for look in map(system_look, SYSTEMS)}
+    assert len(looks) == len(SYSTEMS)
+    assert next(iter(SYSTEMS)) == "slack"
+    assert system_look("slack").bold
+
+
+def test_the_far_sweeps_go_beyond_what_slack_serves() -> None:
+    assert {spec: max(FAR_PANELS[spec].xs) > ours for spec, ours in (("0.1", 220), ("0.5", 165))} == {
+        "0.1": True,
+        "0.5": True,
+    }
+    assert FAR_PANELS.keys() <= PANELS.keys()
+
+
+def test_a_sweep_with_gaps_does_not_become_a_figure_of_the_project(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for spec, panel in PANELS.items():
+        arguments = panel.simulate_arguments
+        assert arguments, spec
+        shares = {(x, policy): 1.0 for x in panel.xs[:-1] for policy in figures.PAPER.policies}
+        scale = f"{panel.inlen_scale}-{panel.outlen_scale}"
+        rates = panel.rates[0] if len(panel.rates) == 1 else f"{panel.rates[0]}-{panel.rates[-1]}"
+        models = "-".join(dict.fromkeys(f"{end}" for end in (panel.models[0], panel.models[-1])))
+        slo = "" if panel.slo == Slo() else f"-ttft{panel.slo.ttft_s}-tpot{panel.slo.tpot_s}"
+        write_simulation(tmp_path / "paper" / f"sim-model{models}-rate{rates}-scale-{scale}{slo}.json", shares)
+    assert figures.main(["--keep", "--json", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "aegaeon at 80, 0.1 requests/s per model" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_out_no_figure_of_the_project_is_touched_and_the_pdf_lies_where_the_artifact_has_it(
