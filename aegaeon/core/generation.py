@@ -91,11 +91,15 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """State of the pool. ``ready``: requests can be served; ``detail`` says why not."""
+    """State of the pool. ``ready``: requests can be served; ``detail`` says why not.
+
+    ``problems``: what is missing of the pool as it should be, and why, whether or not requests can be served.
+    """
 
     ready: bool
     live: bool
     detail: str = ""
+    problems: tuple[str, ...] = ()
 
 
 class GenerationError(Exception):
@@ -135,7 +139,14 @@ class OverloadedError(GenerationError):
 
 
 class ModelUnavailableError(GenerationError):
-    """The model is served in principle but cannot be loaded; the message says why."""
+    """The model is served in principle but cannot be used now; the message says why.
+
+    ``retry_after_s``: when to come again, where that is known.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class PoolUnavailableError(GenerationError):

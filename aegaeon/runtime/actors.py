@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from aegaeon.runtime.prepare import PreparedModel, RefusedModel, prepare_models
 from aegaeon.runtime.process import ProcessId, die_with_parent
 from aegaeon.runtime.process_log import LogPlace, begin_process_log
 from aegaeon.runtime.reaper import Reaper
+from aegaeon.runtime.spares import Spares
 from aegaeon.runtime.worker import WorkerOptions, run_worker
 
 logger = logging.getLogger(__name__)
@@ -40,12 +41,19 @@ class InstanceActor:
 
     def __init__(self) -> None:
         die_with_parent()  # Ray's node: when that is killed nobody else may be left to end this process
+        self._taken = threading.Event()
 
     def pid(self) -> int:
+        """Returns once the process has imported everything."""
         return os.getpid()
+
+    def wait(self) -> None:
+        """Returns when ``run`` is called: whoever waits for this hears when a spare dies."""
+        self._taken.wait()
 
     def run(self, options: WorkerOptions, logs: LogPlace) -> None:
         """Returns when the driver has shut the instance down; raises what the instance died of."""
+        self._taken.set()
         begin_process_log(options.spec.instance_id, logs)
         try:
             run_worker(options)
@@ -65,6 +73,8 @@ class DriverActor:
         self._node: Node | None = None
         self._gateway: Gateway | None = None
         self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._spares: Spares[Any] | None = None
 
     def prepare(
         self, configs: Sequence[ModelConfig], block_tokens: int, cache_dir: Path | None
@@ -74,6 +84,7 @@ class DriverActor:
 
     def start(self, options: NodeOptions, models: Sequence[PreparedModel]) -> str:
         """Take the memory and start the instances; returns the address of the node's descriptors."""
+        self._spares = Spares(options.config.spare_processes or 0, self._start_process)
         self._node = Node(options, models, self._spawn)
         self._node.start()
         return self._node.address
@@ -106,6 +117,8 @@ class DriverActor:
         except BaseException:
             logger.exception("this driver ends")
             raise
+        for actor in self._spares.close() if self._spares is not None else ():
+            ray.kill(actor)
         if self._gateway is not None:
             self._gateway.close()
         for thread in self._threads:
@@ -120,23 +133,46 @@ class DriverActor:
         return os.getpid()
 
     def _spawn(self, options: WorkerOptions, ended: Ended) -> None:
-        actor = start_actor(InstanceActor, ray.get_runtime_context().get_node_id())
-        thread = threading.Thread(
-            target=self._watch, args=(actor, options, ended), name=f"watch-{options.key}", daemon=True
-        )
-        self._threads.append(thread)
-        thread.start()
+        assert self._spares is not None, "start comes first"
+        self._in_thread(f"watch-{options.key}", self._watch, self._spares.take(), self._spares, options, ended)
 
-    def _watch(self, actor: Any, options: WorkerOptions, ended: Ended) -> None:
+    def _watch(self, actor: Any, spares: Spares[Any], options: WorkerOptions, ended: Ended) -> None:
         """Run an instance and wait for its end; ``actor`` is held so that Ray does not end it early."""
         try:
-            self._reaper.watch(ray.get(actor.pid.remote()))
-            ray.get(actor.run.remote(options, self._logs))
+            try:
+                self._reaper.watch(ray.get(actor.pid.remote()))
+                run = actor.run.remote(options, self._logs)
+            finally:
+                spares.up()
+            ray.get(run)
         except ray.exceptions.RayError as error:
-            ended(str(error).strip().splitlines()[-1])
+            reason = str(error).strip().splitlines()[-1]
         else:
-            ray.kill(actor)
-            ended("it ended")
+            reason = "it ended"
+        ray.kill(actor)
+        ended(reason)
+
+    def _start_process(self) -> Any:
+        """Begin to start one; nobody says yet what it is for."""
+        actor = start_actor(InstanceActor, ray.get_runtime_context().get_node_id())
+        self._in_thread("watch-spare", self._watch_spare, actor)
+        return actor
+
+    def _watch_spare(self, actor: Any) -> None:
+        """Until it becomes an instance."""
+        try:
+            self._reaper.watch(ray.get(actor.pid.remote()))
+            ray.get(actor.wait.remote())
+        except ray.exceptions.RayError:
+            if self._spares is not None:
+                self._spares.lost(actor)
+
+    def _in_thread(self, name: str, target: Callable[..., None], *args: object) -> None:
+        """Its end is waited for when the driver ends; threads that have ended are let go."""
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        thread.start()
+        with self._lock:
+            self._threads = [*(other for other in self._threads if other.is_alive()), thread]
 
 
 def start_actor(cls: type, ray_node_id: str, *args: object) -> Any:

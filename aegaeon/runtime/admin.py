@@ -36,10 +36,18 @@ def pool_state(now_s: float, nodes: Sequence[tuple[str, NodeState]], models: Ite
     }
 
 
+def _word(instance: Any) -> str:
+    if not instance.alive:
+        return "down" if instance.trouble else "starting"
+    if instance.trouble:
+        return "stuck"
+    return "running" if instance.model is not None else "idle"
+
+
 def _instance(node_id: str, instance: Any) -> dict[str, Any]:
     fields = asdict(instance)
     fields["id"] = fields.pop("instance_id")
-    alive = fields.pop("alive")
-    fields["state"] = "starting" if not alive else "running" if instance.model is not None else "idle"
+    del fields["alive"]
+    fields["state"] = _word(instance)
     fields["node"] = node_id
     return fields

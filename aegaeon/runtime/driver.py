@@ -25,11 +25,17 @@ from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime import messages as m
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.driver_request import DriverRequest
-from aegaeon.runtime.host_weights import HostWeightCache
+from aegaeon.runtime.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.instance_handle import InstanceHandle
 from aegaeon.runtime.link import Link
+from aegaeon.runtime.model_failure import FailureKind, ModelFailure, ModelFailures, ModelProblem
 from aegaeon.runtime.node_kv import NodeKv
+from aegaeon.runtime.os_process import OsProcess
+from aegaeon.runtime.pulse import PulseReader
+from aegaeon.runtime.restarts import Absence, Restarts
 from aegaeon.runtime.suspicion import ModelSuspicion
+from aegaeon.runtime.timers import Timers
+from aegaeon.runtime.vigil import Vigil, look_interval_s
 from aegaeon.runtime.wakeup import Wakeup
 from aegaeon.scheduler.scheduler import Scheduler
 
@@ -39,6 +45,17 @@ _REPORT_INTERVAL_S = 0.25
 # A suspect has a turn to itself, but the others of its model wait no longer than this for the next.
 _ALONE_QUOTA_S = 1.0
 _NOBODY = ""  # leases for no instance
+# A model whose turn is still under way where it failed is tried again only after that.
+_TURN_POLL_S = 1.0
+
+Examine = Callable[[ModelFailure, Callable[[ModelProblem | None], None]], None]
+"""``examine(failure, done)``: look, elsewhere, whether a model could be used again, and have ``done`` called on the
+driver's thread with what is still wrong, or None."""
+
+
+def _take_their_word(_failure: ModelFailure, done: Callable[[ModelProblem | None], None]) -> None:
+    """Nothing can be looked at beforehand: the next request tells."""
+    done(None)
 
 
 _InstanceCommand = c.StartTurn | c.ExtendTurn | c.EndTurn | c.LoadWeights | c.EvictWeights | c.EvictKv
@@ -57,8 +74,10 @@ class _Loss:
 
 
 class Driver:
-    """The control loop of one node. ``restart(spec)`` is asked for a new process when an instance dies.
+    """The control loop of one node.
 
+    ``restart(spec)`` is asked for a new process when an instance has died; it may raise ``OSError`` and is asked again.
+    An instance that is stuck for ``instance_timeout_s`` is killed. ``examine``: whether a model that failed is mended.
     ``eos_ids``: the tokens that end an output, by model.
     """
 
@@ -67,10 +86,14 @@ class Driver:
         models: Mapping[str, ModelSpec],
         scheduler: Scheduler,
         kv: NodeKv,
-        weights: Callable[[Callable[[Callable[[], None]], None], Callable[[str, str], None]], HostWeightCache],
+        weights: Callable[[Post, Fail], HostWeightCache],
         clock: Clock,
         restart: Callable[[InstanceSpec], None],
         eos_ids: Mapping[str, Collection[int]] = MappingProxyType({}),
+        *,
+        instance_timeout_s: float = 10.0,
+        examine: Examine = _take_their_word,
+        open_process: Callable[[int], OsProcess] = OsProcess,
     ) -> None:
         self._models = models
         self._scheduler = scheduler
@@ -78,6 +101,13 @@ class Driver:
         self._clock = clock
         self._restart = restart
         self._eos_ids = eos_ids
+        self._instance_timeout_s = instance_timeout_s
+        self._examine = examine
+        self._open_process = open_process
+        self._timers = Timers()
+        self._failures = ModelFailures()
+        self._restarts = Restarts()
+        self._absent: dict[str, Absence] = {}
         self.wakeup = Wakeup()
         self.weights = weights(self.wakeup.post, self._model_failed)
         self._requests: dict[str, DriverRequest] = {}
@@ -100,6 +130,7 @@ class Driver:
 
     def run(self) -> None:
         """Handle messages until ``stop``."""
+        self._look_at_pulses()
         while self._running:
             self.go_on(self._timeout_s())
         self._close()
@@ -108,6 +139,7 @@ class Driver:
         """Handle what is there, or comes within ``timeout_s`` (None: whenever it comes)."""
         for key, _ in self._selector.select(timeout_s):
             key.data()
+        self._timers.run(self._clock.now_s())
         self._flush()
         self._report()
 
@@ -123,7 +155,9 @@ class Driver:
     def _close(self) -> None:
         self._selector.close()
         self.weights.close()
-        for link in self._links():
+        for handle in self._instances.values():
+            handle.close()
+        for link in self._frontends.values():
             link.close()
         for fd in self._frontend_fds.values():
             os.close(fd)
@@ -131,9 +165,10 @@ class Driver:
     def _timeout_s(self) -> float | None:
         if any(link.pending for link in self._links()):
             return 0.005
+        dues_s = [] if self._timers.next_s is None else [self._timers.next_s]
         if self._changed:
-            return max(0.0, self._reported_s + _REPORT_INTERVAL_S - self._clock.now_s())
-        return None
+            dues_s.append(self._reported_s + _REPORT_INTERVAL_S)
+        return max(0.0, min(dues_s) - self._clock.now_s()) if dues_s else None
 
     def _links(self) -> Iterable[Link]:
         yield from (handle.link for handle in self._instances.values())
@@ -148,7 +183,12 @@ class Driver:
 
     def add_instance(self, handle: InstanceHandle) -> None:
         """A new process is on its way; it reports ``Started`` over its link."""
+        now_s = self._clock.now_s()
+        handle.since_s = now_s
+        if handle.pulse is not None:
+            handle.vigil = Vigil(self._instance_timeout_s, now_s)
         self._instances[handle.instance_id] = handle
+        self._changed = True
         self._selector.register(handle.link.data_fd, selectors.EVENT_READ, lambda: self._drain_instance(handle))
         for message in self._attached.values():
             handle.link.send(message)
@@ -157,6 +197,8 @@ class Driver:
         """A frontend has opened its link."""
         self._frontends[frontend_id] = link
         self._selector.register(link.data_fd, selectors.EVENT_READ, lambda: self._drain_frontend(frontend_id, link))
+        for failure in self._failures.current:
+            link.send(_model_state(failure))
         self._changed = True
 
     def _attach_frontend(self, message: m.AttachFrontend) -> None:
@@ -197,16 +239,88 @@ class Driver:
         handle = next((h for h in self._instances.values() if h.key == key), None)
         if handle is None or not self._running:
             return
+        reason = handle.verdict or reason
         logger.warning("instance %s died: %s", key, reason)
         turn_id = handle.turn_id
         self._drain_instance(handle)  # what it said before it died counts
-        self._selector.unregister(handle.link.data_fd)
-        del self._instances[handle.instance_id]
+        self._part_with(handle, reason)
         self.weights.forget_instance(key)
         # A turn that was given to it meanwhile has never reached it.
         involved = self._involved(handle) if handle.turn_id == turn_id else ()
         self._interrupt(handle, reason, involved)
+        self._tell_frontends(m.InstanceGone(key))
+
+    def _part_with(self, handle: InstanceHandle, reason: str) -> None:
+        """It has no process any more: close what led there, and settle when it is started again."""
+        self._selector.unregister(handle.link.data_fd)
+        if handle.process is not None and handle.process.fd is not None:
+            self._selector.unregister(handle.process.fd)
+        del self._instances[handle.instance_id]
+        handle.close()
+        now_s = self._clock.now_s()
+        pause_s = self._restarts.pause_s(handle.instance_id, handle.ran_well(now_s))
+        self._absent[handle.instance_id] = Absence(handle.spec, now_s, reason, now_s + pause_s)
         self._changed = True
+
+    def _start_again(self, instance_id: str) -> None:
+        """Now, or when its pause is over."""
+        absence = self._absent[instance_id]
+        now_s = self._clock.now_s()
+        if now_s < absence.restart_s:
+            logger.warning("instance %s starts again in %.0f s", instance_id, absence.restart_s - now_s)
+            self._timers.at(absence.restart_s, lambda: self._start_again(instance_id))
+            return
+        try:
+            self._restart(absence.spec)
+        except OSError as error:  # no descriptor left for its link
+            pause_s = self._restarts.pause_s(instance_id, ran_well=False)
+            reason = f"cannot be started: {error}"
+            self._absent[instance_id] = Absence(absence.spec, absence.since_s, reason, now_s + max(1.0, pause_s))
+            self._start_again(instance_id)
+
+    # --- who is stuck -----------------------------------------------------------------------------------------------
+
+    def _look_at_pulses(self) -> None:
+        now_s = self._clock.now_s()
+        for handle in tuple(self._instances.values()):
+            if handle.pulse is not None and handle.vigil is not None:
+                self._look_at(handle, handle.pulse, handle.vigil, now_s)
+        # How long it has been so, and how long it will be, is news as long as it lasts.
+        self._changed |= bool(self._absent) or any(handle.trouble for handle in self._instances.values())
+        self._timers.at(now_s + look_interval_s(self._instance_timeout_s), self._look_at_pulses)
+
+    def _look_at(self, handle: InstanceHandle, pulse: PulseReader, vigil: Vigil, now_s: float) -> None:
+        reading = pulse.read()
+        vigil.look(reading, now_s)
+        if reading.pid and handle.process is None:
+            self._watch_process(handle, reading.pid)
+        if vigil.trouble != handle.trouble:
+            handle.trouble, self._changed = vigil.trouble, True
+            if handle.trouble:
+                logger.warning("instance %s %s (%.1f s so far)", handle.key, handle.trouble, vigil.for_s)
+        if vigil.stuck:
+            self._kill(handle, vigil, now_s)
+
+    def _kill(self, handle: InstanceHandle, vigil: Vigil, now_s: float) -> None:
+        """Its end is heard of as any other's. One that even SIGKILL does not end in time never runs again (the kernel
+        holds it): then it is as good as dead."""
+        verdict = handle.verdict = f"it was killed: it {vigil.trouble} ({vigil.for_s:.0f} s)"
+        logger.error("instance %s %s (%.0f s): it is killed", handle.key, vigil.trouble, vigil.for_s)
+        handle.vigil = None
+        if handle.process is not None:
+            handle.process.kill()
+        self._timers.at(now_s + self._instance_timeout_s, lambda: self.instance_died(handle.key, verdict))
+
+    def _watch_process(self, handle: InstanceHandle, pid: int) -> None:
+        """Hear of its end from the kernel: Ray takes a second or more to tell."""
+        if handle.process is not None:
+            return
+        handle.process = self._open_process(pid)
+        if handle.process.fd is not None:
+            ended = "its process ended"
+            self._selector.register(
+                handle.process.fd, selectors.EVENT_READ, lambda: self.instance_died(handle.key, ended)
+            )
 
     def _involved(self, handle: InstanceHandle) -> Collection[str]:
         """The requests that an instance died with; where it was binding a model, that is noted instead."""
@@ -275,7 +389,7 @@ class Driver:
             if request.dropping:
                 self._let_go(request)
         # Only now: until the scheduler knows of the loss, its commands to the instance must find nobody.
-        self._restart(loss.handle.spec)
+        self._start_again(loss.handle.instance_id)
 
     def _present(self, request_ids: Iterable[str]) -> list[DriverRequest]:
         return [self._requests[request_id] for request_id in request_ids if request_id in self._requests]
@@ -384,7 +498,9 @@ class Driver:
     def _drain_other(self, handle: InstanceHandle, message: object) -> None:
         match message:
             case m.Started():
-                handle.alive, handle.pid = True, message.pid
+                handle.alive, handle.pid, handle.since_s = True, message.pid, self._clock.now_s()
+                self._absent.pop(handle.instance_id, None)
+                self._watch_process(handle, message.pid)
                 logger.info("instance %s is ready (process %d)", handle.key, message.pid)
                 self._dispatch(e.InstanceJoined(handle.spec))
             case m.Attempt():
@@ -395,7 +511,7 @@ class Driver:
                 handle.models.pop(message.model, None)
                 if message.lease_id is not None:
                     self.weights.give_back(message.lease_id)
-                self._model_failed(message.model, message.reason)
+                self._model_failed(message.model, message.reason, message.kind)
             case _:
                 raise TypeError(f"a driver does not take {message!r} from an instance")
 
@@ -405,13 +521,18 @@ class Driver:
             if message.request_ids and handle.model is not None:
                 self._model_suspicions[handle.model].note_bound()
 
+    def _note_output(self, model: str) -> None:
+        """It works: deaths and failures before this count no more."""
+        self._model_suspicions[model].note_output()
+        self._failures.works(model)
+
     def _prefilled(self, handle: InstanceHandle, message: m.Prefilled) -> None:
         request = self._requests.get(message.progress.request_id)
         if request is None:
             return
         request.advance(message.progress.new_ids, message.progress.kv_tokens)
         request.prefilled = True
-        self._model_suspicions[request.model].note_output()
+        self._note_output(request.model)
         if not handle.keep_prefilled and request.free:  # else the instance has yet to say that it has forgotten it
             request.running_on = None
             handle.members.discard(request.request_id)
@@ -429,7 +550,7 @@ class Driver:
         handle.members.discard(request_id)
         request.running_on = None
         if failure is None:
-            self._model_suspicions[request.model].note_output()
+            self._note_output(request.model)
         if failure is not None:
             self._send_frontend(request, m.Failed(request_id, failure.reason, failure.cause))
         self._delete(request)
@@ -447,7 +568,7 @@ class Driver:
             if progress.request_id in self._requests:
                 self._requests[progress.request_id].advance(progress.new_ids, progress.kv_tokens)
             if progress.new_ids and handle.model is not None:
-                self._model_suspicions[handle.model].note_output()
+                self._note_output(handle.model)
         for request in self._present(members):
             if request.free:
                 request.running_on = None
@@ -721,20 +842,50 @@ class Driver:
     def _reject(self, command: c.RejectRequest) -> None:
         request = self._requests.get(command.request_id)
         if request is not None:
-            self._send_frontend(
-                request, m.Rejected(command.request_id, command.reason, command.detail, command.retry_after_s)
-            )
+            retry_after_s = command.retry_after_s
+            if command.reason is c.RejectReason.MODEL_FAILED:
+                retry_after_s = self._failures.retry_after_s(request.model, self._clock.now_s())
+            self._send_frontend(request, m.Rejected(command.request_id, command.reason, command.detail, retry_after_s))
             self._give_up(command.request_id, release=True)
 
     # --- reports ----------------------------------------------------------------------------------------------------
 
-    def _model_failed(self, model: str, reason: str) -> None:
-        logger.error("%s", reason)
+    def _model_failed(self, model: str, reason: str, kind: FailureKind = FailureKind.KILLS) -> None:
+        """Quarantine a model until there is hope for it; one that is quarantined already stays so."""
         for handle in self._instances.values():
             handle.models.pop(model, None)
-        for link in self._frontends.values():
-            link.send(m.ModelState(model, reason))
+        if model in self._failures:
+            return
+        logger.error("%s", reason)
+        # What is in memory may be older than what has to change.
+        self.weights.drop((model,))
+        self._set_back(model, ModelProblem(reason, kind))
         self._dispatch(e.ModelFailed(model, reason))
+
+    def _set_back(self, model: str, problem: ModelProblem) -> None:
+        """Say why it cannot be used, and look at it again after a pause."""
+        failure = self._failures.fail(model, problem, self._clock.now_s())
+        self._tell_frontends(_model_state(failure))
+        self._timers.at(failure.retry_s, lambda: self._try_again(failure))
+
+    def _try_again(self, failure: ModelFailure) -> None:
+        if any(handle.turn_id is not None and handle.model == failure.model for handle in self._instances.values()):
+            self._timers.at(self._clock.now_s() + _TURN_POLL_S, lambda: self._try_again(failure))
+            return
+        self._examine(failure, lambda wrong: self._examined(failure, wrong))
+
+    def _examined(self, failure: ModelFailure, problem: ModelProblem | None) -> None:
+        if problem is not None:
+            self._set_back(failure.model, problem)
+            return
+        logger.info("model %s may be used again", failure.model)
+        self._failures.recover(failure.model)
+        self._tell_frontends(m.ModelState(failure.model, None))
+        self._dispatch(e.ModelRecovered(failure.model))
+
+    def _tell_frontends(self, message: object) -> None:
+        for link in self._frontends.values():
+            link.send(message)
 
     def _send_frontend(self, request: DriverRequest, message: object) -> None:
         link = self._frontends.get(request.submit.frontend_id)
@@ -755,7 +906,7 @@ class Driver:
         running = Counter(r.model for r in self._requests.values() if r.running_on is not None)
         return m.NodeState(
             now_s,
-            tuple(handle.state() for handle in self._instances.values()),
+            self._instance_states(now_s),
             tuple(waiting.items()),
             tuple(running.items()),
             self._kv.used_bytes,
@@ -764,6 +915,20 @@ class Driver:
             self.weights.cached,
             self.weights.used_bytes,
         )
+
+    def _instance_states(self, now_s: float) -> tuple[m.InstanceState, ...]:
+        """Those that have a process, and those that are to get one again."""
+        states = {key: absence.state(now_s) for key, absence in self._absent.items()}
+        for handle in self._instances.values():
+            state = handle.state(now_s)
+            absence = states.get(handle.instance_id)
+            # One that comes up again is absent until it has: with the reason, which is what people look for.
+            states[handle.instance_id] = state if absence is None or state.trouble else absence
+        return tuple(states.values())
+
+
+def _model_state(failure: ModelFailure) -> m.ModelState:
+    return m.ModelState(failure.model, failure.reason, failure.retry_s, failure.kind is FailureKind.FILES)
 
 
 def _for_one(command: c.StartTurn, request_id: str) -> c.StartTurn:

@@ -5,18 +5,28 @@ Abstract sockets and memfds have no file, so a killed process leaves nothing beh
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterable
 
+logger = logging.getLogger(__name__)
+
+_ACCEPT_PAUSE_S = 0.1
 _NAME_BYTES = 512
 _MAX_FDS = 16
+_ANSWER_BYTES = 256
 
 
 class FdExchangeError(Exception):
-    """The other process does not answer, or does not know the name."""
+    """The other process does not answer, or does not know the name. ``gone``: nobody is there any more."""
+
+    def __init__(self, message: str, gone: bool = False) -> None:
+        super().__init__(message)
+        self.gone = gone
 
 
 class FdServer:
@@ -32,15 +42,19 @@ class FdServer:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.bind("\0" + self.address)
         self._socket.listen(64)
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="fd-server", daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 connection, _ = self._socket.accept()
-            except OSError:  # closed
-                return
+            except OSError as error:
+                if not self._closed.is_set():  # no descriptor is left: one may be in a moment
+                    logger.warning("cannot hand out descriptors: %s", error)
+                    self._closed.wait(_ACCEPT_PAUSE_S)
+                continue
             with connection:
                 self._answer(connection)
 
@@ -56,6 +70,9 @@ class FdServer:
             except KeyError:
                 connection.send(b"unknown")
                 return
+            except OSError as error:
+                connection.send(str(error).encode()[:_ANSWER_BYTES])
+                return
             try:
                 socket.send_fds(connection, [b"ok"], fds)
             finally:
@@ -65,6 +82,7 @@ class FdServer:
 
     def close(self) -> None:
         """Stop answering."""
+        self._closed.set()
         # shutdown() wakes the thread out of accept(); close() alone does not.
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -92,9 +110,16 @@ def fetch_fds(address: str, name: str, timeout_s: float = 30.0) -> list[int]:
         try:
             connection.connect("\0" + address)
             connection.send(name.encode())
-            answer, fds, _, _ = socket.recv_fds(connection, 16, _MAX_FDS)
+            answer, fds, flags, _ = socket.recv_fds(connection, _ANSWER_BYTES, _MAX_FDS)
         except OSError as error:
-            raise FdExchangeError(f"cannot fetch {name} from {address}: {error}") from error
+            gone = isinstance(error, ConnectionError)
+            raise FdExchangeError(f"cannot fetch {name} from {address}: {error}", gone) from error
     if answer != b"ok":
-        raise FdExchangeError(f"{address} does not provide {name}: the other side has ended or dropped it")
+        close_fds(fds)
+        gone = answer in (b"", b"unknown")
+        reason = "the other side has ended or dropped it" if gone else answer.decode(errors="replace")
+        raise FdExchangeError(f"{address} does not provide {name}: {reason}", gone)
+    if flags & socket.MSG_CTRUNC:
+        close_fds(fds)
+        raise FdExchangeError(f"cannot fetch {name} from {address}: {os.strerror(errno.EMFILE)}")
     return fds

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, assert_never
 
@@ -126,6 +127,10 @@ class NodePeer(Protocol):
         """Take what an instance that died had sent, and all that the node's others have sent so far."""
         ...
 
+    def drop_instance(self, instance_key: str) -> None:
+        """It will send no more: let go of what led to it."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -157,7 +162,7 @@ class PoolFrontend:
         self._router: Router | None = None
         self._nodes: list[NodePeer] = []
         self._streams: dict[str, _UnderWay] = {}
-        self._failures: dict[str, str] = {}
+        self._failures: dict[str, m.ModelState] = {}
         self._encoder = PromptEncoder()
         self._homeless_s = homeless_s
         self._deserted: asyncio.TimerHandle | None = None  # runs while there is no node any more
@@ -238,19 +243,40 @@ class PoolFrontend:
     # --- Frontend ---------------------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[ModelCard]:
-        return [replace(model.card, failure=self._failures.get(name)) for name, model in self.served.items()]
+        return [replace(model.card, failure=self._failure(name)) for name, model in self.served.items()]
+
+    def _failure(self, model: str) -> str | None:
+        state = self._failures.get(model)
+        return None if state is None else str(_unavailable(state, self._clock.now_s()))
 
     def health(self) -> Health:
         instances = [instance for node in self._nodes if node.state for instance in node.state.instances]
-        alive = [instance for instance in instances if instance.alive]
-        prefills = any(instance.role.prefills for instance in alive)
-        decodes = any(instance.role.decodes for instance in alive)
+        problems = tuple(self._problems())
+        able = [instance for instance in instances if instance.alive and not instance.trouble]
+        prefills = any(instance.role.prefills for instance in able)
+        decodes = any(instance.role.decodes for instance in able)
         if prefills and decodes:
-            return Health(ready=True, live=True)
+            return Health(ready=True, live=True, problems=problems)
         if not self._nodes:
             return Health(ready=False, live=True, detail="no driver is there; requests wait for one")
         missing = "prefill" if not prefills else "decode"
-        return Health(ready=False, live=True, detail=f"no instance that can {missing} is up yet")
+        detail = f"no instance that can {missing} is up"
+        return Health(ready=False, live=True, detail="; ".join((detail, *problems)), problems=problems)
+
+    def _problems(self) -> Iterator[str]:
+        """What is missing of the pool as it should be, and why; one line each."""
+        now_s = self._clock.now_s()
+        for node in self._nodes:
+            if node.state is None:
+                yield f"node {node.node_id} has not reported yet"
+                continue
+            age_s = max(0.0, now_s - node.state.now_s)
+            for instance in node.state.instances:
+                if instance.trouble or not instance.alive:
+                    for_s = instance.for_s + age_s
+                    yield f"instance {instance.instance_id} {instance.trouble or 'is starting'} (since {for_s:.0f} s)"
+        for model in self._failures:
+            yield f"model {model} is not served: {self._failure(model)}"
 
     def node_states(self) -> Sequence[tuple[str, m.NodeState]]:
         """The last report of each node, with its id."""
@@ -262,7 +288,7 @@ class PoolFrontend:
             names = ", ".join(sorted(self.served)[:8])
             raise UnknownModelError(f"The model '{request.model}' does not exist here. Models: {names}")
         if request.model in self._failures:
-            raise ModelUnavailableError(self._failures[request.model])
+            raise _unavailable(self._failures[request.model], self._clock.now_s())
         prompt_ids = await self._encode(model, request.prompt)
         sampling = _fit(model, prompt_ids, request)
         stream = self._open(request, model, prompt_ids, sampling)
@@ -356,7 +382,9 @@ class PoolFrontend:
                 if message.failure is None:
                     self._failures.pop(message.model, None)
                 else:
-                    self._failures[message.model] = message.failure
+                    self._failures[message.model] = message
+            case m.InstanceGone():
+                node.drop_instance(message.instance_key)
             case _:
                 raise TypeError(f"a frontend does not take {message!r}")
 
@@ -472,6 +500,17 @@ def _require_known_tokens(model: ServedModel, prompt_ids: Sequence[int], request
         raise FieldError(message, "stop_token_ids")
 
 
+def _unavailable(state: m.ModelState, now_s: float) -> ModelUnavailableError:
+    """What a client hears of a model that cannot be used now, and when to come again."""
+    assert state.failure is not None, "it has failed"
+    left_s = None if state.retry_s is None else max(0.0, state.retry_s - now_s)
+    if state.awaits_files:
+        return ModelUnavailableError(f"{state.failure}; it is tried again when its files change", left_s)
+    if left_s is None:
+        return ModelUnavailableError(state.failure)
+    return ModelUnavailableError(f"{state.failure}; it is tried again in {math.ceil(left_s)} s", left_s)
+
+
 def _rejection(message: m.Rejected) -> GenerationError:
     match message.reason:
         case RejectReason.OVERLOADED:
@@ -481,7 +520,7 @@ def _rejection(message: m.Rejected) -> GenerationError:
         case RejectReason.TOO_LARGE:
             return ContextLengthError(message.detail, "prompt")
         case RejectReason.MODEL_FAILED:
-            return ModelUnavailableError(message.detail)
+            return ModelUnavailableError(message.detail, message.retry_after_s)
         case RejectReason.UNKNOWN_MODEL:
             return UnknownModelError(message.detail)
         case _:

@@ -122,6 +122,9 @@ def _forward(node: NodeConnection, message: object, writer: asyncio.StreamWriter
     if isinstance(message, m.Interrupted):
         # What instances have said must overtake the question how far the request came.
         node.drain_instance(message.instance_id)
+    if isinstance(message, m.InstanceGone):
+        node.drop_instance(message.instance_key)
+        return  # the rings are ours
     writer.write(_frame(message))
 
 
@@ -179,6 +182,9 @@ class RemoteConnection:
     def drain_instance(self, instance_key: str) -> None:
         """Nothing to do: the gateway has read its node's rings before it passed on that an instance died."""
 
+    def drop_instance(self, instance_key: str) -> None:
+        """Nothing to do: the gateway has the ring."""
+
     def close(self) -> None:
         self._task.cancel()
         self._writer.close()
@@ -211,6 +217,8 @@ def _translate(message: object, offset_s: float) -> object:
         case m.Tokens() | m.NodeState():
             field = "time_s" if isinstance(message, m.Tokens) else "now_s"
             return replace(message, **{field: getattr(message, field) + offset_s})
+        case m.ModelState(retry_s=float(retry_s)):
+            return replace(message, retry_s=retry_s + offset_s)
         case m.Spans():
             spans = tuple(
                 replace(span, start_s=span.start_s + offset_s, end_s=span.end_s + offset_s) for span in message.spans

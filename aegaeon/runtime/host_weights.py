@@ -14,9 +14,10 @@ from pathlib import Path
 
 import quick_model_loader as qml
 from aegaeon.runtime.messages import HostWeights
+from aegaeon.runtime.model_failure import FailureKind, failure_kind
 
 Deliver = Callable[[HostWeights], None]
-Fail = Callable[[str, str], None]
+Fail = Callable[[str, str, FailureKind], None]
 Post = Callable[[Callable[[], None]], None]
 
 _PREPARE_POLL_S = 0.05
@@ -45,8 +46,8 @@ def wait_until_prepared(store: qml.Store) -> None:
 class HostWeightCache:
     """All methods belong to the driver's thread; ``post`` has something done on it.
 
-    ``fail(model, reason)`` is called when a checkpoint cannot be read. Raises ``quick_model_loader.LoaderError`` where
-    the machine has no ``capacity_bytes`` of memory.
+    ``fail(model, reason, kind)`` is called when a checkpoint cannot be read. Raises
+    ``quick_model_loader.LoaderError`` where the machine has no ``capacity_bytes`` of memory.
     """
 
     def __init__(self, capacity_bytes: int, paths: Mapping[str, Path], post: Post, fail: Fail) -> None:
@@ -75,8 +76,12 @@ class HostWeightCache:
             entry = self._store.get(model)
         except KeyError:
             self._load(model, instance_key, deliver)
-        else:
+            return
+        try:
             self._hand_over(model, entry, instance_key, deliver)
+        except qml.LoaderError as error:
+            # Not at once: who asks is in the middle of carrying out commands.
+            self._post(partial(self._failed, model, error))
 
     def cancel(self, model: str, instance_key: str) -> None:
         """The instance does not wait for the model any more; a lease that was delivered is not touched."""
@@ -127,9 +132,18 @@ class HostWeightCache:
         except qml.ClosedError:
             return  # the node stops
         except qml.LoaderError as error:
-            self._fail(model, f"cannot load model {model}: {error}")
+            self._failed(model, error)
+
+    def _failed(self, model: str, error: qml.LoaderError) -> None:
+        self._fail(model, f"cannot load model {model}: {error}", failure_kind(error))
 
     def _hand_over(self, model: str, entry: qml.Entry, instance_key: str, deliver: Deliver) -> None:
+        """Raises ``LoaderError`` where there is no descriptor left for what others attach to."""
+        try:
+            handle = entry.handle()
+        except qml.LoaderError:
+            entry.close()
+            raise
         lease_id = next(self._lease_ids)
         self._leases[lease_id] = (instance_key, entry)
-        deliver(HostWeights(model, lease_id, entry.handle()))
+        deliver(HostWeights(model, lease_id, handle))

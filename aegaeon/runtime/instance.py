@@ -27,8 +27,11 @@ from aegaeon.runtime import messages as m
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.kv_place import KvPlace, room_tokens
 from aegaeon.runtime.link import Link
+from aegaeon.runtime.model_failure import FailureKind, failure_kind
 from aegaeon.runtime.ordered_reports import OrderedReports
+from aegaeon.runtime.pulse import LoopPulse, NoPulse
 from aegaeon.runtime.sequence import Sequence
+from aegaeon.runtime.step_pace import StepPace
 from aegaeon.runtime.token_sinks import TokenSinks
 from aegaeon.runtime.turn import Feed, Turn
 from aegaeon.runtime.turn_clock import TurnClock
@@ -65,6 +68,7 @@ class Instance:
         clock: Clock,
         chunk_tokens: int,
         sampler: TokenSampler,
+        pulse: LoopPulse | None = None,
     ) -> None:
         self._id = instance_id
         self._models = models
@@ -75,6 +79,8 @@ class Instance:
         self._clock = clock
         self._chunk_tokens = chunk_tokens
         self._sampler = sampler
+        self._pulse = pulse or NoPulse()
+        self._pace = StepPace()
         self._sequences: dict[str, Sequence] = {}
         self._asked_blocks: dict[str, int] = {}
         self._turn: Turn | None = None
@@ -88,7 +94,9 @@ class Instance:
         """Take messages and step until told to shut down."""
         may_go_on = False
         while self._running:
+            self._pulse.wait()
             self._wait(0.0 if may_go_on else None)
+            self._pulse.work()
             may_go_on = self.go_on()
         self._weights.close()
         self._kv.close()
@@ -295,17 +303,19 @@ class Instance:
     # --- weights ----------------------------------------------------------------------------------------------------
 
     def _take_weights(self, message: m.HostWeights) -> None:
+        self._evict(message.model)  # what is there of it was given up with the model when it failed elsewhere
         try:
             self._weights.take(message)
         except WeightError as error:
-            self._refuse(message.model, message.lease_id, str(error))
+            self._refuse(message.model, message.lease_id, str(error), failure_kind(error))
         except Exception as error:
             self._weights.check_device()
             logger.exception("instance %s cannot take the weights of %s", self._id, message.model)
-            self._refuse(message.model, message.lease_id, f"model {message.model} cannot be loaded: {_told(error)}")
+            reason = f"model {message.model} cannot be loaded: {_told(error)}"
+            self._refuse(message.model, message.lease_id, reason, failure_kind(error))
 
-    def _refuse(self, model: str, lease_id: int | None, reason: str) -> None:
-        self._driver.send(m.WeightsRefused(model, lease_id, reason))
+    def _refuse(self, model: str, lease_id: int | None, reason: str, kind: FailureKind) -> None:
+        self._driver.send(m.WeightsRefused(model, lease_id, reason, kind))
         if self._turn is not None and self._turn.model == model:
             self._end(self._turn, TurnEndReason.FAILED)
 
@@ -391,7 +401,7 @@ class Instance:
             logger.exception("model %s cannot be bound on instance %s", turn.model, self._id)
             self._weights.check_device()
             self._evict(turn.model)
-            self._refuse(turn.model, None, str(error) or type(error).__name__)
+            self._refuse(turn.model, None, str(error) or type(error).__name__, failure_kind(error))
             return False
         self._bound = turn.model
         now_s = self._clock.now_s()
@@ -425,13 +435,15 @@ class Instance:
                 sequence.stall(now_s)
 
     def _step(self, turn: Turn, feeds: list[Feed]) -> None:
-        start_s = self._clock.now_s()
+        start_s, tokens = self._clock.now_s(), sum(feed.tokens for feed in feeds)
+        self._pulse.work(self._pace.expected_s(turn.model, tokens))
         fed = self._compute(turn, feeds)
         sampled = {feed: token for feed, token in fed.items() if feed.last}
         for feed in fed:
             feed.sequence.kv_tokens += feed.tokens
         self._kv.write_back(feed.sequence for feed in fed)
         now_s = self._clock.now_s()
+        self._pace.note(turn.model, tokens, now_s - start_s)
         if len(fed) == len(feeds):  # else the time is that of several steps
             self._turn_clock.add(feeds, now_s - start_s)
         for feed in fed:

@@ -8,17 +8,31 @@ from dataclasses import dataclass, field
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.runtime.link import Link
 from aegaeon.runtime.messages import InstanceState
+from aegaeon.runtime.os_process import OsProcess
+from aegaeon.runtime.pulse import PulseReader
+from aegaeon.runtime.restarts import WELL_AFTER_S
+from aegaeon.runtime.vigil import Vigil
 
 
 @dataclass(slots=True)
 class InstanceHandle:
-    """Mutable state of one incarnation of an instance. ``key`` is unique to it; the id survives a restart."""
+    """Mutable state of one incarnation of an instance. ``key`` is unique to it; the id survives a restart.
+
+    ``trouble``: what is wrong with it just now. ``verdict``: why it was killed. ``turns_done``: turns that came to
+    their end.
+    """
 
     spec: InstanceSpec
     incarnation: int
     link: Link
+    pulse: PulseReader | None = None
     alive: bool = False
     pid: int = 0
+    process: OsProcess | None = None
+    vigil: Vigil | None = None
+    since_s: float = 0.0
+    trouble: str = ""
+    verdict: str = ""
     turn_id: int | None = None
     model: str | None = None
     keep_prefilled: bool = False
@@ -27,6 +41,7 @@ class InstanceHandle:
     members: set[str] = field(default_factory=set)
     models: dict[str, None] = field(default_factory=dict)
     turns: int = 0
+    turns_done: int = 0
     switches: int = 0
 
     @property
@@ -36,6 +51,10 @@ class InstanceHandle:
     @property
     def key(self) -> str:
         return f"{self.instance_id}:{self.incarnation}"
+
+    def ran_well(self, now_s: float) -> bool:
+        """Whether it did anything, or stayed long enough to show that it could have."""
+        return self.alive and (self.turns_done > 0 or now_s - self.since_s >= WELL_AFTER_S)
 
     def begin(self, turn_id: int, model: str, keep_prefilled: bool, members: Iterable[str]) -> None:
         """A turn was sent."""
@@ -48,9 +67,18 @@ class InstanceHandle:
         """The turn is over."""
         self.turn_id, self.members = None, set()
         self.attempted = self.alone = None
+        self.turns_done += 1
         self.switches += switched
 
-    def state(self) -> InstanceState:
+    def close(self) -> None:
+        """Let go of everything that led to the process."""
+        self.link.close()
+        if self.pulse is not None:
+            self.pulse.close()
+        if self.process is not None:
+            self.process.close()
+
+    def state(self, now_s: float) -> InstanceState:
         return InstanceState(
             self.instance_id,
             self.spec.role,
@@ -61,4 +89,6 @@ class InstanceHandle:
             self.pid,
             self.turns,
             self.switches,
+            self.trouble,
+            self.vigil.for_s if self.vigil is not None and self.trouble else max(0.0, now_s - self.since_s),
         )

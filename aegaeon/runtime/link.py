@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from typing import Any
 
-from aegaeon.runtime.fd_exchange import fetch_fds
+from aegaeon.runtime.fd_exchange import close_fds, fetch_fds
 from aegaeon.runtime.ring import RingReader, RingWriter, create_ring, duplicate_fds
 
 _FDS_PER_RING = 3
@@ -56,11 +57,20 @@ class Link:
 
 
 def create_link() -> tuple[Link, list[int]]:
-    """This process's end of a new link, and the descriptors to hand to the other process."""
-    ours_to_theirs, theirs_to_ours = create_ring(), create_ring()
-    ours, theirs = socket.socketpair()
-    link = Link(RingReader(duplicate_fds(theirs_to_ours)), RingWriter(duplicate_fds(ours_to_theirs)), ours)
-    return link, [*ours_to_theirs, *theirs_to_ours, theirs.detach()]
+    """This process's end of a new link, and the descriptors to hand to the other process. Raises ``OSError``."""
+    with contextlib.ExitStack() as undo:  # everything, or nothing
+        fds: list[int] = []
+        undo.callback(lambda: close_fds(fds))
+        fds += create_ring()
+        fds += create_ring()
+        ours, theirs = socket.socketpair()
+        fds.append(theirs.detach())
+        undo.callback(ours.close)
+        reader = RingReader(duplicate_fds(fds[_FDS_PER_RING:-1]))
+        undo.callback(reader.close)
+        link = Link(reader, RingWriter(duplicate_fds(fds[:_FDS_PER_RING])), ours)
+        undo.pop_all()
+    return link, fds
 
 
 def open_link(address: str, name: str) -> Link:

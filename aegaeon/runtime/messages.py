@@ -19,6 +19,7 @@ from aegaeon.core.request import Request
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.timeline import Span
 from aegaeon.core.turn_timing import TurnTiming
+from aegaeon.runtime.model_failure import FailureKind
 from quick_model_loader import Handle
 
 # --- frontend -> driver ---------------------------------------------------------------------------------------------
@@ -107,15 +108,30 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A model was quarantined (``failure`` says why), or is back."""
+    """A model was quarantined (``failure`` says why, and ``retry_s`` when it is tried again), or is back.
+
+    ``awaits_files``: it is tried again only when its files have changed; ``retry_s`` is when they are looked at next.
+    """
 
     model: str
     failure: str | None
+    retry_s: float | None = None
+    awaits_files: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceGone:
+    """An incarnation has died, and every ``Interrupted`` that this takes was sent: its ring can be closed."""
+
+    instance_key: str
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceState:
-    """One instance as seen by its driver."""
+    """One instance as seen by its driver.
+
+    ``trouble``: what is wrong with it, empty where nothing is; ``for_s`` is how long its state has been so.
+    """
 
     instance_id: str
     role: Role
@@ -126,6 +142,8 @@ class InstanceState:
     pid: int
     turns: int
     switches: int
+    trouble: str = ""
+    for_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +375,7 @@ class WeightsRefused:
     model: str
     lease_id: int | None
     reason: str
+    kind: FailureKind = FailureKind.FILES
 
 
 # --- instance -> frontend -------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ A plain class; ``spawn`` (Ray's part) starts an instance process and calls back 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -24,11 +25,14 @@ from aegaeon.runtime.costs import find_profiles, make_costs
 from aegaeon.runtime.device_rates import node_device
 from aegaeon.runtime.driver import Driver
 from aegaeon.runtime.fd_exchange import FdServer, close_fds
-from aegaeon.runtime.host_weights import HostWeightCache, chunk_bytes
+from aegaeon.runtime.host_weights import Fail, HostWeightCache, Post, chunk_bytes
 from aegaeon.runtime.instance_handle import InstanceHandle
 from aegaeon.runtime.link import create_link
+from aegaeon.runtime.model_examiner import ExaminedModel, ModelExaminer
+from aegaeon.runtime.model_failure import ModelFailure, ModelProblem
 from aegaeon.runtime.node_kv import NodeKv
 from aegaeon.runtime.prepare import PreparedModel
+from aegaeon.runtime.pulse import PulseReader, create_pulse
 from aegaeon.runtime.worker import WorkerModel, WorkerOptions
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.log import LoggingScheduler
@@ -72,6 +76,16 @@ class Node:
             MonotonicClock(),
             self._start_instance,
             {name: model.facts.eos_token_ids for name, model in self._models.items()},
+            instance_timeout_s=options.config.instance_timeout_s,
+            examine=self._examine,
+        )
+        self._examiner = ModelExaminer(
+            {
+                spec.name: ExaminedModel(
+                    self._models[spec.name].config.path, self._models[spec.name].path, spec.weight_bytes
+                )
+                for spec in self._specs
+            }
         )
         self._incarnations: dict[str, int] = {}
         self._fds: dict[str, list[int]] = {}
@@ -88,6 +102,7 @@ class Node:
         """Be the driver until ``stop``; then let go of everything."""
         self.driver.run()
         self._server.close()
+        self._examiner.close()
         for fds in self._fds.values():
             close_fds(fds)
         self._kv.close()
@@ -117,9 +132,7 @@ class Node:
         self._slab_bytes = slab_bytes
         return NodeKv(total_bytes, slab_bytes, [model.spec.kv_shape for model in self._models.values()])
 
-    def _make_weights(
-        self, post: Callable[[Callable[[], None]], None], fail: Callable[[str, str], None]
-    ) -> HostWeightCache:
+    def _make_weights(self, post: Post, fail: Fail) -> HostWeightCache:
         paths: dict[str, Path] = {name: model.path for name, model in self._models.items()}
         try:
             cache = HostWeightCache(self._options.weight_cache_bytes, paths, post, fail)
@@ -160,16 +173,40 @@ class Node:
         return CalibratedCosts(costs, self._models.keys() - measured.keys())
 
     def _start_instance(self, spec: InstanceSpec) -> None:
-        incarnation = self._incarnations[spec.instance_id] = self._incarnations.get(spec.instance_id, -1) + 1
-        link, fds = create_link()
-        handle = InstanceHandle(spec, incarnation, link)
-        self._fds[f"instance:{handle.key}"] = fds
+        """Raises ``OSError`` where there are no descriptors for what leads to it."""
+        before = self._incarnations.get(spec.instance_id, -1)
+        self._forget_fds(f"{spec.instance_id}:{before}")  # one that was given up may be on its way still
+        incarnation = self._incarnations[spec.instance_id] = before + 1
+        handle = self._make_handle(spec, incarnation)
         self.driver.wakeup.post(lambda: self.driver.add_instance(handle))
         key = handle.key
-        self._spawn(
-            self._worker_options(spec, key),
-            lambda reason: self.driver.wakeup.post(lambda: self.driver.instance_died(key, reason)),
-        )
+
+        def ended(reason: str) -> None:
+            self._forget_fds(key)
+            self.driver.wakeup.post(lambda: self.driver.instance_died(key, reason))
+
+        self._spawn(self._worker_options(spec, key), ended)
+
+    def _make_handle(self, spec: InstanceSpec, incarnation: int) -> InstanceHandle:
+        """Everything that leads to a new process, or nothing: raises ``OSError``."""
+        with contextlib.ExitStack() as undo:
+            link, fds = create_link()
+            undo.callback(lambda: (link.close(), close_fds(fds)))
+            pulse_fd = create_pulse()
+            undo.callback(os.close, pulse_fd)
+            handle = InstanceHandle(spec, incarnation, link, PulseReader(os.dup(pulse_fd)))
+            undo.pop_all()
+        self._fds[f"instance:{handle.key}"] = fds
+        self._fds[f"pulse:{handle.key}"] = [pulse_fd]
+        return handle
+
+    def _forget_fds(self, key: str) -> None:
+        """What a process that died did not fetch."""
+        for kind in ("instance", "pulse"):
+            close_fds(self._fds.pop(f"{kind}:{key}", ()))
+
+    def _examine(self, failure: ModelFailure, done: Callable[[ModelProblem | None], None]) -> None:
+        self._examiner.examine(failure, lambda problem: self.driver.wakeup.post(lambda: done(problem)))
 
     def _worker_options(self, spec: InstanceSpec, key: str) -> WorkerOptions:
         models = tuple(
@@ -196,6 +233,7 @@ class Node:
             self._options.config.copy_to_device,
             self._options.config.page_bytes,
             *self._gpu(spec),
+            timeout_s=self._options.config.instance_timeout_s,
         )
 
     def _gpu(self, spec: InstanceSpec) -> tuple[int, str]:

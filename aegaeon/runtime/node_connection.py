@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable
 
 from aegaeon.runtime import messages as m
-from aegaeon.runtime.fd_exchange import FdServer
+from aegaeon.runtime.fd_exchange import FdServer, close_fds
 from aegaeon.runtime.link import open_link
 from aegaeon.runtime.node_inbox import NodeInbox
 from aegaeon.runtime.ring import RingReader, create_ring, duplicate_fds
@@ -32,6 +32,7 @@ class NodeConnection:
         self.node_id = node_id
         self.state: m.NodeState | None = None
         self._lost = lost
+        self._gone: dict[str, int] = {}  # the last incarnation of each instance that is known to be dead
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self.frontend_id = secrets.token_hex(8)
@@ -62,7 +63,13 @@ class NodeConnection:
         self.drop_instance(instance_key)
 
     def drop_instance(self, instance_key: str) -> None:
-        """The instance is dead and its ring empty."""
+        """The instance is dead: take what it has sent, and let go of its ring."""
+        self._inbox.take_from(instance_key)
+        instance_id, incarnation = _incarnation(instance_key)
+        self._gone[instance_id] = incarnation
+        self._close_ring(instance_key)
+
+    def _close_ring(self, instance_key: str) -> None:
         ring = self._inbox.remove(instance_key)
         if ring is not None:
             self._loop.remove_reader(ring.data_fd)
@@ -80,7 +87,7 @@ class NodeConnection:
         self._loop.remove_reader(self._link.peer_fd)
         self._link.close()
         for instance_key in self._inbox.instances:
-            self.drop_instance(instance_key)
+            self._close_ring(instance_key)
 
     def _lose(self) -> None:
         """The driver has ended, and its instances with it: what they had said counts, then there is no more."""
@@ -95,13 +102,24 @@ class NodeConnection:
         if not name.startswith(_RING):
             raise KeyError(name)
         fds = create_ring()
-        reader = RingReader(duplicate_fds(fds))
+        try:
+            reader = RingReader(duplicate_fds(fds))
+        except OSError:
+            close_fds(fds)
+            raise
         self._loop.call_soon_threadsafe(self._watch, name.removeprefix(_RING), reader)
         return fds
 
     def _watch(self, instance_key: str, reader: RingReader) -> None:
-        if self._closed:
+        instance_id, incarnation = _incarnation(instance_key)
+        if self._closed or incarnation <= self._gone.get(instance_id, -1):  # it died as soon as it had asked
             reader.close()
             return
         self._inbox.add(instance_key, reader)
         self._loop.add_reader(reader.data_fd, self._inbox.take_from, instance_key)
+
+
+def _incarnation(instance_key: str) -> tuple[str, int]:
+    """The parts of a key: which instance, and how many processes it had before."""
+    instance_id, _, number = instance_key.rpartition(":")
+    return instance_id, int(number)

@@ -15,6 +15,7 @@ room.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import pickle
@@ -22,6 +23,8 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
+
+from aegaeon.runtime.fd_exchange import close_fds
 
 _HEADER_BYTES = 64
 _U64 = struct.Struct("<Q")
@@ -33,12 +36,18 @@ DEFAULT_CAPACITY_BYTES = 1 << 20
 
 
 class _Ring:
-    """The shared memory and doorbells of a ring; ``fds`` hands them to the other side."""
+    """The shared memory and doorbells of a ring; it owns ``fds``, also where it cannot be made of them."""
 
     def __init__(self, fds: list[int]) -> None:
-        self.fds = fds
-        self._memory_fd, self.data_fd, self.room_fd = fds
-        self._memory = mmap.mmap(self._memory_fd, os.fstat(self._memory_fd).st_size)
+        memory_fd, self.data_fd, self.room_fd = fds
+        try:
+            self._memory = mmap.mmap(memory_fd, os.fstat(memory_fd).st_size)
+        except OSError:
+            os.close(self.data_fd)
+            os.close(self.room_fd)
+            raise
+        finally:
+            os.close(memory_fd)  # the mapping has its own
         self._capacity_bytes = len(self._memory) - _HEADER_BYTES
 
     def _get(self, field: int) -> int:
@@ -50,21 +59,33 @@ class _Ring:
     def close(self) -> None:
         """Unmap and close this side's descriptors."""
         self._memory.close()
-        for fd in self.fds:
-            os.close(fd)
+        os.close(self.data_fd)
+        os.close(self.room_fd)
 
 
 def create_ring(capacity_bytes: int = DEFAULT_CAPACITY_BYTES) -> list[int]:
     """Descriptors of a new ring: memory, data doorbell, room doorbell. Each side opens it with a duplicate of them."""
-    memory_fd = os.memfd_create("aegaeon-ring", os.MFD_CLOEXEC)
-    os.ftruncate(memory_fd, _HEADER_BYTES + capacity_bytes)
     flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
-    return [memory_fd, os.eventfd(0, flags), os.eventfd(0, flags)]
+    fds: list[int] = []
+    with contextlib.ExitStack() as undo:  # all three, or none
+        undo.callback(lambda: close_fds(fds))
+        fds.append(os.memfd_create("aegaeon-ring", os.MFD_CLOEXEC))
+        os.ftruncate(fds[0], _HEADER_BYTES + capacity_bytes)
+        fds.append(os.eventfd(0, flags))
+        fds.append(os.eventfd(0, flags))
+        undo.pop_all()
+    return fds
 
 
 def duplicate_fds(fds: list[int]) -> list[int]:
     """Descriptors of the same ring for the other side within this process."""
-    return [os.dup(fd) for fd in fds]
+    copies: list[int] = []
+    with contextlib.ExitStack() as undo:
+        for fd in fds:
+            copies.append(os.dup(fd))
+            undo.callback(os.close, copies[-1])
+        undo.pop_all()
+    return copies
 
 
 class RingWriter(_Ring):

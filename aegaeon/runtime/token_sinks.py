@@ -21,10 +21,13 @@ class TokenSinks:
         self._writers: dict[str, RingWriter] = {}
 
     def attach(self, frontend_id: str, address: str) -> None:
-        """Open a ring to a frontend, unless it has gone by now."""
+        """Open a ring to a frontend, unless it has gone by now. Raises ``FdExchangeError`` where one that is there
+        cannot give it one, or there is no descriptor left: without it, requests would wait for ever."""
         try:
             fds = fetch_fds(address, f"tokens:{self._instance_name}")
         except FdExchangeError as error:
+            if not error.gone:
+                raise
             logger.warning("frontend %s is gone: %s", frontend_id, error)
         else:
             self._writers[frontend_id] = RingWriter(fds)

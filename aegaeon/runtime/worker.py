@@ -33,7 +33,9 @@ from aegaeon.runtime.instance import Instance, InstanceModel
 from aegaeon.runtime.kv_place import InPlaceKv, KvPlace
 from aegaeon.runtime.link import open_link
 from aegaeon.runtime.messages import Started
+from aegaeon.runtime.pulse import LoopPulse, NoPulse, Pulse
 from aegaeon.runtime.token_sinks import TokenSinks
+from aegaeon.runtime.vigil import look_interval_s
 from aegaeon.runtime.weight_store import CopiedWeights, MakeRunner, MappedWeights, ModelSource, WeightStore
 from aegaeon.runtime.weight_upload import LoaderUploader, PlainUploader, Uploader
 
@@ -55,7 +57,8 @@ class WorkerModel:
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
     """Everything an instance process must know; ``key`` is its incarnation, ``address`` its driver's, ``ordinal`` its
-    GPU's number among those that it sees: ``visible``, or where that is empty what its parent sees."""
+    GPU's number among those that it sees: ``visible``, or where that is empty what its parent sees. ``timeout_s``: how
+    long it may be silent before its driver kills it; None where nobody watches."""
 
     spec: InstanceSpec
     key: str
@@ -70,6 +73,7 @@ class WorkerOptions:
     page_bytes: int
     ordinal: int = 0
     visible: str = ""
+    timeout_s: float | None = None
 
 
 def run_worker(options: WorkerOptions) -> None:
@@ -78,9 +82,10 @@ def run_worker(options: WorkerOptions) -> None:
         os.environ[VISIBLE_DEVICES] = options.visible  # before this process asks CUDA anything
     torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
-    driver = open_link(options.address, f"instance:{options.key}")
-    sinks = TokenSinks(options.key)
     with contextlib.ExitStack() as stack:
+        pulse = _open_pulse(options, stack)
+        driver = open_link(options.address, f"instance:{options.key}")
+        sinks = TokenSinks(options.key)
         weights, kv = _copying(options, stack) if options.copy_to_device else _in_place(options)
         instance = Instance(
             options.spec.instance_id,
@@ -92,11 +97,20 @@ def run_worker(options: WorkerOptions) -> None:
             MonotonicClock(),
             options.chunk_tokens,
             DeviceSampler() if options.device == "cuda" else Sampler(),
+            pulse,
         )
         driver.send(Started(options.spec.instance_id, os.getpid()))
         instance.run()
     sinks.close()
     driver.close()
+
+
+def _open_pulse(options: WorkerOptions, stack: contextlib.ExitStack) -> LoopPulse:
+    """Beats from now on: what follows takes seconds on a GPU."""
+    if options.timeout_s is None:
+        return NoPulse()
+    (fd,) = fetch_fds(options.address, f"pulse:{options.key}")
+    return stack.enter_context(contextlib.closing(Pulse(fd, look_interval_s(options.timeout_s))))
 
 
 def _sources(options: WorkerOptions) -> dict[str, ModelSource]:

@@ -145,13 +145,14 @@ class _Endpoints:
 
     async def health(self) -> Response:
         state = self._frontend.health()
-        body = {"status": "ok" if state.live else "failed", "detail": state.detail}
+        body = {"status": "ok" if state.live else "failed", "detail": state.detail, "problems": state.problems}
         return JSONResponse(body, 200 if state.live else 503)
 
     async def ready(self) -> Response:
         state = self._frontend.health()
         up = state.ready and state.live
-        return JSONResponse({"status": "ready" if up else "not ready", "detail": state.detail}, 200 if up else 503)
+        status = "ready" if up else "not ready"
+        return JSONResponse({"status": status, "detail": state.detail, "problems": state.problems}, 200 if up else 503)
 
     async def metrics(self) -> Response:
         return Response(self._metrics.render(), media_type=CONTENT_TYPE_LATEST)

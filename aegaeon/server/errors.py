@@ -78,14 +78,19 @@ def from_generation(error: GenerationError) -> ApiError:
         case FieldError(param=param):
             return ApiError(400, message, param=param)
         case OverloadedError(retry_after_s=retry_after_s):
-            headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
+            headers = _retry_after(retry_after_s)
             return ApiError(429, message, kind="overloaded_error", code="overloaded", headers=headers)
-        case ModelUnavailableError():
-            return ApiError(503, message, kind="service_unavailable_error", code="model_unavailable")
+        case ModelUnavailableError(retry_after_s=retry_after_s):
+            headers = _retry_after(retry_after_s) if retry_after_s is not None else {}
+            return ApiError(503, message, kind="service_unavailable_error", code="model_unavailable", headers=headers)
         case ShuttingDownError():
             return ApiError(503, message, kind="service_unavailable_error", code="shutting_down")
         case _:
             return ApiError(500, message, kind="server_error", code="engine_error")
+
+
+def _retry_after(after_s: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(after_s)))}
 
 
 def from_sampling(error: SamplingError) -> ApiError:

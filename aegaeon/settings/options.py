@@ -282,6 +282,25 @@ OPTIONS = (
     ),
     Option("threads_per_instance", Kind.INTEGER, Scope.POOL, "compute threads of an instance", high=4096, auto=_FITS),
     Option(
+        "instance_timeout",
+        Kind.SECONDS,
+        Scope.POOL,
+        "an instance that gives no sign of life for so many seconds is killed and replaced; one whose step takes 20 "
+        "times what the slowest of its model took (before the first: 60 times this value) is, too",
+        field="instance_timeout_s",
+        low=1,
+        high=86400,
+    ),
+    Option(
+        "spare_processes",
+        Kind.INTEGER,
+        Scope.POOL,
+        "processes on every node that wait, everything imported, to take the place of an instance that dies; each "
+        "takes 512 MiB; with 0 an instance that dies is back only when a new process has imported everything",
+        low=0,
+        high=64,
+    ),
+    Option(
         "resident_models",
         Kind.INTEGER,
         Scope.POOL,

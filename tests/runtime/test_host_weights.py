@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 import quick_model_loader as qml
 from aegaeon.runtime.host_weights import HostWeightCache
 from aegaeon.runtime.messages import HostWeights
+from aegaeon.runtime.model_failure import FailureKind
 
 MIB = 1 << 20
 NAMES = ("a", "b", "c")
@@ -27,9 +28,10 @@ class Cache:
             save_file({"w": torch.full((1000,), float(number))}, path)
         self._posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.delivered: list[tuple[str, HostWeights]] = []
-        self.failures: list[tuple[str, str]] = []
-        fail = lambda model, reason: self.failures.append((model, reason))  # noqa: E731
-        self.cache = HostWeightCache(capacity_bytes, self.paths, self._posted.put, fail)
+        self.failures: list[tuple[str, str, FailureKind]] = []
+        self.cache = HostWeightCache(
+            capacity_bytes, self.paths, self._posted.put, lambda *failure: self.failures.append(failure)
+        )
 
     def lease(self, model: str, instance_key: str = "i0") -> None:
         self.cache.lease(model, instance_key, lambda weights: self.delivered.append((instance_key, weights)))
@@ -107,7 +109,8 @@ def test_a_bad_file_fails_its_model_alone_and_may_be_mended(world: Cache) -> Non
     world.paths["a"].write_bytes(whole[:-1])
     world.lease("a")
     world.run_posted()
-    ((model, reason),) = world.failures
+    ((model, reason, kind),) = world.failures
+    assert kind is FailureKind.FILES
     assert model == "a"
     assert "truncated" in reason
     assert str(world.paths["a"]) in reason

@@ -1,0 +1,84 @@
+"""Look whether a model that failed could be used again: a thread that reads its folder, which may be slow or hang."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import quick_model_loader as qml
+from aegaeon.runtime.model_failure import FailureKind, ModelFailure, ModelProblem, failure_kind
+
+_SUFFIXES = (".json", ".safetensors")
+_FileState = tuple[str, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ExaminedModel:
+    """Where a model's configuration and its weights are (the same folder, or an image's), and the room it has."""
+
+    config_path: Path
+    weights_path: Path
+    weight_bytes: int
+
+
+class ModelExaminer:
+    """Remembers how the models' files were when the service started, and whenever it examined them."""
+
+    def __init__(self, models: Mapping[str, ExaminedModel]) -> None:
+        self._models = models
+        self._seen = {name: _signature(model) for name, model in models.items()}
+        self._configs = {name: _config(model) for name, model in models.items()}
+        self._thread = ThreadPoolExecutor(1, "examine-models")
+
+    def examine(self, failure: ModelFailure, done: Callable[[ModelProblem | None], None]) -> None:
+        """Have ``done`` called, on a thread, with what is wrong still; None where the model may be tried again."""
+        self._thread.submit(lambda: done(self._problem(failure)))
+
+    def close(self) -> None:
+        """Not waited for: it may hang in a folder that does not answer."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _problem(self, failure: ModelFailure) -> ModelProblem | None:
+        if failure.kind is FailureKind.KILLS:
+            return None  # there is nothing that could be looked at
+        model = self._models[failure.model]
+        before, self._seen[failure.model] = self._seen[failure.model], _signature(model)
+        if failure.kind is FailureKind.FILES and before == self._seen[failure.model]:
+            return ModelProblem(failure.reason, failure.kind)
+        try:
+            return self._mismatch(failure.model, model)
+        except (qml.LoaderError, OSError) as error:
+            return ModelProblem(f"cannot load model {failure.model}: {error}", failure_kind(error))
+
+    def _mismatch(self, name: str, model: ExaminedModel) -> ModelProblem | None:
+        """What was settled at the start must still hold. Raises ``LoaderError`` or ``OSError``."""
+        needed_bytes = qml.inspect(model.weights_path).buffer_bytes
+        same = (model.config_path / "config.json").read_bytes() == self._configs[name]
+        if same and needed_bytes <= model.weight_bytes:
+            return None
+        reason = f"{model.config_path} holds another model than when the service started; restart it to serve that"
+        return ModelProblem(f"model {name}: {reason}", FailureKind.FILES)
+
+
+def _config(model: ExaminedModel) -> bytes | None:
+    try:
+        return (model.config_path / "config.json").read_bytes()
+    except OSError:
+        return None
+
+
+def _signature(model: ExaminedModel) -> frozenset[_FileState]:
+    """Names, sizes, times and numbers of the files that matter; empty where the folder cannot be read."""
+    return frozenset(state for path in {model.config_path, model.weights_path} for state in _files(path))
+
+
+def _files(path: Path) -> Iterator[_FileState]:
+    try:
+        for file in [path] if path.is_file() else path.iterdir():
+            if file.suffix in _SUFFIXES:
+                state = file.stat()
+                yield str(file), state.st_size, state.st_mtime_ns, state.st_ino
+    except OSError:
+        return
