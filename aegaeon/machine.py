@@ -78,8 +78,9 @@ def fit(config: PoolConfig, machine: Machine, weight_bytes: Mapping[str, int]) -
     instances = config.instances or (InstanceConfig(Role.MIXED, default_instances(machine, least_bytes)),)
     count = sum(instance.count for instance in instances)
     threads = config.threads_per_instance or max(1, machine.cores // count)
-    config = replace(config, instances=instances, threads_per_instance=threads)
-    budget = _Budget(machine, count)
+    spares = _default_spares(machine, count) if config.spare_processes is None else config.spare_processes
+    config = replace(config, instances=instances, threads_per_instance=threads, spare_processes=spares)
+    budget = _Budget(machine, count + spares)
     if config.device == "cuda":
         config = _fit_gpus(config, machine.gpu_bytes, count)
     elif config.copy_to_device:
@@ -115,12 +116,16 @@ def default_instances(machine: Machine, cache_bytes: int = 0) -> int:
     return max(1, min(MAX_INSTANCES, machine.cores // 2, room_bytes // PROCESS_BYTES - OTHER_PROCESSES))
 
 
+def _default_spares(machine: Machine, instances: int) -> int:
+    """One, where all processes together take no more than half of the memory."""
+    return int((instances + OTHER_PROCESSES + 1) * PROCESS_BYTES <= machine.room_bytes // 2)
+
+
 class _Budget:
     """Memory of a node on its way into caches, with what was taken so far for the error that says it is too little."""
 
     def __init__(self, machine: Machine, instances: int) -> None:
         self._machine = machine
-        self._instances = instances
         self._processes = instances + OTHER_PROCESSES
         self._taken: dict[str, int] = {}
 

@@ -22,7 +22,10 @@ from rich.table import Table
 
 from aegaeon.cli.console import make_console
 from aegaeon.cli.gpus import gpus
+from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
+from aegaeon.core.instance import Role
 from aegaeon.core.service import ServiceError
+from aegaeon.descriptors import needed, shortage
 from aegaeon.machine import OTHER_PROCESSES, PROCESS_BYTES, default_instances, read_machine
 from aegaeon.runtime.run_folder import RunFolder
 from aegaeon.settings.cache_dir import default_cache_dir
@@ -31,7 +34,7 @@ from aegaeon.settings.sizes import format_bytes
 _LEAST_BYTES = (OTHER_PROCESSES + 1) * PROCESS_BYTES + (256 << 20)
 _PROBE_BYTES = 4 << 20
 _LEAST_RAY_BYTES = 128 << 20
-_LEAST_FILES = 4096
+_EXAMPLE_MODELS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +146,20 @@ def _cache_folder() -> Finding:
 
 
 def _open_files() -> Finding:
+    """The soft limit does not matter: every process of a pool raises its own to the hard one."""
+    need = needed(_example_pool())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = soft != resource.RLIM_INFINITY and soft < _LEAST_FILES
-    value = "no limit" if soft == resource.RLIM_INFINITY else f"{soft}"
-    advice = f"many clients need more: ulimit -n {hard if hard > 0 else 65536}" if few else ""
-    return Finding("open files", value, advice)
+    if hard == resource.RLIM_INFINITY:
+        return Finding("open files", "no limit")
+    value = f"{hard} (of which {soft} without asking); {_EXAMPLE_MODELS} models need {need.least}, and clients one each"
+    return Finding("open files", value, shortage(need, hard), broken=hard < need.least)
+
+
+def _example_pool() -> PoolConfig:
+    """A pool such as this machine would run by default."""
+    models = tuple(ModelConfig(f"m{index}", Path()) for index in range(_EXAMPLE_MODELS))
+    instances = (InstanceConfig(Role.MIXED, default_instances(read_machine())),)
+    return PoolConfig(models=models, instances=instances)
 
 
 def _gpu() -> Finding:

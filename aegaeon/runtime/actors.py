@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from aegaeon.core.config import ModelConfig
 from aegaeon.core.service import ServiceError
+from aegaeon.descriptors import raise_limit
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.gateway import Endpoint, Gateway
 from aegaeon.runtime.node import Ended, Node, NodeOptions
@@ -54,6 +55,7 @@ class InstanceActor:
     def run(self, options: WorkerOptions, logs: LogPlace) -> None:
         """Returns when the driver has shut the instance down; raises what the instance died of."""
         self._taken.set()
+        raise_limit()  # those that joined a running Ray have that one's
         begin_process_log(options.spec.instance_id, logs)
         try:
             run_worker(options)
@@ -67,6 +69,7 @@ class DriverActor:
 
     def __init__(self, name: str, logs: LogPlace) -> None:
         die_with_parent()
+        raise_limit()
         begin_process_log(name, logs)
         self._logs = logs
         self._reaper = Reaper()

@@ -191,7 +191,8 @@ class Node:
         """Everything that leads to a new process, or nothing: raises ``OSError``."""
         with contextlib.ExitStack() as undo:
             link, fds = create_link()
-            undo.callback(lambda: (link.close(), close_fds(fds)))
+            undo.callback(close_fds, fds)
+            undo.callback(link.close)
             pulse_fd = create_pulse()
             undo.callback(os.close, pulse_fd)
             handle = InstanceHandle(spec, incarnation, link, PulseReader(os.dup(pulse_fd)))

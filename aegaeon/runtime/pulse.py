@@ -63,6 +63,7 @@ def create_pulse() -> int:
     """The descriptor of a new pulse; each side opens it with a duplicate."""
     fd = os.memfd_create("aegaeon-pulse", os.MFD_CLOEXEC)
     os.ftruncate(fd, _BYTES)
+    os.pwrite(fd, _PULSE.pack(0, 0, 0, math.inf), 0)  # nothing is known of one that has not begun
     return fd
 
 

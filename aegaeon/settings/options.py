@@ -299,6 +299,7 @@ OPTIONS = (
         "takes 512 MiB; with 0 an instance that dies is back only when a new process has imported everything",
         low=0,
         high=64,
+        auto="1 where the memory allows",
     ),
     Option(
         "resident_models",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import select
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -25,13 +27,14 @@ from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.request import Request
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.runtime import messages as m
-from aegaeon.runtime.clock import MonotonicClock
+from aegaeon.runtime.clock import Clock, MonotonicClock
 from aegaeon.runtime.driver import Driver
 from aegaeon.runtime.host_weights import HostWeightCache
 from aegaeon.runtime.instance_handle import InstanceHandle
 from aegaeon.runtime.link import Link, create_link
 from aegaeon.runtime.node_kv import NodeKv
-from aegaeon.runtime.ring import RingReader, RingWriter, duplicate_fds
+from aegaeon.runtime.pulse import PulseReader
+from aegaeon.runtime.ring import RingReader, RingWriter
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.registry import make_scheduler
 from aegaeon.scheduler.scheduler import Scheduler
@@ -47,8 +50,7 @@ class Peer:
     """The other end of a driver's link; takes messages by type and keeps the rest in order."""
 
     def __init__(self, fds: list[int]) -> None:
-        fds = duplicate_fds(fds)
-        self.link = Link(RingReader(fds[:3]), RingWriter(fds[3:]))
+        self.link = Link(RingReader(fds[:3]), RingWriter(fds[3:6]), socket.socket(fileno=fds[6]))
         self.inbox: list[object] = []
 
     def expect(self, kind: type[T], timeout_s: float = 20.0) -> T:
@@ -67,8 +69,16 @@ class World:
     """A driver on its own thread, with two models, one mixed instance per incarnation, and a frontend."""
 
     def __init__(
-        self, folder: Path, slabs: int = 8, wrap: Callable[[Scheduler], Scheduler] = lambda inner: inner
+        self,
+        folder: Path,
+        slabs: int = 8,
+        wrap: Callable[[Scheduler], Scheduler] = lambda inner: inner,
+        *,
+        policy: str = "aegaeon",
+        clock: Clock | None = None,
+        **options: Any,
     ) -> None:
+        self.clock = clock or MonotonicClock()
         paths, specs = {}, {}
         for name in ("one", "two"):
             paths[name] = folder / f"{name}.safetensors"
@@ -83,39 +93,51 @@ class World:
         self.restart_seen = threading.Event()
         self.driver = Driver(
             specs,
-            wrap(make_scheduler("aegaeon", tuple(specs.values()), costs, limits)),
+            wrap(make_scheduler(policy, tuple(specs.values()), costs, limits)),
             self.kv,
             lambda post, fail: HostWeightCache(8 << 20, paths, post, fail),
-            MonotonicClock(),
+            self.clock,
             self._restart,
             dict.fromkeys(specs, (EOS,)),
+            **options,
         )
-        link, fds = create_link()
-        self.driver.add_frontend("f", link)
-        self.frontend = Peer(fds)
         self.incarnation = -1
         self.thread = threading.Thread(target=self.driver.run)
         self.thread.start()
+        self.frontend = self.attach("f")
+
+    def attach(self, frontend_id: str) -> Peer:
+        link, fds = create_link()
+        self.driver.wakeup.post(lambda: self.driver.add_frontend(frontend_id, link))
+        return Peer(fds)
 
     def _restart(self, spec: InstanceSpec) -> None:
         self.restarted.append(spec)
         self.restart_seen.set()
 
-    def join(self) -> Peer:
+    def join(self, pulse: PulseReader | None = None, pid: int = os.getpid(), *, starts: bool = True) -> Peer:
         self.incarnation += 1
         link, fds = create_link()
-        handle = InstanceHandle(self.spec, self.incarnation, link)
+        handle = InstanceHandle(self.spec, self.incarnation, link, pulse)
         self.driver.wakeup.post(lambda: self.driver.add_instance(handle))
         peer = Peer(fds)
-        peer.link.send(m.Started(self.spec.instance_id, 1))
+        if starts:
+            peer.link.send(m.Started(self.spec.instance_id, pid))
         return peer
 
     def submit(
-        self, request_id: str, model: str = "one", max_new_tokens: int = 50, generated_ids: tuple[int, ...] = ()
+        self,
+        request_id: str,
+        model: str = "one",
+        max_new_tokens: int = 50,
+        generated_ids: tuple[int, ...] = (),
+        frontend: Peer | None = None,
+        frontend_id: str = "f",
     ) -> None:
-        request = Request(request_id, model, MonotonicClock().now_s(), len(PROMPT), max_new_tokens)
+        request = Request(request_id, model, self.clock.now_s(), len(PROMPT), max_new_tokens)
         sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0, seed=0, stop_token_ids=(STOP,))
-        self.frontend.link.send(m.Submit(request, "f", PROMPT, sampling, generated_ids))
+        submit = m.Submit(request, frontend_id, PROMPT, sampling, generated_ids)
+        (frontend or self.frontend).link.send(submit)
 
     def kill(self) -> None:
         """The instance dies; the driver hears of it."""

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from aegaeon.cli.open_files import needed_files
 from aegaeon.core.config import InstanceConfig, PoolConfig
 from aegaeon.core.instance import Role
+from aegaeon.descriptors import needed
 
 _RAISE = """
 import resource, sys
@@ -43,5 +43,5 @@ def test_a_service_that_could_not_start_says_what_to_raise(hard: int, instances:
 
 
 def test_an_ordinary_limit_is_enough_for_an_ordinary_pool() -> None:
-    assert needed_files(PoolConfig((), instances=(InstanceConfig(Role.DECODE, 32),))) < 1024
+    assert needed(PoolConfig((), instances=(InstanceConfig(Role.DECODE, 32),))).least < 1024
     assert resource.RLIM_INFINITY < 0, "an unlimited one compares as less than what is needed, and is told apart"

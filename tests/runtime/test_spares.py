@@ -1,0 +1,65 @@
+"""Spare processes: who gets one, and when a new one is started."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from aegaeon.runtime.spares import Spares
+
+
+def numbered(kept: int) -> tuple[Spares[int], list[int]]:
+    """Spares that are numbers, and the list of those that were started."""
+    numbers, started = count(), []
+
+    def start() -> int:
+        started.append(next(numbers))
+        return started[-1]
+
+    return Spares(kept, start), started
+
+
+def test_instances_come_up_before_spares_are_started():
+    spares, started = numbered(1)
+    assert (spares.take(), spares.take()) == (0, 1)
+    spares.up()
+    assert started == [0, 1]
+    spares.up()
+    assert started == [0, 1, 2]
+
+
+def test_who_dies_gets_the_spare_and_the_next_one_a_new_process_beside_it():
+    spares, started = numbered(1)
+    spares.fill()
+    assert (spares.take(), spares.take()) == (0, 1)
+    assert started == [0, 1]  # the spare's successor waits until both are up
+    spares.up()
+    spares.up()
+    assert started == [0, 1, 2]
+    assert spares.take() == 2
+
+
+def test_a_spare_that_dies_is_replaced_and_is_given_to_nobody():
+    spares, started = numbered(2)
+    spares.fill()
+    spares.lost(0)
+    assert started == [0, 1, 2]
+    assert (spares.take(), spares.take()) == (1, 2)
+    spares.lost(1)  # the end of an instance is no business of the spares
+    assert started == [0, 1, 2]
+
+
+def test_without_spares_every_process_is_new():
+    spares, started = numbered(0)
+    spares.fill()
+    assert started == []
+    assert spares.take() == 0
+    spares.up()
+    assert started == [0]
+
+
+def test_after_the_end_nothing_is_started():
+    spares, started = numbered(1)
+    spares.fill()
+    assert spares.close() == [0]
+    spares.fill()
+    assert started == [0]
