@@ -182,7 +182,7 @@ def pool(
         config = PoolConfig(
             models=tuple(ModelConfig(name, path, slos.get(name, Slo())) for name, path in served.items()),
             instances=instances,
-            **{"device": "cpu", "slab_bytes": 1 << 20, **fields},
+            **{"device": "cpu", "slab_bytes": 1 << 20, "instance_timeout_s": 3600.0, **fields},
         )
         async with InProcessPool(config, kv_cache_bytes, weight_cache_bytes, tmp_path) as running:
             yield running
