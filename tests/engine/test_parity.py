@@ -7,8 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from greedy import POISON, Greedy, arena_of, blocks_of
-from zoo import ARCHITECTURES, NEW_TOKENS, PROMPT_LENGTHS, WINDOW, TinyModel, Zoo
+from zoo import (
+    ARCHITECTURES,
+    NEW_TOKENS,
+    PROMPT_LENGTHS,
+    VOCAB,
+    WINDOW,
+    TinyModel,
+    Zoo,
+    generate,
+    reference,
+    write_config,
+)
 
 from aegaeon.engine.architecture import inspect_model
 from aegaeon.engine.kv_arena import KvArena
@@ -16,6 +28,7 @@ from aegaeon.engine.model import Model
 from aegaeon.engine.runner import Runner
 
 SLABS = 8
+LONG_PROMPT_TOKENS, LONG_TOKENS = 300, 60
 
 
 def runner_of(tiny: TinyModel) -> Runner:
@@ -54,6 +67,56 @@ def test_mixed_batches_equal_generate(zoo: Zoo, name: str) -> None:
     blocks = blocks_of(runner.kv_shape, slab_bytes, range(SLABS))
     assert greedy(runner, tiny, arena, blocks).run() == tiny.outputs
     assert len({token for output in tiny.outputs for token in output}) >= 8, "the model says too little to tell"
+
+
+ROPE_KINDS = {
+    "default": {},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "yarn": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + index / 8 for index in range(8)],
+        "long_factor": [4.0] * 8,
+        "original_max_position_embeddings": 512,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ROPE_KINDS)
+def test_far_positions_equal_generate_with_every_kind_of_rope(kind: str, tmp_path: Path) -> None:
+    config_class = transformers.Phi3Config if kind == "longrope" else transformers.LlamaConfig
+    config = config_class(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        rope_parameters={"rope_theta": 10000.0, "rope_type": "default", **ROPE_KINDS[kind]},
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+        **({"original_max_position_embeddings": 512} if kind == "longrope" else {}),
+    )
+    write_config(config, tmp_path / kind)
+    model = reference(config, torch.float32)
+    prompt = torch.randint(2, VOCAB, (LONG_PROMPT_TOKENS,), generator=torch.Generator().manual_seed(3)).tolist()
+    tiny = TinyModel(tmp_path / kind, model.state_dict(), [prompt], [generate(model, prompt, LONG_TOKENS)])
+    runner = bound(tiny)
+    slab_bytes = 64 * runner.kv_shape.block_bytes
+    arena, _ = arena_of(slab_bytes, 1)
+    blocks = blocks_of(runner.kv_shape, slab_bytes, [0])
+    run = Greedy(runner, arena, blocks, tiny.prompts, LONG_TOKENS, chunk=70)
+    assert run.run() == tiny.outputs
 
 
 PAIRS = [

@@ -201,10 +201,10 @@ def reference(config: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def generate(model: Any, prompt: Sequence[int]) -> list[int]:
+def generate(model: Any, prompt: Sequence[int], new_tokens: int = NEW_TOKENS) -> list[int]:
     """Transformers' greedy continuation."""
     ids = torch.tensor([prompt])
-    settings = t.GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0, eos_token_id=None)
+    settings = t.GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=None)
     with torch.inference_mode():
         output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     return output[0, len(prompt) :].tolist()
