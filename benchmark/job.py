@@ -61,9 +61,10 @@ class Job:
         ids: list[int] = generator.integers(*PROMPT_ID_RANGE, self.prompt_tokens).tolist()
         return ids
 
-    def body(self, slo: Slo) -> dict[str, Any]:
-        """The completion request. What a server does not know in it (``slo``, ``return_token_ids``) it ignores."""
-        return {
+    def body(self, slo: Slo, *, foreign: bool) -> dict[str, Any]:
+        """The completion request. ``foreign``: to a server that is not ours, which is asked for the ids of tokens, as
+        vLLM can tell them; it ignores ``slo``."""
+        body = {
             "model": self.model,
             "prompt": self.prompt,
             "max_tokens": self.new_tokens,
@@ -71,9 +72,9 @@ class Job:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "return_token_ids": True,
             "slo": {"ttft_s": slo.ttft_s, "tpot_s": slo.tpot_s},
         }
+        return body | {"return_token_ids": True} if foreign else body
 
 
 def plan_jobs(arrivals: Sequence[Arrival], served: Sequence[ServedModel], limits: LengthLimits) -> list[Job]:

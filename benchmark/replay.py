@@ -45,6 +45,15 @@ async def served_models(client: httpx.AsyncClient) -> list[ServedModel]:
     return [ServedModel(card["id"], card.get("max_model_len")) for card in response.json()["data"]]
 
 
+async def is_foreign(client: httpx.AsyncClient) -> bool:
+    """Whether this is another server than ours, as far as it says what it is."""
+    try:
+        response = await client.get("/v1/models")
+        return any(card.get("owned_by") != "aegaeon" for card in response.json()["data"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+        return True
+
+
 def http_client(base_url: str, timeout_s: float) -> httpx.AsyncClient:
     """A client without a limit on connections: requests never wait for each other on this side.
 
@@ -64,9 +73,11 @@ class Replay:
     observer: Observer
     start_s: float = 0.0
     lag_s: float = field(default=0.0, init=False)  # the latest that a request was sent after its time
+    foreign: bool = field(default=True, init=False)
 
     async def run(self, jobs: Sequence[Job]) -> list[Reply]:
         """Send each job at its time, whatever became of those before; replies in the order of ``jobs``."""
+        self.foreign = await is_foreign(self.client)
         self.start_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._run_job(job)) for job in jobs]
@@ -91,7 +102,8 @@ class Replay:
 
     async def _receive(self, job: Job, stream: CompletionStream) -> None:
         headers = {"X-Request-Id": job.request_id, "X-Aegaeon-Timeline": "1"}
-        async with self.client.stream("POST", "/v1/completions", json=job.body(self.slo), headers=headers) as response:
+        body = job.body(self.slo, foreign=self.foreign)
+        async with self.client.stream("POST", "/v1/completions", json=body, headers=headers) as response:
             if response.status_code != httpx.codes.OK:
                 raise ReplyError(refusal(response.status_code, await response.aread()))
             async for chunk in read_chunks(response):

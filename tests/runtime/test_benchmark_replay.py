@@ -25,6 +25,8 @@ from rich.console import Console
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.slo import Slo
 from aegaeon.core.timeline import Phase, Span
+from aegaeon.server.limits import RequestLimits
+from aegaeon.server.schema import CompletionRequest, parse
 from aegaeon.workload import Arrival, write_csv
 from benchmark import benchmark_e2e
 from benchmark.e2e_options import parse_options
@@ -34,7 +36,7 @@ from benchmark.occupancy import Occupancy, occupancies, switches
 from benchmark.policy_choice import chosen_policy
 from benchmark.pool import PoolError, PoolProcess
 from benchmark.pool_state import PoolState
-from benchmark.replay import Replay, Reply, http_client, served_models
+from benchmark.replay import Replay, Reply, http_client, is_foreign, served_models
 from benchmark.usage import UsageError
 
 RECORD_KEYS = {
@@ -183,6 +185,22 @@ SLO = Slo(ttft_s=10.0, tpot_s=0.1)
 async def _replay(url: str, jobs: list[Job], journal: Journal | None = None) -> list[Reply]:
     async with http_client(url, timeout_s=20.0) as client:
         return await Replay(client, SLO, journal or Journal()).run(jobs)
+
+
+def test_our_server_takes_what_the_benchmark_sends_it() -> None:
+    body = json.dumps(Job("r", "m", 0.0, 7, 4).body(SLO, foreign=False)).encode()
+    assert parse(CompletionRequest, body, RequestLimits()).max_tokens == 4
+    assert "return_token_ids" in Job("r", "m", 0.0, 7, 4).body(SLO, foreign=True)
+
+
+async def test_a_server_says_whether_it_is_ours(server: FakeServer) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"data": [{"id": "m", "owned_by": "aegaeon"}]})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://ours") as ours:
+        assert not await is_foreign(ours)
+    async with http_client(server.url, timeout_s=20.0) as theirs:
+        assert await is_foreign(theirs)
 
 
 async def _reply(url: str, model: str, tokens: int = 4) -> Reply:
