@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -88,34 +86,6 @@ def test_killing_the_instance_that_answers_is_a_pause_not_an_error(service: Pool
     assert text == expected
     # It is replaced, and the pool goes on.
     assert "".join(stream_ids(client, "m1", 10))
-
-
-def test_kills_at_any_point_lose_no_answer_and_quarantine_no_model(service: PoolProcess, client: openai.OpenAI):
-    """Long, short and one-token answers of known text, while whoever runs the first one is killed three times."""
-    draw = random.Random(15)
-    kill_at = [start + draw.randrange(60) for start in (20, 140, 260)]
-    asked = [("m0", 400), *((f"m{index % 3}", 1 + index**2) for index in range(9))]
-    expected = {(model, tokens): "".join(stream_ids(client, model, tokens)) for model, tokens in asked}
-
-    def follow_and_kill() -> tuple[str, int]:
-        pieces, kills = [], 0
-        for piece in stream_ids(client, "m0", 400):
-            pieces.append(piece)
-            if kills < len(kill_at) and len(pieces) >= kill_at[kills]:
-                running = [i for i in instances(service).values() if i["model"] == "m0" and i["state"] == "running"]
-                for instance in running[:1]:
-                    os.kill(int(str(instance["pid"])), signal.SIGKILL)
-                    kills += 1
-        return "".join(pieces), kills
-
-    with ThreadPoolExecutor(len(asked)) as threads:
-        followed = threads.submit(follow_and_kill)
-        others = [threads.submit(lambda m=m, n=n: "".join(stream_ids(client, m, n))) for m, n in asked[1:]]
-        text, kills = followed.result()
-        assert [other.result() for other in others] == [expected[one] for one in asked[1:]]
-    assert kills > 0, "the stream was over before an instance could be killed"
-    assert text == expected[asked[0]]
-    assert all(card.model_extra is None or not card.model_extra.get("failure") for card in client.models.list())
 
 
 def test_a_dropped_connection_frees_the_request(service: PoolProcess):
