@@ -69,6 +69,8 @@ def run_service(config: PoolConfig, sock: socket.socket, report: Report, folder:
     try:
         in_time = asyncio.run(_Supervisor(begin, report, sock, others).run())
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # what is left to do takes a moment, and is what they ask for
         kill_children(others, _KILL_S)
     if not in_time:
         raise KeyboardInterrupt
