@@ -103,11 +103,11 @@ def test_an_instance_that_is_stopped_is_told_of_and_replaced(service: PoolProces
     def is_told() -> bool:
         reply = httpx.get(f"{service.url}/ready", timeout=60)
         if reply.json()["problems"]:
-            told.append({"status": reply.status_code, **reply.json()})
+            told.append({"code": reply.status_code, **reply.json()})
         return bool(told)
 
     until("a word of it", is_told)
-    assert told[0]["status"] == 503  # there is no other instance
+    assert told[0]["code"] == 503  # there is no other instance
     assert "node0-mixed-0" in str(told[0]["problems"])
     stream.join(WAIT_S)
     assert stream.text == expected.text
