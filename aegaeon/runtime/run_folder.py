@@ -102,11 +102,14 @@ class RunFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         self._unlock()
 
-    def keep_logs(self) -> Path:
+    def keep_logs(self) -> Path | None:
         """Delete everything but the logs, Ray's too, which move to a folder that no later service removes; returns it.
 
-        Raises ``OSError`` where they cannot be moved.
+        None where nobody wrote any. Raises ``OSError`` where they cannot be moved.
         """
+        if not any((*self.logs.iterdir(), *self.ray.iterdir())):
+            self.remove()
+            return None
         kept = self.path.with_name(_KEPT_PREFIX + self.path.name.removeprefix("aegaeon-"))
         self.logs.rename(kept)
         for session in self.ray.glob("session_2*"):

@@ -93,6 +93,12 @@ def test_kept_logs_survive_the_service_and_the_next_start(short_folder: Path) ->
     folder = RunFolder.create(environment)
     (folder.logs / "decode0.log").write_text("last words\n")
     kept = folder.keep_logs()
+    assert kept is not None
     assert remove_abandoned(environment) == []
     assert (kept / "decode0.log").read_text() == "last words\n"
     assert list(short_folder.iterdir()) == [kept]
+
+
+def test_where_nobody_said_anything_nothing_is_kept(short_folder: Path) -> None:
+    assert RunFolder.create({"TMPDIR": str(short_folder)}).keep_logs() is None
+    assert list(short_folder.iterdir()) == []
