@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from aegaeon.core.generation import EngineError, GenerationRequest, TokenPrompt
+from aegaeon.core.generation import GenerationRequest, PoolUnavailableError, TokenPrompt
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.frontend import PoolFrontend
@@ -51,17 +51,17 @@ async def test_a_wrong_secret_gets_nothing(pool):
         await asyncio.to_thread(gateway.close)
 
 
-async def test_a_lost_node_fails_its_requests_with_an_error(pool):
+async def test_requests_of_a_lost_node_fail_where_none_comes_back(pool):
     async with pool(1) as running:
         gateway = Gateway("n0", running.node.address, "127.0.0.1", MonotonicClock())
-        far = PoolFrontend(running.frontend.served, MonotonicClock())
+        far = PoolFrontend(running.frontend.served, MonotonicClock(), homeless_s=0.0)
         await far.connect_remote("n0", gateway.endpoint)
         params = SamplingParams(max_new_tokens=450, temperature=0.0, ignore_eos=True)
         generation = await far.generate(GenerationRequest("lost", "m0", TokenPrompt(PROMPT), params))
         tokens = aiter(generation)
         await anext(tokens)
         await asyncio.to_thread(gateway.close)
-        with pytest.raises(EngineError, match="n0"):
+        with pytest.raises(PoolUnavailableError, match="no node"):
             [delta async for delta in tokens]
         far.close()
         await running.settled()
