@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import InProcessPool, Output
+from in_process_pool import InProcessPool, Output
 
 from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
 from aegaeon.core.generation import GenerationRequest, TokenPrompt
