@@ -176,5 +176,6 @@ def write_figure(figure: Figure, directories: Sequence[Path], name: str) -> list
     files = [directories[0] / f"{name}.png", *(directory / f"{name}.pdf" for directory in directories)]
     for file in files:
         metadata = {"CreationDate": None} if file.suffix == ".pdf" else {"Software": None}
-        figure.savefig(file, dpi=DPI, metadata=metadata)
+        # Long names of curves make the legend wider than the axes: nothing of it may be cut off.
+        figure.savefig(file, dpi=DPI, metadata=metadata, bbox_inches="tight", pad_inches=0.06)
     return files
