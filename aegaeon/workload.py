@@ -333,8 +333,8 @@ class _Fields:
         return Arrival(time, model, _tokens(values[self.inputs]), _tokens(values[self.outputs]), line)
 
     def asks_for_nothing(self, values: Mapping[str, Any]) -> bool:
-        """Whether a request has no output: one that failed, in most traces."""
-        return _tokens(values[self.outputs]) == 0
+        """Whether a request has no output, or no prompt: one that failed, in most traces."""
+        return 0 in (_tokens(values[self.inputs]), _tokens(values[self.outputs]))
 
 
 def _plain(name: str) -> str:
@@ -390,7 +390,7 @@ def read_trace(path: Path, unit: str | None = None) -> list[Arrival]:
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
         raise WorkloadError(f"{path}: cannot be read ({error})") from error
     if trace.empty:
-        _LOG.warning("%s: requests for no output tokens are left out: %d", path, trace.empty)
+        _LOG.warning("%s: requests without a prompt or for no output are left out: %d", path, trace.empty)
     if not trace.arrivals:
         left_out = f" with output tokens ({trace.empty} without are left out)" if trace.empty else ""
         raise WorkloadError(f"{path}: no request in it{left_out}")

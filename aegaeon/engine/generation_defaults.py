@@ -18,6 +18,9 @@ from aegaeon.json_file import JsonFileError, read_object
 _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 """Of ``generation_config.json``, and at the same time fields of ``SamplingParams``."""
 
+_TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
+"""Where a ``config.json`` of several media keeps what its language model is."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
@@ -55,7 +58,8 @@ def _eos_token_ids(values: Mapping[str, Any], path: Path, config: Any) -> tuple[
     vocabulary.
     """
     said = read_object(path / "config.json")
-    text = next((inner for inner in said.values() if isinstance(inner, dict) and "eos_token_id" in inner), {})
+    parts = (said.get(name) for name in _TEXT_PARTS)
+    text = next((part for part in parts if isinstance(part, dict) and part.get("eos_token_id") is not None), {})
     own = said.get("eos_token_id", text.get("eos_token_id"))
     named = (*_as_ids(values.get("eos_token_id")), *_as_ids(own))
     return named or _as_ids(getattr(config, "eos_token_id", None))

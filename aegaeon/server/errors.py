@@ -18,6 +18,7 @@ from aegaeon.core.generation import (
     GenerationError,
     ModelUnavailableError,
     OverloadedError,
+    PoolUnavailableError,
     UnknownModelError,
 )
 from aegaeon.core.sampling import SamplingError
@@ -83,6 +84,9 @@ def from_generation(error: GenerationError) -> ApiError:
         case ModelUnavailableError(retry_after_s=retry_after_s):
             headers = _retry_after(retry_after_s) if retry_after_s is not None else {}
             return ApiError(503, message, kind="service_unavailable_error", code="model_unavailable", headers=headers)
+        case PoolUnavailableError(retry_after_s=retry_after_s):
+            headers = _retry_after(retry_after_s)
+            return ApiError(503, message, kind="service_unavailable_error", code="pool_unavailable", headers=headers)
         case ShuttingDownError():
             return ApiError(503, message, kind="service_unavailable_error", code="shutting_down")
         case _:

@@ -82,7 +82,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall = self.loop.call_later(self._limits.send_timeout_s, self._lingering.abort)
+        self._watch_stall(None)
+
+    def _watch_stall(self, before_bytes: int | None) -> None:
+        """Drop a client that has taken nothing since; one that is merely slow may be so."""
+        left_bytes = self._lingering.get_write_buffer_size()
+        if before_bytes is not None and left_bytes >= before_bytes:
+            self._lingering.abort()
+            return
+        self._stall = self.loop.call_later(self._limits.send_timeout_s, self._watch_stall, left_bytes)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -106,6 +114,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         self._in_head = True
         if self._arrival is None:
             self._await_request(self._limits.request_timeout_s)
@@ -134,6 +143,14 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             self._arrived()
             super().on_message_complete()
+            self._idle_if_answered()
+
+    def _idle_if_answered(self) -> None:
+        """The rest of a request that was answered before its body was here has come: now the connection is idle."""
+        if self.cycle.response_complete and not self._lingering.is_closing():
+            self._unset_keepalive_if_required()
+            idle_s = self._limits.keep_alive_s
+            self.timeout_keep_alive_task = self.loop.call_later(idle_s, self.timeout_keep_alive_handler)
 
     def _without_upgrade(self, rest: bytes) -> bytes:
         """The request once more, as one that wants nothing but an answer: the parser takes no body after an upgrade."""

@@ -54,7 +54,9 @@ class _Fields(BaseModel):
 class StreamOptions(_Fields):
     """What a stream carries besides text."""
 
-    unsupported: ClassVar[Neutral] = {"continuous_usage_stats": (False,)}
+    unsupported: ClassVar[Neutral] = {
+        "continuous_usage_stats": (False, True)
+    }  # how often usage is told, not the answer
 
     include_usage: bool | None = None
 
@@ -213,7 +215,6 @@ class CompletionRequest(GenerationFields):
     unsupported: ClassVar[Neutral] = {
         **UNSUPPORTED,
         "add_special_tokens": (True,),
-        "max_completion_tokens": (),  # the limit of a chat; here it is max_tokens
         "add_generation_prompt": (),
         "continue_final_message": (),
         "chat_template_kwargs": ({},),
@@ -228,6 +229,13 @@ class CompletionRequest(GenerationFields):
     @property
     def limit_tokens(self) -> int | None:
         return 16 if self.max_tokens is None else self.max_tokens
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        """Some clients send the limit of a chat beside this one."""
+        if (self.model_extra or {}).get("max_completion_tokens") not in (None, self.max_tokens):
+            raise unsupported_parameter("max_completion_tokens", " (other than max_tokens)")
+        return self
 
 
 Schema = TypeVar("Schema", bound=GenerationFields)

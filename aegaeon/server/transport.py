@@ -46,6 +46,9 @@ class LingeringTransport(asyncio.Transport):
         if not self.is_closing():
             self._transport.write(data)
 
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
+
     def abort(self) -> None:
         self._transport.abort()
 

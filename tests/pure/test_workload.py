@@ -252,7 +252,7 @@ ARTIFACT_HEADER = "Request Time,Model Name,Input Length,Output Length\n"
         (ARTIFACT_HEADER + "00:00:01.000,m,5,6\nsoon,m,5,6\n", 3, "HH:MM:SS"),
         (ARTIFACT_HEADER + "00:00:01.000,m,five,6\n", 2, "five"),
         (ARTIFACT_HEADER + "00:00:01.000,m,5\n", 2, "fewer columns"),
-        (ARTIFACT_HEADER + "00:00:01.000,m,0,5\n", 2, "at least 1 token"),
+        (ARTIFACT_HEADER + "00:00:01.000,m,-1,5\n", 2, "at least 1 token"),
         (ARTIFACT_HEADER + "00:00:01.000,m,5,-1\n", 2, "at least 1 token"),
         (ARTIFACT_HEADER + "00:00:01.000,m,5,1.5\n", 2, "not a whole number"),
         (ARTIFACT_HEADER + "00:00:-1.000,m,5,6\n", 2, "must not be negative"),
@@ -317,10 +317,11 @@ def test_a_lead_of_a_trace_that_has_its_own_clock_is_kept(tmp_path: Path) -> Non
 
 def test_burstgpt_traces_are_read_without_their_failures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     header = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-    rows = "5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,0,1087,API log\n118,GPT-4,417,276,693,API log\n"
+    failed = "45,GPT-4,1087,0,1087,API log\n46,GPT-4,0,7,7,API log\n"
+    rows = f"5,ChatGPT,472,18,490,Conversation log\n{failed}118,GPT-4,417,276,693,API log\n"
     arrivals = read_text(tmp_path, "burst.csv", header + rows)
     assert arrivals == [Arrival(5.0, "ChatGPT", 472, 18), Arrival(118.0, "GPT-4", 417, 276)]
-    assert "requests for no output tokens are left out: 1" in caplog.text
+    assert "requests without a prompt or for no output are left out: 2" in caplog.text
 
 
 def test_burstgpt_traces_with_sessions_are_read_too(tmp_path: Path) -> None:

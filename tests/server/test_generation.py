@@ -18,6 +18,7 @@ from aegaeon.core.generation import (
     FinishReason,
     ModelUnavailableError,
     OverloadedError,
+    PoolUnavailableError,
     PromptError,
     TextPrompt,
     TokenPrompt,
@@ -346,7 +347,7 @@ async def test_what_is_not_supported_is_refused_not_ignored(
 
 async def test_what_only_one_of_the_two_supports_is_refused_by_the_other(client: httpx.AsyncClient) -> None:
     for fields in (
-        {"max_completion_tokens": 5},
+        {"max_completion_tokens": 5},  # other than max_tokens, which is silent
         {"continue_final_message": True},
         {"add_generation_prompt": False},
         {"chat_template_kwargs": {"enable_thinking": False}},
@@ -356,9 +357,21 @@ async def test_what_only_one_of_the_two_supports_is_refused_by_the_other(client:
         assert _refused(await _complete(client, **fields), name)["code"] == "unsupported_parameter"
     assert _refused(await _chat(client, add_special_tokens=True), "add_special_tokens")["code"]
     assert _refused(await _chat(client, best_of=3), "best_of")["code"] == "unsupported_parameter"
+
+
+async def test_what_benchmarking_clients_send_beside_the_rest_is_fine(client: httpx.AsyncClient) -> None:
     usage = {"include_usage": True, "continuous_usage_stats": True}
-    error = _refused(await _chat(client, stream=True, stream_options=usage), "stream_options.continuous_usage_stats")
-    assert error["code"] == "unsupported_parameter"
+    reply = await _complete(client, stream=True, stream_options=usage, max_tokens=5, max_completion_tokens=5)
+    assert reply.status_code == 200
+
+
+async def test_a_pool_that_cannot_serve_now_says_when_to_come_again(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend
+) -> None:
+    frontend.script = Script(failure=PoolUnavailableError("no node", 4.2))
+    reply = await _chat(client)
+    assert _refused(reply, None, status=503)["code"] == "pool_unavailable"
+    assert reply.headers["Retry-After"] == "5"
 
 
 async def test_tools_are_blamed_before_the_choice_between_them(client: httpx.AsyncClient) -> None:

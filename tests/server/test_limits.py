@@ -446,3 +446,30 @@ async def test_no_way_of_leaving_is_an_error(
         assert (await health(address)).startswith(b"HTTP/1.1 200")
         writer.close()
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
+
+
+async def test_a_request_that_was_answered_before_its_body_came_leaves_no_connection_behind(
+    frontend: ScriptedFrontend,
+) -> None:
+    async with serving(frontend, ConnectionLimits(keep_alive_s=SOON_S)) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        head, body = request(chat(), "/v1/nothing").split(b"\r\n\r\n")
+        writer.write(head + b"\r\n\r\n")
+        assert b" 404 " in await reader.readline()
+        writer.write(body)
+        await reader.read()  # to its end: nobody keeps it open for ever
+        writer.close()
+
+
+async def test_a_client_that_is_slow_to_take_its_answer_is_not_cut_off(frontend: ScriptedFrontend) -> None:
+    text = "x" * (1 << 20)
+    frontend.script = Script(texts=(text,))
+    async with serving(frontend, ConnectionLimits(send_timeout_s=SOON_S / 3)) as address:
+        reader, writer = await asyncio.open_connection(*address, limit=4096)
+        writer.write(request(chat(), "/v1/chat/completions", "Connection: close"))
+        taken = b""
+        while piece := await reader.read(64 << 10):
+            taken += piece
+            await asyncio.sleep(SOON_S / 30)  # slow, but never still for as long as the limit
+        assert text.encode() in taken
+        writer.close()
