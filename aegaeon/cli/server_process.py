@@ -56,7 +56,9 @@ async def _serve(
     serving = asyncio.create_task(
         serve(app, sock, on_started=lambda: None, grace_s=config.grace_s, limits=_connection_limits(config))
     )
-    stopping = asyncio.create_task(_follow(channel, frontend))
+    stop = asyncio.Event()
+    following = asyncio.create_task(_follow(channel, frontend, stop))
+    stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         helpers.pop().cancel()
@@ -64,24 +66,29 @@ async def _serve(
         with contextlib.suppress(asyncio.CancelledError):
             await serving
     finally:
-        for task in (*helpers, stopping):
+        for task in (*helpers, stopping, following):
             task.cancel()
         frontend.close()
 
 
-async def _follow(channel: BlockingChannel, frontend: PoolFrontend) -> None:
-    """Keep the frontend connected to the nodes that the supervisor tells of; returns when this process is to end."""
+async def _follow(channel: BlockingChannel, frontend: PoolFrontend, stop: asyncio.Event) -> None:
+    """Keep the frontend connected to the nodes that the supervisor tells of, also while what is under way may end;
+    ``stop`` is set when this process is to end."""
     inbox: asyncio.Queue[object] = asyncio.Queue()
     receive = partial(_receive, channel, asyncio.get_running_loop(), inbox)
     threading.Thread(target=receive, name="supervisor", daemon=True).start()
     connections: dict[str, asyncio.Task[None]] = {}
     try:
-        while isinstance(message := await inbox.get(), NodeUp):
+        while (message := await inbox.get()) is not None:
+            if not isinstance(message, NodeUp):
+                stop.set()
+                continue
             if message.node_id in connections:
                 connections[message.node_id].cancel()
             address = pickle.loads(message.address)
             connections[message.node_id] = asyncio.create_task(_keep_connected(frontend, address))
     finally:
+        stop.set()  # the supervisor has ended
         for task in connections.values():
             task.cancel()
 
@@ -164,7 +171,8 @@ async def _report_ready(frontend: PoolFrontend, config: PoolConfig, channel: Blo
                 told.add(instance.instance_id)
                 started = InstanceStarted(instance.instance_id, instance.role, instance.pid, device, threads)
                 channel.send(Said(started))
-        everyone = bool(states) and all(instance.alive for instance in states)
+        complete = bool(states) and len(frontend.node_states()) >= config.nodes
+        everyone = complete and all(instance.alive for instance in states)
         if everyone or (frontend.health().ready and time.monotonic() > deadline_s):
             channel.send(Said(Ready(url)))
             return

@@ -98,6 +98,7 @@ class _Supervisor:
         self._served = asyncio.Event()  # there are models to start a server with
         self._ready = False
         self._stop, self._at_once = asyncio.Event(), asyncio.Event()
+        self._sweeping = asyncio.Lock()  # what a dead pool left is being killed: nobody is born meanwhile
 
     async def run(self) -> bool:
         """Whether what was under way when it was told to stop could end; raises as ``run_service`` does."""
@@ -149,8 +150,10 @@ class _Supervisor:
         while True:
             await self._served.wait()
             assert self._models is not None
-            started_s = time.monotonic()
-            self._server = Child("server", "aegaeon.cli.server_process", (self._socket.fileno(),))
+            async with self._sweeping:
+                await self._unless_stopping()
+                started_s = time.monotonic()
+                self._server = Child("server", "aegaeon.cli.server_process", (self._socket.fileno(),))
             for message in (BeginServer(self._config, self._url), self._models, *self._nodes.values()):
                 self._server.send(message)
             how = await self._server.follow(self._take)
@@ -182,7 +185,8 @@ class _Supervisor:
             raise ServiceDiedError(f"the {name} process died {backoff.ends} times in a row, last: {how}; see the log")
         self._report(ProcessDied(name, how, pause_s))
         if name == "pool":
-            await asyncio.to_thread(kill_children, self._known(), _KILL_S)
+            async with self._sweeping:
+                await asyncio.to_thread(kill_children, self._known(), _KILL_S)
         await asyncio.sleep(pause_s)
         await self._unless_stopping()
 

@@ -70,7 +70,11 @@ class Cluster:
             return list(pool.map(act, self._keepers))
 
     def _keep(self, keeper: DriverKeeper) -> None:
-        reason = keeper.keep()
+        try:
+            reason = keeper.keep()
+        except Exception as error:  # Ray's own death is told in many ways, and whoever waits must hear of it
+            logger.exception("the driver of node %s can be kept no longer", keeper.node.node_id)
+            reason = f"node {keeper.node.node_id}: {type(error).__name__}: {error}"
         if reason:
             logger.error("%s; it is given up", reason)
         self._given_up.put(reason)

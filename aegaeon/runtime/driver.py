@@ -210,6 +210,9 @@ class Driver:
             return
         try:
             fd = os.pidfd_open(message.pid)
+        except ProcessLookupError:  # it died before we read this; not now, as its link is being read
+            self.wakeup.post(lambda: self._lose_frontend(message.frontend_id))
+            return
         except OSError as error:  # of another namespace, say
             logger.warning("the process of frontend %s cannot be watched: %s", message.frontend_id, error)
             return
@@ -653,8 +656,9 @@ class Driver:
         request.home, request.kv_tokens, request.prefilled, request.dropping = None, 0, False, False
         request.epoch += 1
         self._dispatch(e.KvDropped(request.request_id, request.context_tokens))
-        for request_id in tuple(self._starved):
-            self._report_starved(self._requests[request_id])
+        for starved in self._present(tuple(self._starved)):
+            if starved.request_id in self._starved:  # what was decided for one before it may have ended it
+                self._report_starved(starved)
 
     def _report_starved(self, request: DriverRequest) -> None:
         """What was freed was not enough for it (or of another shape)."""

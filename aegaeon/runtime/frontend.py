@@ -185,6 +185,7 @@ class PoolFrontend:
         self._router = self._make_router(len(self._nodes))
         if self._deserted is not None:
             self._deserted.cancel()
+            self._deserted = None
         self._given_up = False
         self._house()
 
@@ -197,11 +198,11 @@ class PoolFrontend:
             if under_way.node is node and not self._end_if_whole(under_way):
                 del self._streams[request_id]
                 self._uproot(under_way.after_loss(), node.node_id)
+        self._failures.clear()  # a new driver tries what the old one had given up; other nodes refuse what they must
         if self._nodes:
             self._house()
         else:
-            self._failures.clear()  # a new driver tries what the old one had given up
-            self._deserted = asyncio.get_running_loop().call_later(self._homeless_s, self._give_up)
+            self._await_node()
 
     def _uproot(self, next_try: _UnderWay, node_id: str) -> None:
         self._streams[next_try.stream.request_id] = next_try
@@ -222,6 +223,13 @@ class PoolFrontend:
         self._streams[stream.request_id] = replace(under_way, node=node)
         if node is not None:
             node.send(replace(under_way.submit, frontend_id=node.frontend_id))
+        else:
+            self._await_node()
+
+    def _await_node(self) -> None:
+        """Requests wait for a node from now on, but not for ever."""
+        if self._deserted is None:
+            self._deserted = asyncio.get_running_loop().call_later(self._homeless_s, self._give_up)
 
     def _give_up(self) -> None:
         """No node has come back."""

@@ -83,8 +83,8 @@ class Gateway:
             if hmac.compare_digest(await reader.readexactly(_SECRET_BYTES), self._secret):
                 await self._tell_time(reader, writer)
                 await self._carry(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return  # the frontend went away
+        except (asyncio.IncompleteReadError, OSError):
+            return  # the frontend went away, or the network between
         finally:
             writer.close()
 
@@ -193,7 +193,7 @@ class RemoteConnection:
         try:
             while True:
                 self._receive(self, _translate(await _read_frame(reader), -self._offset_s))
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, OSError):  # its machine, too, or the network between
             self._lost(self)
 
 

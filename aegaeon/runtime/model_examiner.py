@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from aegaeon.runtime.model_failure import FailureKind, ModelFailure, ModelProble
 
 _SUFFIXES = (".json", ".safetensors")
 _FileState = tuple[str, int, int, int]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,9 @@ class ModelExaminer:
             return self._mismatch(failure.model, model)
         except (qml.LoaderError, OSError) as error:
             return ModelProblem(f"cannot load model {failure.model}: {error}", failure_kind(error))
+        except Exception as error:  # whatever it is, the model must be looked at again
+            logger.exception("model %s cannot be examined", failure.model)
+            return ModelProblem(f"model {failure.model} cannot be examined: {error}", FailureKind.TRANSIENT)
 
     def _mismatch(self, name: str, model: ExaminedModel) -> ModelProblem | None:
         """What was settled at the start must still hold. Raises ``LoaderError`` or ``OSError``."""

@@ -103,8 +103,8 @@ class Node:
         self.driver.run()
         self._server.close()
         self._examiner.close()
-        for fds in self._fds.values():
-            close_fds(fds)
+        while self._fds:  # watching threads take theirs out at the same time
+            close_fds(self._fds.popitem()[1])
         self._kv.close()
         if self._log is not None:
             self._log.close()

@@ -41,7 +41,7 @@ _Message = TypeVar("_Message")
 class PlainText:
     """Tokens become their numbers."""
 
-    def encode(self, prompt: TokenPrompt) -> tuple[int, ...]:
+    def encode(self, prompt: TokenPrompt, most_tokens: int) -> tuple[int, ...]:
         return prompt.token_ids
 
     def stream(self, context: object) -> PlainText:
