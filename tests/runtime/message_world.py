@@ -312,6 +312,11 @@ class Peer:
             self.inbox.take_from_instances()
             self.inbox.remove(instance_key)
 
+    def drop_instance(self, instance_key: str) -> None:
+        if not self._far:
+            self.inbox.take_from(instance_key)
+            self.inbox.remove(instance_key)
+
     def close(self) -> None:
         self.send(m.DetachFrontend(self.frontend_id))
 
