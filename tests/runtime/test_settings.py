@@ -118,6 +118,10 @@ class TestValues:
             request_timeout: 10
             keep_alive: 11
             send_timeout: 12
+            instance_timeout: 13
+            spare_processes: 2
+            grace: 14
+            cache_dir: /tmp/aegaeon-test-cache
             """
         )
         assert config == PoolConfig(
@@ -154,6 +158,10 @@ class TestValues:
             request_timeout_s=10.0,
             keep_alive_s=11.0,
             send_timeout_s=12.0,
+            instance_timeout_s=13.0,
+            spare_processes=2,
+            grace_s=14.0,
+            cache_dir=Path("/tmp/aegaeon-test-cache"),
         )
 
     @pytest.mark.parametrize(
