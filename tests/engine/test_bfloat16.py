@@ -6,6 +6,7 @@ where two tokens are nearly as likely the other one may win. What is equal is th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,11 @@ from aegaeon.engine.model import Model
 from aegaeon.engine.packing import WeightPacker
 from aegaeon.engine.runner import Runner
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+    pytest.mark.skipif("AEGAEON_LONG_TESTS" not in os.environ, reason="takes many minutes: set AEGAEON_LONG_TESTS=1"),
+]
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 24
 ROWS = 16
