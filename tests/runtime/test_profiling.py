@@ -165,7 +165,7 @@ class TestCommandLine:
         [
             ([], "no model to profile"),
             (["{tmp}/absent"], "does not exist"),
-            (["{tmp}"], "config.json"),
+            (["{tmp}"], "is empty"),
             (["a={model}", "a={model}"], "two models are called 'a'"),
             (["{model}", "--device", "tpu"], "choose from auto, cpu, cuda"),
             (["{model}", "--threads", "0"], "--threads must be between 1 and"),
