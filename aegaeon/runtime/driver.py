@@ -7,7 +7,6 @@ frontends are at the other ends of its links. It decides nothing: what to run wh
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -115,7 +114,6 @@ class Driver:
         self._instances: dict[str, InstanceHandle] = {}
         self._frontends: dict[str, Link] = {}
         self._attached: dict[str, m.AttachFrontend] = {}
-        self._frontend_fds: dict[str, int] = {}  # pidfds of their processes
         self._lost: dict[str, _Loss] = {}
         self._model_suspicions: defaultdict[str, ModelSuspicion] = defaultdict(ModelSuspicion)
         self._events: deque[e.Event] = deque()
@@ -159,8 +157,6 @@ class Driver:
             handle.close()
         for link in self._frontends.values():
             link.close()
-        for fd in self._frontend_fds.values():
-            os.close(fd)
 
     def _timeout_s(self) -> float | None:
         if any(link.pending for link in self._links()):
@@ -194,30 +190,19 @@ class Driver:
             handle.link.send(message)
 
     def add_frontend(self, frontend_id: str, link: Link) -> None:
-        """A frontend has opened its link."""
+        """A frontend is opening its link; it is there until it says otherwise, or its end of the link is closed."""
         self._frontends[frontend_id] = link
+        self._selector.register(link.peer_fd, selectors.EVENT_READ, lambda: self._lose_frontend(frontend_id))
         self._selector.register(link.data_fd, selectors.EVENT_READ, lambda: self._drain_frontend(frontend_id, link))
         for failure in self._failures.current:
             link.send(_model_state(failure))
         self._changed = True
 
     def _attach_frontend(self, message: m.AttachFrontend) -> None:
-        """It can take tokens; from now on its process is watched."""
+        """It can take tokens."""
         self._attached[message.frontend_id] = message
         for handle in self._instances.values():
             handle.link.send(message)
-        if message.pid in (None, os.getpid()):
-            return
-        try:
-            fd = os.pidfd_open(message.pid)
-        except ProcessLookupError:  # it died before we read this; not now, as its link is being read
-            self.wakeup.post(lambda: self._lose_frontend(message.frontend_id))
-            return
-        except OSError as error:  # of another namespace, say
-            logger.warning("the process of frontend %s cannot be watched: %s", message.frontend_id, error)
-            return
-        self._frontend_fds[message.frontend_id] = fd
-        self._selector.register(fd, selectors.EVENT_READ, lambda: self._lose_frontend(message.frontend_id))
 
     def _lose_frontend(self, frontend_id: str) -> None:
         """A frontend has gone or died: its requests are cancelled, also those that it was to say something about."""
@@ -225,12 +210,9 @@ class Driver:
         if link is None:
             return
         self._selector.unregister(link.data_fd)
+        self._selector.unregister(link.peer_fd)
         link.close()
         self._attached.pop(frontend_id, None)
-        if frontend_id in self._frontend_fds:
-            fd = self._frontend_fds.pop(frontend_id)
-            self._selector.unregister(fd)
-            os.close(fd)
         for handle in self._instances.values():
             handle.link.send(m.DetachFrontend(frontend_id))
         for request in [r for r in self._requests.values() if r.submit.frontend_id == frontend_id]:

@@ -75,5 +75,14 @@ def create_link() -> tuple[Link, list[int]]:
 
 def open_link(address: str, name: str) -> Link:
     """The other end of a link that the ``FdServer`` at ``address`` provides under ``name``."""
-    *fds, lifeline = fetch_fds(address, name)
-    return Link(RingReader(fds[:_FDS_PER_RING]), RingWriter(fds[_FDS_PER_RING:]), socket.socket(fileno=lifeline))
+    return link_over(fetch_fds(address, name))
+
+
+def link_over(fds: list[int]) -> Link:
+    """The other end of a link, by the descriptors of ``create_link``, which it owns from now on. Raises ``OSError``."""
+    try:
+        incoming, outgoing = RingReader(fds[:_FDS_PER_RING]), RingWriter(fds[_FDS_PER_RING:-1])
+    except OSError:
+        close_fds(fds)  # above all the lifeline: by that the other side hears of it
+        raise
+    return Link(incoming, outgoing, socket.socket(fileno=fds[-1]))

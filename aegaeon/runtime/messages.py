@@ -54,12 +54,10 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class AttachFrontend:
-    """A frontend takes tokens at this descriptor server, under the names ``tokens:<instance key>``; it lives as long as
-    the process ``pid`` (None: until it detaches)."""
+    """A frontend takes tokens at this descriptor server, under the names ``tokens:<instance key>``."""
 
     frontend_id: str
     address: str
-    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

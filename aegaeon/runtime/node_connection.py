@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import Callable
 
@@ -37,11 +36,15 @@ class NodeConnection:
         self._loop = asyncio.get_running_loop()
         self.frontend_id = secrets.token_hex(8)
         self._link = open_link(address, f"frontend:{self.frontend_id}")
-        self._server = FdServer(self._provide)
+        try:
+            self._server = FdServer(self._provide)
+        except OSError:  # no descriptor left
+            self._link.close()
+            raise
         self._inbox: NodeInbox[RingReader] = NodeInbox(self._link, lambda message: receive(self, message))
         self._loop.add_reader(self._link.data_fd, self._inbox.take_from_driver)
         self._loop.add_reader(self._link.peer_fd, self._lose)
-        self._link.send(m.AttachFrontend(self.frontend_id, self._server.address, os.getpid()))
+        self._link.send(m.AttachFrontend(self.frontend_id, self._server.address))
 
     def send(self, message: object) -> None:
         """To the node's driver; never blocks."""

@@ -122,6 +122,7 @@ class End:
     def __init__(self, incoming: Ring, outgoing: Ring, before_send: Callable[[], None] = lambda: None) -> None:
         self._incoming, self._outgoing, self._before_send = incoming, outgoing, before_send
         self.data_fd = self.room_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.peer_fd = os.eventfd(0, os.EFD_CLOEXEC)  # nobody here dies without a word
 
     def ring_bell(self) -> None:
         os.eventfd_write(self.data_fd, 1)
@@ -140,6 +141,7 @@ class End:
 
     def close(self) -> None:
         os.close(self.data_fd)
+        os.close(self.peer_fd)
 
 
 class Weights:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,10 +29,9 @@ from aegaeon.runtime.clock import Clock, MonotonicClock
 from aegaeon.runtime.driver import Driver
 from aegaeon.runtime.host_weights import HostWeightCache
 from aegaeon.runtime.instance_handle import InstanceHandle
-from aegaeon.runtime.link import Link, create_link
+from aegaeon.runtime.link import create_link, link_over
 from aegaeon.runtime.node_kv import NodeKv
 from aegaeon.runtime.pulse import PulseReader
-from aegaeon.runtime.ring import RingReader, RingWriter
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.registry import make_scheduler
 from aegaeon.scheduler.scheduler import Scheduler
@@ -50,7 +47,7 @@ class Peer:
     """The other end of a driver's link; takes messages by type and keeps the rest in order."""
 
     def __init__(self, fds: list[int]) -> None:
-        self.link = Link(RingReader(fds[:3]), RingWriter(fds[3:6]), socket.socket(fileno=fds[6]))
+        self.link = link_over(fds)
         self.inbox: list[object] = []
 
     def expect(self, kind: type[T], timeout_s: float = 20.0) -> T:
@@ -472,18 +469,18 @@ def test_a_frontend_that_goes_takes_its_requests_with_it_also_those_it_owes_an_a
     assert world.kv.used_bytes == 0
 
 
-def test_the_death_of_a_frontends_process_is_noticed(world: World):
+@pytest.mark.parametrize("attached", [True, False])
+def test_a_frontend_that_dies_without_a_word_is_noticed(world: World, attached: bool):
     instance = world.join()
-    process = subprocess.Popen(["sleep", "1000"])
     link, fds = create_link()
     world.driver.wakeup.post(lambda: world.driver.add_frontend("g", link))
     gone = Peer(fds)
-    gone.link.send(m.AttachFrontend("g", "nowhere", process.pid))
+    if attached:
+        gone.link.send(m.AttachFrontend("g", "nowhere"))
     request = Request("theirs", "one", MonotonicClock().now_s(), len(PROMPT), 50)
     gone.link.send(m.Submit(request, "g", PROMPT, SamplingParams(temperature=0.0, seed=0)))
     instance.expect(m.RunTurn)
-    process.kill()
-    process.wait()
+    gone.link.close()  # as the kernel does when a process ends
     assert instance.expect(m.DetachFrontend).frontend_id == "g"
     assert instance.expect(m.Forget).request_ids == ("theirs",)
 
