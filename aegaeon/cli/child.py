@@ -40,10 +40,15 @@ class Child:
         self._stuck = False
         self._ended = asyncio.Event()
         self.failure: Failed | None = None
+        self.up_s: float | None = None  # since when it does what it is there for
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def note_up(self) -> None:
+        """It has come up; being told again changes nothing."""
+        self.up_s = self.up_s or time.monotonic()
 
     def send(self, message: object) -> None:
         """A message to a child that has ended is dropped."""

@@ -32,7 +32,8 @@ from aegaeon.core.service import (
     ServiceReport,
     Stopping,
 )
-from aegaeon.runtime.backoff import Backoff
+from aegaeon.runtime.backoff import Backoff, ran_well
+from aegaeon.runtime.pauses import Pauses
 from aegaeon.runtime.process import adopt_orphans, children, kill_children
 from aegaeon.runtime.process_log import LogPlace
 from aegaeon.runtime.run_folder import RunFolder
@@ -46,6 +47,7 @@ Report = Callable[[ServiceReport], None]
 _CUT_OFF_S = 10.0
 _POOL_STOP_S = 20.0
 _KILL_S = 10.0
+_PAUSES, _LIMIT = Pauses(0.5, 30.0), 7
 
 
 def listen(config: PoolConfig) -> socket.socket:
@@ -135,53 +137,56 @@ class _Supervisor:
     # --- the two processes ------------------------------------------------------------------------------------------
 
     async def _keep_pool(self) -> None:
-        backoff = Backoff()
+        backoff = Backoff(_PAUSES, _LIMIT)
         while True:
-            started_s = time.monotonic()
             self._pool = Child("pool", "aegaeon.cli.pool_process")
             self._pool.send(self._begin)
             how = await self._pool.follow(self._take)
             pool, self._pool = self._pool, None
             self._nodes.clear()
-            await self._after_death("pool", pool, how, backoff, started_s)
+            await self._after_death("pool", pool, how, backoff)
 
     async def _keep_server(self) -> None:
-        backoff = Backoff()
+        backoff = Backoff(_PAUSES, _LIMIT)
         while True:
             await self._served.wait()
             assert self._models is not None
             async with self._sweeping:
                 await self._unless_stopping()
-                started_s = time.monotonic()
                 self._server = Child("server", "aegaeon.cli.server_process", (self._socket.fileno(),))
             for message in (BeginServer(self._config, self._url), self._models, *self._nodes.values()):
                 self._server.send(message)
             how = await self._server.follow(self._take)
             server, self._server = self._server, None
-            await self._after_death("server", server, how, backoff, started_s)
+            await self._after_death("server", server, how, backoff)
 
     def _take(self, message: object) -> None:
         """What the pool or the server says."""
         match message:
             case Said():
-                self._ready |= isinstance(message.report, Ready)
                 self._report(message.report)
+                if isinstance(message.report, Ready):
+                    self._ready = True
+                    if self._server is not None:
+                        self._server.note_up()
             case ModelsReady():
                 self._models = message
                 self._served.set()
             case NodeUp():
                 self._nodes[message.node_id] = message
+                if self._pool is not None:
+                    self._pool.note_up()
                 if self._server is not None:
                     self._server.send(message)
             case _:
                 raise TypeError(f"a supervisor does not take {message!r}")
 
-    async def _after_death(self, name: str, child: Child, how: str, backoff: Backoff, started_s: float) -> None:
+    async def _after_death(self, name: str, child: Child, how: str, backoff: Backoff) -> None:
         """Wait as long as is right before another is started. Raises where that makes no sense."""
         await self._unless_stopping()
         self._end_if_hopeless(child.failure)
-        pause_s = backoff.pause_s(time.monotonic() - started_s)
-        if pause_s is None:
+        pause_s = backoff.pause_s(ran_well(child.up_s, time.monotonic()))
+        if backoff.hopeless:
             raise ServiceDiedError(f"the {name} process died {backoff.ends} times in a row, last: {how}; see the log")
         self._report(ProcessDied(name, how, pause_s))
         if name == "pool":

@@ -1,26 +1,35 @@
-"""How long to wait before something that ended is started again, and when to stop trying."""
+"""How long something that ended waits before it is started again, and when that makes no sense any more. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aegaeon.runtime.pauses import Pauses
+
+
+def ran_well(up_s: float | None, now_s: float, well_after_s: float = 60.0) -> bool:
+    """Whether what came up at ``up_s`` (None: never) has been up for so long that its next end counts as a first."""
+    return up_s is not None and now_s - up_s >= well_after_s
+
 
 @dataclass(slots=True)
 class Backoff:
-    """Growing pauses between starts. What lives for ``healthy_s`` has recovered: its next end counts as a first one.
+    """Ends in a row, none of which was preceded by a good life; after ``limit`` of them there is no next start.
 
-    After ``limit`` ends in a row none of which was preceded by a healthy life, there is no next start.
+    What a good life is, its owner says. The time to start is no part of it: what dies in every start must not look as
+    if it had lived.
     """
 
-    first_s: float = 0.5
-    longest_s: float = 30.0
-    healthy_s: float = 60.0
-    limit: int = 7
+    pauses: Pauses
+    limit: int | None = None
     ends: int = 0
 
-    def pause_s(self, lived_s: float) -> float | None:
-        """The pause after an end, given how long the life before it was; None: give up."""
-        self.ends = 1 if lived_s >= self.healthy_s else self.ends + 1
-        if self.ends >= self.limit:
-            return None
-        return float(min(self.longest_s, self.first_s * 2 ** (self.ends - 1)))
+    def pause_s(self, ran_well: bool) -> float:
+        """It has ended; the pause before the next start, in seconds."""
+        self.ends = 1 if ran_well else self.ends + 1
+        return self.pauses.after(self.ends)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it has ended too often."""
+        return self.limit is not None and self.ends >= self.limit

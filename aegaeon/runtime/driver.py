@@ -22,6 +22,7 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.engine.stop import finish_reason
 from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime import messages as m
+from aegaeon.runtime.backoff import Backoff
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.driver_request import DriverRequest
 from aegaeon.runtime.host_weights import Fail, HostWeightCache, Post
@@ -31,7 +32,7 @@ from aegaeon.runtime.model_failure import FailureKind, ModelFailure, ModelFailur
 from aegaeon.runtime.node_kv import NodeKv
 from aegaeon.runtime.os_process import OsProcess
 from aegaeon.runtime.pulse import PulseReader
-from aegaeon.runtime.restarts import Absence, Restarts
+from aegaeon.runtime.restarts import PAUSES, Absence
 from aegaeon.runtime.suspicion import ModelSuspicion
 from aegaeon.runtime.timers import Timers
 from aegaeon.runtime.vigil import Vigil, look_interval_s
@@ -105,7 +106,7 @@ class Driver:
         self._open_process = open_process
         self._timers = Timers()
         self._failures = ModelFailures()
-        self._restarts = Restarts()
+        self._restarts: defaultdict[str, Backoff] = defaultdict(lambda: Backoff(PAUSES))
         self._absent: dict[str, Absence] = {}
         self.wakeup = Wakeup()
         self.weights = weights(self.wakeup.post, self._model_failed)
@@ -243,7 +244,7 @@ class Driver:
         del self._instances[handle.instance_id]
         handle.close()
         now_s = self._clock.now_s()
-        pause_s = self._restarts.pause_s(handle.instance_id, handle.ran_well(now_s))
+        pause_s = self._restarts[handle.instance_id].pause_s(handle.ran_well(now_s))
         self._absent[handle.instance_id] = Absence(handle.spec, now_s, reason, now_s + pause_s)
         self._changed = True
 
@@ -258,7 +259,7 @@ class Driver:
         try:
             self._restart(absence.spec)
         except OSError as error:  # no descriptor left for its link
-            pause_s = self._restarts.pause_s(instance_id, ran_well=False)
+            pause_s = self._restarts[instance_id].pause_s(ran_well=False)
             reason = f"cannot be started: {error}"
             self._absent[instance_id] = Absence(absence.spec, absence.since_s, reason, now_s + max(1.0, pause_s))
             self._start_again(instance_id)

@@ -19,9 +19,10 @@ import ray
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ServiceDiedError, ServiceError
 from aegaeon.runtime.actors import DriverActor, start_actor
-from aegaeon.runtime.backoff import Backoff
+from aegaeon.runtime.backoff import Backoff, ran_well
 from aegaeon.runtime.gateway import Endpoint
 from aegaeon.runtime.node import NodeOptions
+from aegaeon.runtime.pauses import Pauses
 from aegaeon.runtime.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.process import ProcessId
 from aegaeon.runtime.process_log import LogPlace
@@ -33,6 +34,7 @@ _BEAT_S = 1.0
 _STUCK_S = 5.0
 _STUCK_BEATS = 2
 _STOP_S = 10.0
+_PAUSES, _LIMIT = Pauses(0.5, 30.0), 7
 
 Findings = tuple[list[PreparedModel], list[RefusedModel]]
 _Found = TypeVar("_Found")
@@ -67,13 +69,13 @@ class DriverKeeper:
         self.node = node
         self._logs = logs
         self._announce = announce
-        self._backoff = Backoff()
+        self._backoff = Backoff(_PAUSES, _LIMIT)
         self._stopping = threading.Event()
         self._options: NodeOptions | None = None
         self._models: Sequence[PreparedModel] = ()
         self._run: Any = None
         self._given_up = ""
-        self._born_s = time.monotonic()
+        self._up_s: float | None = None
         self._processes: tuple[ProcessId, ProcessId] | None = None
         self._actor = self._new_actor()
 
@@ -141,6 +143,7 @@ class DriverKeeper:
         self._run = self._actor.run.remote()
         local, remote = (address, None) if self.node.local else (None, self._open_gateway())
         self._announce(NodeAddress(self.node.node_id, local, remote))
+        self._up_s = time.monotonic()
 
     def _open_gateway(self) -> Endpoint:
         endpoint: Endpoint = ray.get(self._actor.open_gateway.remote(self.node.host))
@@ -175,8 +178,8 @@ class DriverKeeper:
     def _renew(self, reason: str) -> bool:
         """Another driver process, after a pause; whether there is to be one, else ``_given_up`` says why not."""
         while True:
-            pause_s = self._backoff.pause_s(time.monotonic() - self._born_s)
-            if pause_s is None:
+            pause_s = self._backoff.pause_s(ran_well(self._up_s, time.monotonic()))
+            if self._backoff.hopeless:
                 deaths = self._backoff.ends
                 self._given_up = f"the driver of {self.node.node_id} died {deaths} times in a row, last: {reason}"
                 return False
@@ -190,7 +193,7 @@ class DriverKeeper:
                 return True
 
     def _bear(self) -> None:
-        before, self._born_s = self._processes, time.monotonic()
+        before, self._up_s = self._processes, None
         ray.kill(self._actor)
         self._actor = self._new_actor()
         if before is not None:

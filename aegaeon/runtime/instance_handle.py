@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from aegaeon.core.instance import InstanceSpec
+from aegaeon.runtime.backoff import ran_well
 from aegaeon.runtime.link import Link
 from aegaeon.runtime.messages import InstanceState
 from aegaeon.runtime.os_process import OsProcess
@@ -54,7 +55,7 @@ class InstanceHandle:
 
     def ran_well(self, now_s: float) -> bool:
         """Whether it did anything, or stayed long enough to show that it could have."""
-        return self.alive and (self.turns_done > 0 or now_s - self.since_s >= WELL_AFTER_S)
+        return self.alive and (self.turns_done > 0 or ran_well(self.since_s, now_s, WELL_AFTER_S))
 
     def begin(self, turn_id: int, model: str, keep_prefilled: bool, members: Iterable[str]) -> None:
         """A turn was sent."""

@@ -6,7 +6,6 @@ grow, so that a broken installation or a full GPU is not a busy loop.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from aegaeon.core.instance import InstanceSpec
@@ -35,17 +34,3 @@ class Absence:
         trouble = f"died ({self.reason}) and {next_step}"
         spec = self.spec
         return InstanceState(spec.instance_id, spec.role, None, (), 0, False, 0, 0, 0, trouble, now_s - self.since_s)
-
-
-class Restarts:
-    """Deaths in a row without anything done between them, by instance."""
-
-    def __init__(self) -> None:
-        self._in_a_row: Counter[str] = Counter()
-
-    def pause_s(self, instance_id: str, ran_well: bool) -> float:
-        """An instance has died; how long to wait before it is started again."""
-        if ran_well:
-            self._in_a_row[instance_id] = 0
-        self._in_a_row[instance_id] += 1
-        return PAUSES.after(self._in_a_row[instance_id])

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from aegaeon.runtime.backoff import Backoff
 from aegaeon.runtime.process import ProcessId
 
 WAIT_S = 20.0
@@ -129,16 +128,6 @@ def test_orphans_are_adopted_and_killed_but_not_those_that_are_spared() -> None:
     )
     with program:
         assert program.wait(WAIT_S) == 0
-
-
-def test_pauses_grow_until_it_is_given_up() -> None:
-    backoff = Backoff(first_s=1.0, longest_s=5.0, healthy_s=60.0, limit=6)
-    assert [backoff.pause_s(1.0) for _ in range(6)] == [1.0, 2.0, 4.0, 5.0, 5.0, None]
-
-
-def test_a_healthy_life_is_a_new_beginning() -> None:
-    backoff = Backoff(first_s=1.0, longest_s=5.0, healthy_s=60.0, limit=3)
-    assert [backoff.pause_s(lived_s) for lived_s in (1.0, 1.0, 60.0, 1.0, 1.0)] == [1.0, 2.0, 1.0, 2.0, None]
 
 
 def test_what_the_supervisor_needs_imports_nothing_heavy() -> None:
