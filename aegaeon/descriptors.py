@@ -6,14 +6,18 @@ that nobody can foresee, so they are counted before the start.
 
 from __future__ import annotations
 
+import logging
 import resource
 from dataclasses import dataclass
 
 from aegaeon.core.config import PoolConfig
+from aegaeon.core.service import ServiceError
+
+logger = logging.getLogger(__name__)
 
 # Ray, torch, Python, a log; measured below 110 on CPU, and CUDA opens as many again.
 _BASE = 256
-_LINK = 6  # two rings: the memory of each, two doorbells
+_LINK = 7  # two rings: the memory of each, two doorbells; the end that closes when the other side dies
 _PROCESS = 3  # its pulse, its end, what it has not fetched yet
 _RING = 3
 _ENTRY = 2  # a model in the host cache, attached: a connection, and what it maps
@@ -82,3 +86,13 @@ def shortage(need: DescriptorNeed, limit: int | None) -> str:
     if limit < need.least:
         return f"{allowed}, and this pool needs {need.least}: {raise_it}, or serve fewer models with fewer instances"
     return f"{allowed}: enough for {limit - need.server} clients at once; for more, {raise_it}"
+
+
+def raise_file_limit(config: PoolConfig) -> None:
+    """Raise the limit as far as makes sense. Raises ``ServiceError`` where the pool could not run with that."""
+    need, limit = needed(config), raise_limit()
+    message = shortage(need, limit)
+    if message and limit is not None and limit < need.least:
+        raise ServiceError(message)
+    if message:
+        logger.warning("%s", message)

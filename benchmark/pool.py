@@ -18,8 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from aegaeon.runtime.process import adopt_orphans
 from benchmark.interrupt import deaf_to_interrupts
-from benchmark.process_tree import ProcessTree, adopt_orphans
+from benchmark.process_tree import ProcessTree
 
 READY_LINE = re.compile(r"^ready (https?://\S+)$", re.MULTILINE)
 POLL_S = 0.05

@@ -6,14 +6,11 @@ Does not know: what the processes are.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _ENDED = "Z"
 
 
@@ -51,9 +48,3 @@ class ProcessTree:
             if parent == os.getpid() and pid not in awaited:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
-
-
-def adopt_orphans(wanted: bool) -> None:
-    """Become the parent of descendants whose own parent dies, so that none is lost sight of."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aegaeon.cli.logs import configure_logs
-from aegaeon.cli.open_files import raise_file_limit
 from aegaeon.core.config import PoolConfig
+from aegaeon.descriptors import raise_file_limit
 from aegaeon.runtime.log_reader import LogWatch
 from aegaeon.runtime.ray_environment import settle_environment
 from aegaeon.runtime.run_folder import RunFolder

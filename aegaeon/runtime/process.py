@@ -86,9 +86,9 @@ def set_name(name: str) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
-def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent dies, so that none is lost sight of."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+def adopt_orphans(wanted: bool = True) -> None:
+    """Become the parent of descendants whose own parent dies, so that none is lost sight of; or no longer."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def children() -> set[int]:

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +30,7 @@ _RAY, _LOGS, _HOME, _TOKEN, _LOCK = "ray", "logs", "home", "auth_token", "lock"
 _LEAST_FREE_BYTES = 32 << 20
 _LONGEST_NAME = "aegaeon-4194304-000000"
 _NAME = re.compile(r"aegaeon-\d+-[0-9a-f]{6}")
+_MAKING_S = 3600.0
 _KEPT_PREFIX = "aegaeon-failed-"
 
 
@@ -150,12 +152,18 @@ def remove_abandoned(environment: Mapping[str, str]) -> list[Path]:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether the folder is ours and nobody holds its lock; without one it is being made, or is no service's."""
+    """Whether the folder is ours and nobody holds its lock.
+
+    Without a lock it is being made, which takes a moment, or a process of a killed service has written into it after it
+    was removed.
+    """
     try:
         found = path.lstat()
         if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
             return False
         descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return time.time() - found.st_mtime > _MAKING_S
     except OSError:
         return False
     try:

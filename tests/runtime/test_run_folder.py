@@ -80,7 +80,10 @@ def test_the_folder_of_a_killed_service_is_removed_and_that_of_a_running_one_is_
         path = Path(process.stdout.readline().strip())
         mine = RunFolder.create(environment)
         (short_folder / "aegaeon-12-abcdef").mkdir()  # without a lock: not a service's, or just being made
-        assert remove_abandoned(environment) == []
+        remains = short_folder / "aegaeon-13-abcdef"
+        remains.mkdir()
+        os.utime(remains, (0, 0))  # nobody takes so long to make one
+        assert remove_abandoned(environment) == [remains]
         process.kill()
         process.wait()
         assert remove_abandoned(environment) == [path]

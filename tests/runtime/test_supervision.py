@@ -18,9 +18,10 @@ import httpx
 import openai
 import pytest
 
+from aegaeon.runtime.process import adopt_orphans
 from aegaeon.runtime.run_folder import places, remove_abandoned
 from benchmark.pool import PoolProcess, aegaeon_command
-from benchmark.process_tree import ProcessTree, adopt_orphans
+from benchmark.process_tree import ProcessTree
 
 PROMPT = list(range(10, 40))
 TOKENS = 400
