@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -244,18 +244,18 @@ def fault_table(hits: Sequence[Hit], longest_silence_s: float) -> Table:
     for name in ("fault", "times", "p50", "p99", "never"):
         table.add_column(name, justify="left" if name == "fault" else "right")
     for fault in (*Fault, None):
-        chosen = sorted(hit.recovery_s for hit in hits if fault in (None, hit.fault))
+        chosen = [hit.recovery_s for hit in hits if fault in (None, hit.fault)]
         never = sum(recovery_s == float("inf") for recovery_s in chosen)
         if chosen:
-            table.add_row(
-                fault or "all", str(len(chosen)), *(f"{quantile(chosen, q):.1f}" for q in (0.5, 0.99)), str(never)
-            )
+            p50, p99 = (f"{value_s:.1f}" for value_s in _p50_p99_s(chosen))
+            table.add_row(fault or "all", str(len(chosen)), p50, p99, str(never))
     return table
 
 
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that so great a share of ``ordered`` (ascending, not empty) does not exceed."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def _p50_p99_s(recoveries_s: Sequence[float]) -> tuple[float, float]:
+    """Of those that were seen, not in between; infinite where a fault was never recovered from."""
+    p50_s, p99_s = np.quantile(recoveries_s, (0.5, 0.99), method="higher")
+    return round(float(p50_s), 2), round(float(p99_s), 2)
 
 
 def _longest_silence_s(chaos: Chaos) -> float:
@@ -314,7 +314,7 @@ def _report(chaos: Chaos, idle: Idle, gone: Gone, console: Console) -> int:
 
 
 def _write(chaos: Chaos, idle: Idle, gone: Gone, options: argparse.Namespace) -> None:
-    recoveries_s = sorted(hit.recovery_s for hit in chaos.hits)
+    p50_s, p99_s = _p50_p99_s([hit.recovery_s for hit in chaos.hits]) if chaos.hits else (None, None)
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         "minutes": options.minutes,
@@ -330,8 +330,8 @@ def _write(chaos: Chaos, idle: Idle, gone: Gone, options: argparse.Namespace) ->
             {"fault": hit.fault, "recovery_s": round(hit.recovery_s, 2)} for hit in chaos.hits if hit.recovered_s
         ],
         "never_recovered": sum(hit.recovered_s is None for hit in chaos.hits),
-        "recovery_p50_s": round(statistics.median(recoveries_s), 2) if recoveries_s else None,
-        "recovery_p99_s": round(quantile(recoveries_s, 0.99), 2) if recoveries_s else None,
+        "recovery_p50_s": p50_s,
+        "recovery_p99_s": p99_s,
         "left_when_idle": asdict(idle),
         "left_when_gone": asdict(gone),
     }

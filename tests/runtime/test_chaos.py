@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from benchmark.chaos import Chaos, quantile
+from benchmark.chaos import Chaos
 from benchmark.chaos_clients import Answer, Client, Kind, Question, Verdict, Watch, learn, questions
 from benchmark.chaos_faults import Fault, Hit, Victims
 
@@ -100,10 +100,6 @@ def test_a_cut_is_excused_from_the_kill_until_the_service_is_back():
 def test_questions_are_the_same_for_the_same_seed():
     assert questions(["a", "b"], 40, seed=3) == questions(["a", "b"], 40, seed=3)
     assert {asked.kind for asked in questions(["a"], 40, seed=3)} == set(Kind)
-
-
-def test_quantiles_are_values_that_were_seen():
-    assert [quantile([1.0, 2.0, 3.0, 4.0], share) for share in (0.0, 0.5, 0.99)] == [1.0, 3.0, 4.0]
 
 
 def test_silences_of_a_stream_are_noted():
