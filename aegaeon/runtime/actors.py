@@ -148,7 +148,7 @@ class DriverActor:
             finally:
                 spares.up()
             ray.get(run)
-        except ray.exceptions.RayError as error:
+        except (ray.exceptions.RayError, OSError) as error:
             reason = str(error).strip().splitlines()[-1]
         else:
             reason = "it ended"
@@ -166,7 +166,7 @@ class DriverActor:
         try:
             self._reaper.watch(ray.get(actor.pid.remote()))
             ray.get(actor.wait.remote())
-        except ray.exceptions.RayError:
+        except (ray.exceptions.RayError, OSError):
             if self._spares is not None:
                 self._spares.lost(actor)
 

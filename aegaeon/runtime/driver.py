@@ -269,7 +269,7 @@ class Driver:
     def _look_at_pulses(self) -> None:
         now_s = self._clock.now_s()
         for handle in tuple(self._instances.values()):
-            if handle.pulse is not None and handle.vigil is not None:
+            if handle.pulse is not None and handle.vigil is not None and not handle.verdict:
                 self._look_at(handle, handle.pulse, handle.vigil, now_s)
         # How long it has been so, and how long it will be, is news as long as it lasts.
         self._changed |= bool(self._absent) or any(handle.trouble for handle in self._instances.values())
@@ -292,7 +292,6 @@ class Driver:
         holds it): then it is as good as dead."""
         verdict = handle.verdict = f"it was killed: it {vigil.trouble} ({vigil.for_s:.0f} s)"
         logger.error("instance %s %s (%.0f s): it is killed", handle.key, vigil.trouble, vigil.for_s)
-        handle.vigil = None
         if handle.process is not None:
             handle.process.kill()
         self._timers.at(now_s + self._instance_timeout_s, lambda: self.instance_died(handle.key, verdict))

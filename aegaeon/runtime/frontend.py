@@ -163,6 +163,7 @@ class PoolFrontend:
         self._nodes: list[NodePeer] = []
         self._streams: dict[str, _UnderWay] = {}
         self._failures: dict[str, m.ModelState] = {}
+        self._away_since_s: dict[str, float] = {}  # nodes that were lost and have not come back
         self._encoder = PromptEncoder()
         self._homeless_s = homeless_s
         self._deserted: asyncio.TimerHandle | None = None  # runs while there is no node any more
@@ -183,6 +184,7 @@ class PoolFrontend:
     def _take_in(self, node: NodePeer) -> None:
         self._nodes.append(node)
         self._router = self._make_router(len(self._nodes))
+        self._away_since_s.pop(node.node_id, None)
         if self._deserted is not None:
             self._deserted.cancel()
             self._deserted = None
@@ -193,6 +195,7 @@ class PoolFrontend:
         """The connection to a node has ended: what it was working on goes elsewhere, or waits."""
         node.close()
         self._nodes.remove(node)
+        self._away_since_s[node.node_id] = self._clock.now_s()
         self._router = self._make_router(len(self._nodes)) if self._nodes else None
         for request_id, under_way in tuple(self._streams.items()):
             if under_way.node is node and not self._end_if_whole(under_way):
@@ -274,6 +277,8 @@ class PoolFrontend:
     def _problems(self) -> Iterator[str]:
         """What is missing of the pool as it should be, and why; one line each."""
         now_s = self._clock.now_s()
+        for node_id, since_s in self._away_since_s.items():
+            yield f"node {node_id} has no driver (since {now_s - since_s:.0f} s)"
         for node in self._nodes:
             if node.state is None:
                 yield f"node {node.node_id} has not reported yet"

@@ -28,6 +28,13 @@ _LENGTH = struct.Struct("<I")
 _CLOCK = struct.Struct("<d")
 _SECRET_BYTES = 32
 _CLOCK_SAMPLES = 5
+# A machine that loses its power or its network says nothing: the other end asks, and gives up after 20 s.
+_KEEP_ALIVE = (
+    (socket.TCP_KEEPIDLE, 5),
+    (socket.TCP_KEEPINTVL, 5),
+    (socket.TCP_KEEPCNT, 3),
+    (socket.TCP_USER_TIMEOUT, 20_000),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ class Gateway:
         task.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _notice_silence(writer)
         try:
             if hmac.compare_digest(await reader.readexactly(_SECRET_BYTES), self._secret):
                 await self._tell_time(reader, writer)
@@ -128,6 +136,13 @@ def _forward(node: NodeConnection, message: object, writer: asyncio.StreamWriter
     writer.write(_frame(message))
 
 
+def _notice_silence(writer: asyncio.StreamWriter) -> None:
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEP_ALIVE:
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def _frame(message: object) -> bytes:
     payload = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(payload)) + payload
@@ -170,6 +185,7 @@ class RemoteConnection:
     ) -> RemoteConnection:
         """Connect, and find out how the node's clock differs from ours. Raises ``OSError``."""
         reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+        _notice_silence(writer)
         writer.write(endpoint.secret)
         samples = [await _sample_clock(reader, writer, clock) for _ in range(_CLOCK_SAMPLES)]
         _, offset_s = min(samples)

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 
 _WAIT_S = 5.0
 
@@ -20,22 +22,35 @@ class Reaper:
     """The driver's side; any thread may use it."""
 
     def __init__(self) -> None:
-        # Isolated and without site: it is up in milliseconds and depends on nothing that may be missing.
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__], stdin=subprocess.PIPE, start_new_session=True
-        )
+        self._process = self._begin()
+        self._pids: list[int] = []
         self._lock = threading.Lock()
+
+    @staticmethod
+    def _begin() -> subprocess.Popen[bytes]:
+        # Isolated and without site: it is up in milliseconds and depends on nothing that may be missing.
+        command = [sys.executable, "-I", "-S", __file__]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def watch(self, pid: int) -> None:
-        """Have a process killed when this one ends."""
-        assert self._process.stdin is not None
+        """Have a process killed when this one ends. Raises ``OSError`` where that cannot be."""
         with self._lock:
-            self._process.stdin.write(b"%d\n" % pid)
-            self._process.stdin.flush()
+            self._pids = [own for own in self._pids if Path(f"/proc/{own}").exists()] + [pid]
+            try:
+                self._tell([pid])
+            except BrokenPipeError:  # somebody killed it
+                self._process.wait()
+                self._process = self._begin()
+                self._tell(self._pids)
+
+    def _tell(self, pids: Sequence[int]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"".join(b"%d\n" % pid for pid in pids))
+        self._process.stdin.flush()
 
     def close(self) -> None:
         """Kill now what is left, and wait until it is gone."""

@@ -1,7 +1,7 @@
 """Processes that have everything imported and wait to become an instance: what dies is replaced in a second.
 
 Importing torch and Transformers takes many seconds, and two at a time take longer. So spares are started only when no
-instance is on its way, and replaced as they are taken.
+instance is on its way, and replaced as they are taken. One that dies unused is replaced after a pause that grows.
 """
 
 from __future__ import annotations
@@ -12,19 +12,36 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from aegaeon.runtime.backoff import Backoff
+from aegaeon.runtime.pauses import Pauses
+
+_PAUSES = Pauses(1.0, 60.0, free=1)
+
 logger = logging.getLogger(__name__)
 
 P = TypeVar("P")
+Later = Callable[[float, Callable[[], None]], None]
+
+
+def _in_a_thread(pause_s: float, act: Callable[[], None]) -> None:
+    timer = threading.Timer(pause_s, act)
+    timer.daemon = True
+    timer.start()
 
 
 class Spares(Generic[P]):
-    """Keeps ``count`` processes; ``start()`` begins to start one, and returns at once. Any thread may call."""
+    """Keeps ``count`` processes; ``start()`` begins to start one, and returns at once. Any thread may call.
 
-    def __init__(self, count: int, start: Callable[[], P]) -> None:
+    ``later(pause_s, act)`` has something done after a pause.
+    """
+
+    def __init__(self, count: int, start: Callable[[], P], later: Later = _in_a_thread) -> None:
         self._count = count
         self._start = start
+        self._later = later
         self._waiting: deque[P] = deque()
         self._under_way = 0  # instances whose processes are not up yet
+        self._backoff = Backoff(_PAUSES)
         self._closed = False
         self._lock = threading.Lock()
 
@@ -40,6 +57,7 @@ class Spares(Generic[P]):
         """A process that was taken has everything imported, or is dead."""
         with self._lock:
             self._under_way -= 1
+            self._backoff = Backoff(_PAUSES)
         self.fill()
 
     def lost(self, process: P) -> None:
@@ -48,8 +66,9 @@ class Spares(Generic[P]):
             if process not in self._waiting:
                 return
             self._waiting.remove(process)
-        logger.warning("a spare process died")
-        self.fill()
+            pause_s = self._backoff.pause_s(ran_well=False)
+        logger.warning("a spare process died; another starts in %.0f s", pause_s)
+        self._later(pause_s, self.fill)
 
     def fill(self) -> None:
         """Start what is missing, unless instances are on their way: they come first."""

@@ -109,6 +109,30 @@ def test_the_reaper_kills_what_a_killed_driver_leaves(sleeper: subprocess.Popen[
         assert reaper.wait(WAIT_S)
 
 
+def test_a_reaper_that_is_killed_itself_is_replaced_and_knows_of_all(sleeper: subprocess.Popen[bytes]) -> None:
+    driver = run(
+        """
+        import os, signal, subprocess, sys
+        from aegaeon.runtime.reaper import Reaper
+        reaper, other = Reaper(), subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        reaper.watch(int(sys.argv[1]))
+        os.kill(reaper.pid, signal.SIGKILL)
+        reaper._process.wait()
+        reaper.watch(other.pid)
+        print(other.pid, flush=True)
+        signal.pause()
+        """,
+        sleeper.pid,
+    )
+    with driver:
+        assert driver.stdout is not None
+        fd = os.pidfd_open(int(driver.stdout.readline()))
+        driver.kill()
+        assert sleeper.wait(WAIT_S) == -signal.SIGKILL
+        assert ends(fd)
+        os.close(fd)
+
+
 def test_orphans_are_adopted_and_killed_but_not_those_that_are_spared() -> None:
     program = run(
         """

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 
 from aegaeon.runtime.spares import Spares
 
 
-def numbered(kept: int) -> tuple[Spares[int], list[int]]:
-    """Spares that are numbers, and the list of those that were started."""
+def numbered(kept: int, pauses_s: list[float] | None = None) -> tuple[Spares[int], list[int]]:
+    """Spares that are numbers, and the list of those that were started; pauses are noted and not made."""
     numbers, started = count(), []
+
+    def later(pause_s: float, act: Callable[[], None]) -> None:
+        (pauses_s if pauses_s is not None else []).append(pause_s)
+        act()
 
     def start() -> int:
         started.append(next(numbers))
         return started[-1]
 
-    return Spares(kept, start), started
+    return Spares(kept, start, later), started
 
 
 def test_instances_come_up_before_spares_are_started():
@@ -46,6 +51,19 @@ def test_a_spare_that_dies_is_replaced_and_is_given_to_nobody():
     assert (spares.take(), spares.take()) == (1, 2)
     spares.lost(1)  # the end of an instance is no business of the spares
     assert started == [0, 1, 2]
+
+
+def test_spares_that_die_one_after_the_other_are_replaced_ever_more_slowly():
+    pauses_s: list[float] = []
+    spares, _ = numbered(1, pauses_s)
+    spares.fill()
+    for number in range(5):
+        spares.lost(number)
+    assert pauses_s == [0.0, 1.0, 2.0, 4.0, 8.0]
+    spares.take()
+    spares.up()  # one that came up shows that they can
+    spares.lost(6)
+    assert pauses_s[-1] == 0.0
 
 
 def test_without_spares_every_process_is_new():
