@@ -29,11 +29,15 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class BeginPool:
-    """Start Ray, drivers and instances; ``folder`` is the service's own, ``logs`` says where its processes log to."""
+    """Start Ray, drivers and instances; ``folder`` is the service's own, ``logs`` says where its processes log to.
+
+    ``models``: what the pool before this one had found, and servers go by; None for the first.
+    """
 
     config: PoolConfig
     folder: Path
     logs: LogPlace
+    models: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from aegaeon.cli.channel import BeginPool, BlockingChannel, ModelsReady, NodeUp, Said
 from aegaeon.cli.child_main import beat_from_thread
 from aegaeon.core.config import PoolConfig
-from aegaeon.core.service import ModelFound, ModelRefused, ServiceDiedError, ServiceError, ServiceReport
+from aegaeon.core.service import ModelFound, ModelRefused, ServiceDiedError, ServiceError
 from aegaeon.runtime.cluster import Cluster
 from aegaeon.runtime.frontend import ServedModel
 from aegaeon.runtime.node import NodeOptions
@@ -27,7 +27,7 @@ def run(channel: BlockingChannel, begin: BeginPool) -> None:
     cluster = Cluster(begin.config, RunFolder(begin.folder), begin.logs)
     try:
         # Ray is started by the main thread: its processes end with the thread that started them.
-        _start(begin.config, cluster, channel)
+        _start(begin, cluster, channel)
         _background(lambda: endings.put(cluster.wait_until_dead()))
         reason = endings.get()
     finally:
@@ -45,13 +45,16 @@ def _listen(channel: BlockingChannel, endings: queue.Queue[str]) -> None:
     endings.put("")
 
 
-def _start(config: PoolConfig, cluster: Cluster, channel: BlockingChannel) -> None:
-    """Look at the models and start every node."""
-
-    def report(said: ServiceReport) -> None:
-        channel.send(Said(said))
-
+def _start(begin: BeginPool, cluster: Cluster, channel: BlockingChannel) -> None:
+    """Start every node with the models that can be served."""
+    config = begin.config
     cluster.start(lambda address: channel.send(NodeUp(address.node_id, pickle.dumps(address))))
+    models = _find(config, cluster, channel) if begin.models is None else pickle.loads(begin.models)
+    cluster.serve(lambda node_id: _node_options(config, node_id), models)
+
+
+def _find(config: PoolConfig, cluster: Cluster, channel: BlockingChannel) -> list[PreparedModel]:
+    """Look at the models, and say what they are. Raises ``ServiceError`` where none can be served."""
     prepared, refused = cluster.prepare(config.cache_dir and config.cache_dir / "images")
     good = []
     for model in prepared:
@@ -61,13 +64,13 @@ def _start(config: PoolConfig, cluster: Cluster, channel: BlockingChannel) -> No
             refused.append(RefusedModel(model.config, str(error)))
         else:
             good.append(model.with_tokenizer(text.eos_token_id, text.notes))
-            report(_found(good[-1]))
+            channel.send(Said(_found(good[-1])))
     for bad in refused:
-        report(ModelRefused(bad.config.name, bad.config.path, bad.reason))
+        channel.send(Said(ModelRefused(bad.config.name, bad.config.path, bad.reason)))
     if not good:
         raise ServiceError(_nothing_to_serve(refused))
     channel.send(ModelsReady(pickle.dumps(good)))
-    cluster.serve(lambda node_id: _node_options(config, node_id), good)
+    return good
 
 
 def _nothing_to_serve(refused: Sequence[RefusedModel]) -> str:

@@ -18,6 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from aegaeon.cli.channel import BeginPool, BeginServer, Failed, FailureKind, ModelsReady, NodeUp, Said, Stop
 from aegaeon.cli.child import Child
@@ -140,7 +141,7 @@ class _Supervisor:
         backoff = Backoff(_PAUSES, _LIMIT)
         while True:
             self._pool = Child("pool", "aegaeon.cli.pool_process")
-            self._pool.send(self._begin)
+            self._pool.send(replace(self._begin, models=None if self._models is None else self._models.models))
             how = await self._pool.follow(self._take)
             pool, self._pool = self._pool, None
             self._nodes.clear()

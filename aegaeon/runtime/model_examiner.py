@@ -10,6 +10,7 @@ from pathlib import Path
 
 import quick_model_loader as qml
 from aegaeon.runtime.model_failure import FailureKind, ModelFailure, ModelProblem, failure_kind
+from aegaeon.runtime.prepare import config_fingerprint
 
 _SUFFIXES = (".json", ".safetensors")
 _FileState = tuple[str, int, int, int]
@@ -19,20 +20,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ExaminedModel:
-    """Where a model's configuration and its weights are (the same folder, or an image's), and the room it has."""
+    """Where a model's configuration and its weights are (the same folder, or an image's), the room it has, and the
+    configuration that it was prepared by."""
 
     config_path: Path
     weights_path: Path
     weight_bytes: int
+    fingerprint: str
 
 
 class ModelExaminer:
-    """Remembers how the models' files were when the service started, and whenever it examined them."""
+    """Remembers how the models' files were when it began, and whenever it examined them."""
 
     def __init__(self, models: Mapping[str, ExaminedModel]) -> None:
         self._models = models
         self._seen = {name: _signature(model) for name, model in models.items()}
-        self._configs = {name: _config(model) for name, model in models.items()}
         self._thread = ThreadPoolExecutor(1, "examine-models")
 
     def examine(self, failure: ModelFailure, done: Callable[[ModelProblem | None], None]) -> None:
@@ -59,20 +61,13 @@ class ModelExaminer:
             return ModelProblem(f"model {failure.model} cannot be examined: {error}", FailureKind.TRANSIENT)
 
     def _mismatch(self, name: str, model: ExaminedModel) -> ModelProblem | None:
-        """What was settled at the start must still hold. Raises ``LoaderError`` or ``OSError``."""
+        """What was settled when the service started must still hold. Raises ``LoaderError`` or ``OSError``."""
         needed_bytes = qml.inspect(model.weights_path).buffer_bytes
-        same = (model.config_path / "config.json").read_bytes() == self._configs[name]
+        same = config_fingerprint(model.config_path) == model.fingerprint
         if same and needed_bytes <= model.weight_bytes:
             return None
         reason = f"{model.config_path} holds another model than when the service started; restart it to serve that"
         return ModelProblem(f"model {name}: {reason}", FailureKind.FILES)
-
-
-def _config(model: ExaminedModel) -> bytes | None:
-    try:
-        return (model.config_path / "config.json").read_bytes()
-    except OSError:
-        return None
 
 
 def _signature(model: ExaminedModel) -> frozenset[_FileState]:

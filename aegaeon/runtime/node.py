@@ -79,14 +79,7 @@ class Node:
             instance_timeout_s=options.config.instance_timeout_s,
             examine=self._examine,
         )
-        self._examiner = ModelExaminer(
-            {
-                spec.name: ExaminedModel(
-                    self._models[spec.name].config.path, self._models[spec.name].path, spec.weight_bytes
-                )
-                for spec in self._specs
-            }
-        )
+        self._examiner = ModelExaminer({spec.name: self._examined(spec) for spec in self._specs})
         self._incarnations: dict[str, int] = {}
         self._fds: dict[str, list[int]] = {}
         self._server = FdServer(self._provide)
@@ -205,6 +198,10 @@ class Node:
         """What a process that died did not fetch."""
         for kind in ("instance", "pulse"):
             close_fds(self._fds.pop(f"{kind}:{key}", ()))
+
+    def _examined(self, spec: ModelSpec) -> ExaminedModel:
+        model = self._models[spec.name]
+        return ExaminedModel(model.config.path, model.path, spec.weight_bytes, model.fingerprint)
 
     def _examine(self, failure: ModelFailure, done: Callable[[ModelProblem | None], None]) -> None:
         self._examiner.examine(failure, lambda problem: self.driver.wakeup.post(lambda: done(problem)))

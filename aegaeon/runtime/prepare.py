@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -23,13 +24,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A model that can be served: ``path`` is its directory or the image made of it."""
+    """A model that can be served: ``path`` is its directory or the image made of it; ``fingerprint`` is of the
+    configuration that ``facts`` are of."""
 
     config: ModelConfig
     path: Path
     facts: ModelFacts
     spec: ModelSpec
     note: str
+    fingerprint: str
 
     def with_tokenizer(self, eos_token_id: int | None, notes: Iterable[str]) -> PreparedModel:
         """The same, with what its tokenizer adds: a token that ends a text, and ``notes`` for the operator."""
@@ -78,7 +81,12 @@ def _prepare(config: ModelConfig, block_tokens: int, cache_dir: Path | None) -> 
         config.slo,
     )
     notes = [f"image: {reason}"] * (reason is not None) + list(facts.notes)
-    return PreparedModel(config, path, facts, spec, "; ".join(notes))
+    return PreparedModel(config, path, facts, spec, "; ".join(notes), config_fingerprint(config.path))
+
+
+def config_fingerprint(path: Path) -> str:
+    """Another one for another ``config.json``. Raises ``OSError``."""
+    return hashlib.sha256((path / "config.json").read_bytes()).hexdigest()
 
 
 def _image(path: Path, cache_dir: Path | None, dtype: str) -> Path:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from aegaeon.runtime.model_examiner import ExaminedModel, ModelExaminer
 from aegaeon.runtime.model_failure import FailureKind, ModelFailure, ModelProblem
+from aegaeon.runtime.prepare import config_fingerprint
 
 
 class Examined:
@@ -24,7 +25,7 @@ class Examined:
         self.weights = folder / "model.safetensors"
         (folder / "config.json").write_text('{"model_type": "llama"}')
         save_file({"w": torch.zeros(1000)}, self.weights)
-        self._examiner = ModelExaminer({"m": ExaminedModel(folder, folder, 8192)})
+        self._examiner = ModelExaminer({"m": ExaminedModel(folder, folder, 8192, config_fingerprint(folder))})
 
     def problem(self, kind: FailureKind) -> ModelProblem | None:
         found: SimpleQueue[ModelProblem | None] = SimpleQueue()
@@ -89,3 +90,14 @@ def test_another_model_in_the_folder_needs_a_restart(examined: Examined):
 
 def test_a_model_that_killed_instances_is_not_judged_by_its_files(examined: Examined):
     assert examined.problem(FailureKind.KILLS) is None
+
+
+def test_a_driver_that_starts_while_a_folder_is_away_knows_the_model_when_it_is_back(examined: Examined):
+    away, kept = examined.folder.with_name("away"), config_fingerprint(examined.folder)
+    examined.folder.rename(away)
+    examiner = ModelExaminer({"m": ExaminedModel(examined.folder, examined.folder, 8192, kept)})
+    away.rename(examined.folder)
+    found: SimpleQueue[ModelProblem | None] = SimpleQueue()
+    examiner.examine(ModelFailure("m", "missing", FailureKind.TRANSIENT, 0.0), found.put)
+    assert found.get(timeout=20) is None
+    examiner.close()
