@@ -356,7 +356,16 @@ def members(turn: m.RunTurn) -> dict[str, m.Member]:
     return {member.request_id: member for member in (*turn.prefill, *turn.decode)}
 
 
-def test_a_request_goes_on_from_what_its_client_has_and_not_from_what_was_reported(world: World):
+@pytest.mark.parametrize(
+    ("clients", "kv_tokens"),
+    [
+        ((100,), len(PROMPT)),  # shorter: one token must be fed for the next to be chosen
+        ((100, 7, 7, 7), len(PROMPT) + 1),  # KV of other tokens does not count
+    ],
+)
+def test_a_request_goes_on_from_what_its_client_has_and_not_from_what_was_reported(
+    world: World, clients: tuple[int, ...], kv_tokens: int
+):
     instance = world.join()
     world.submit("a")
     prefill(instance)
@@ -365,26 +374,10 @@ def test_a_request_goes_on_from_what_its_client_has_and_not_from_what_was_report
     instance.link.send(m.TurnOver(decode.turn_id, TurnEndReason.QUOTA, (progress,), (), switched=False))
     instance.expect(m.RunTurn)
     world.kill()
-    world.resume({"a": (100,)})
+    world.resume({"a": clients})
     state = members(world.join().expect(m.RunTurn))["a"].state
     assert state is not None
-    assert state.token_ids == (*PROMPT, 100)
-    assert state.kv_tokens == len(PROMPT)  # one token must be fed for the next to be chosen
-
-
-def test_kv_of_other_tokens_than_the_client_has_does_not_count(world: World):
-    instance = world.join()
-    world.submit("a")
-    prefill(instance)
-    decode = instance.expect(m.RunTurn)
-    progress = m.Progress("a", (101, 102, 103), len(PROMPT) + 3)
-    instance.link.send(m.TurnOver(decode.turn_id, TurnEndReason.QUOTA, (progress,), (), switched=False))
-    instance.expect(m.RunTurn)
-    world.kill()
-    world.resume({"a": (100, 7, 7, 7)})
-    state = members(world.join().expect(m.RunTurn))["a"].state
-    assert state is not None
-    assert (state.token_ids, state.kv_tokens) == ((*PROMPT, 100, 7, 7, 7), len(PROMPT) + 1)
+    assert (state.token_ids, state.kv_tokens) == ((*PROMPT, *clients), kv_tokens)
 
 
 @pytest.mark.parametrize(
