@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 import pytest
+from message_world import Words
 
 from aegaeon.core.generation import (
     EngineError,
@@ -36,22 +37,6 @@ EOS = 1
 SLO = Slo(ttft_s=2.0, tpot_s=0.5)
 WAIT_S = 20.0
 _Message = TypeVar("_Message")
-
-
-class PlainText:
-    """Tokens become their numbers."""
-
-    def encode(self, prompt: TokenPrompt, most_tokens: int) -> tuple[int, ...]:
-        return prompt.token_ids
-
-    def stream(self, context: object) -> PlainText:
-        return self
-
-    def push(self, token_id: int) -> str:
-        return f"{token_id} "
-
-    def finish(self) -> str:
-        return ""
 
 
 class ScriptedDriver:
@@ -108,7 +93,7 @@ def driver() -> Iterator[Callable[[], ScriptedDriver]]:
 
 def make_frontend(homeless_s: float = 60.0) -> PoolFrontend:
     spec = ModelSpec("m", 1 << 20, KvShape((LayerKv(1, 4, 4),)), 512, SLO)
-    served = ServedModel(spec, ModelCard("m", "Llama", 512, 1, 0, True), PlainText(), 320, (EOS,))  # type: ignore[arg-type]
+    served = ServedModel(spec, ModelCard("m", "Llama", 512, 1, 0, True), Words(), 320, (EOS,))  # type: ignore[arg-type]
     return PoolFrontend({"m": served}, MonotonicClock(), homeless_s=homeless_s)
 
 
@@ -157,7 +142,7 @@ async def test_a_request_goes_on_at_the_next_driver_after_the_tokens_that_it_has
     second.tokens(name, 1, 21, 22)  # one that it has comes again
     second.tokens(name, 3, 23)
     second.send(m.Finished(name, FinishReason.LENGTH, 4))
-    assert await text_of(generation) == ("20 21 22 23 ", FinishReason.LENGTH)
+    assert await text_of(generation) == ("<20><21><22><23>", FinishReason.LENGTH)
     frontend.close()
 
 
@@ -168,7 +153,7 @@ async def test_what_a_driver_had_said_before_it_died_counts(driver) -> None:
     first.tokens("r", 0, 20, 21)
     first.send(m.Finished("r", FinishReason.LENGTH, 2))
     await lost(frontend, first)
-    assert await text_of(generation) == ("20 21 ", FinishReason.LENGTH)
+    assert await text_of(generation) == ("<20><21>", FinishReason.LENGTH)
     frontend.close()
 
 
@@ -197,7 +182,7 @@ async def test_new_requests_wait_for_a_driver(driver) -> None:
     second.send(m.Accepted(submit.request.request_id))
     second.tokens(submit.request.request_id, 0, 20)
     second.send(m.Finished(submit.request.request_id, FinishReason.STOP, 1))
-    assert await text_of(await asked) == ("20 ", FinishReason.STOP)
+    assert await text_of(await asked) == ("<20>", FinishReason.STOP)
     frontend.close()
 
 
@@ -253,7 +238,7 @@ async def test_another_node_takes_over_at_once(driver) -> None:
     name = (await second.submitted()).request.request_id
     second.tokens(name, 0, 20)
     second.send(m.Finished(name, FinishReason.STOP, 1))
-    assert await text_of(generation) == ("20 ", FinishReason.STOP)
+    assert await text_of(generation) == ("<20>", FinishReason.STOP)
     frontend.close()
 
 
