@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from aegaeon.cli.channel import BeginPool, BlockingChannel, ModelsReady, NodeUp, Said
 from aegaeon.cli.child_main import beat_from_thread
@@ -21,6 +24,14 @@ from aegaeon.runtime.text import TokenizerError
 
 def run(channel: BlockingChannel, begin: BeginPool) -> None:
     """Run the pool until the supervisor says so, or no node has a driver any more (``ServiceDiedError``)."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.ExitStack() as stack:
+        if begin.config.ray_address is None:
+            # Ray tells there of each process that ends, also of those that were to end; what matters is in our own log.
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        _run(channel, begin)
+
+
+def _run(channel: BlockingChannel, begin: BeginPool) -> None:
     endings: queue.Queue[str] = queue.Queue()
     _background(lambda: _listen(channel, endings))
     beat_from_thread(channel)

@@ -8,7 +8,8 @@ Does not know: how values are read, checked or used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from enum import Enum
 
@@ -18,6 +19,7 @@ from aegaeon.core.slo import Slo
 CONFIG_VARIABLE = "AEGAEON_CONFIG"  # the file
 MODELS_VARIABLE = "AEGAEON_MODELS"  # NAME=DIR, separated by commas
 _TIB = 1 << 40
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+", re.IGNORECASE)
 
 
 class Kind(Enum):
@@ -43,12 +45,20 @@ class Scope(Enum):
     CLUSTER = "Cluster"
 
 
+def check_origin(text: str) -> str:
+    """Browsers compare origins letter by letter: with a path, or without a scheme, one never fits."""
+    if text != "*" and not _ORIGIN.fullmatch(text):
+        raise ValueError("must be an origin such as http://localhost:3000 (no path), or *")
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One value.
 
     ``key``: where it stands in ``pool.yaml`` (a dot enters a mapping). ``field``: its name in ``PoolConfig`` (scope
     ``MODEL``: in ``ModelConfig``). ``low`` and ``high`` are inclusive. ``auto``: what stands in for a missing default.
+    ``check``: gives a text back, or raises ``ValueError``.
     """
 
     key: str
@@ -63,6 +73,7 @@ class Option:
     choices: tuple[str, ...] = ()
     auto: str = ""
     secret: bool = False
+    check: Callable[[str], str] | None = None
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -135,6 +146,7 @@ OPTIONS = (
         "credentials",
         name="cors_origin",
         auto="none",
+        check=check_origin,
     ),
     Option(
         "max_connections",

@@ -11,7 +11,16 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+)
 from pydantic_core import ErrorDetails
 
 from aegaeon.core.instance import Role
@@ -90,7 +99,8 @@ def _annotation(option: Option) -> Any:
         case Kind.TEXT:
             return Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
         case Kind.TEXTS:
-            return Annotated[tuple[str, ...], BeforeValidator(_split)]
+            text = Annotated[str, AfterValidator(option.check or str)]
+            return Annotated[tuple[text, ...], BeforeValidator(_split)]
         case Kind.INTEGER:
             return Annotated[int, BeforeValidator(_refuse_bool), bounds]
         case Kind.SECONDS:

@@ -158,7 +158,7 @@ class TestServe:
         assert None not in (config.weight_cache_bytes, config.kv_cache_bytes, config.threads_per_instance)
 
     def test_every_flag_is_accepted(self, run, service, model, tmp_path):
-        by_key = {"chat_template": "{{ x }}", "slab_size": "1MiB", "profile_dir": tmp_path}
+        by_key = {"chat_template": "{{ x }}", "slab_size": "1MiB", "profile_dir": tmp_path, "cors_origins": "*"}
         by_kind = {
             Kind.BYTES: "64MiB",
             Kind.INSTANCES: "2",
@@ -176,6 +176,13 @@ class TestServe:
         assert (code, "rror" in err) == (0, False)
         assert service.config.max_batch_requests == 7
         assert service.config.models[0].slo.ttft_s == 2
+
+    @pytest.mark.parametrize("origin", ["localhost:3000", "http://localhost/", "http://a.example,b.example"])
+    def test_what_no_browser_has_as_an_origin_is_told(self, run, service, model, origin):
+        code, _, err = run("serve", f"a={model}", "--cors-origin", origin)
+        assert code == 2
+        assert "--cors-origin" in err
+        assert "must be an origin such as http://localhost:3000" in err
 
     def test_a_flag_of_several_values_may_be_repeated(self, run, service, model):
         origins = ("http://a.example", "http://b.example", "http://c.example")

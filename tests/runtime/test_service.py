@@ -108,6 +108,7 @@ def test_a_terminated_service_leaves_nothing_behind(model_paths: Callable[[int],
         os.kill(pool.pid, signal.SIGTERM)
         assert pool.wait(30) == 0
         assert not children & ProcessTree.now().running.keys()
+    assert "raylet" not in (tmp_path / "log").read_text()  # Ray has much to say of processes that were to end
     assert left_behind() <= before
 
 
