@@ -66,7 +66,7 @@ class ServeConsole:
                     f"another starts in {report.pause_s:.1f} s"
                 )
             case Stopping():
-                self._say(f"stopping{': ' * bool(report.reason)}{escape(report.reason)}")
+                self._say("stopping")
             case _:
                 assert_never(report)
 

@@ -113,10 +113,9 @@ class _Supervisor:
         stop = asyncio.create_task(self._stop.wait())
         try:
             done, _ = await asyncio.wait([*keepers, stop], return_when=asyncio.FIRST_COMPLETED)
-            for keeper in done - {stop}:
-                self._report(Stopping(str(keeper.exception())))
-                keeper.result()
             self._report(Stopping())
+            for keeper in done - {stop}:
+                keeper.result()
             return not self._ready or await self._wind_up()
         finally:
             for child in (self._server, self._pool):

@@ -78,9 +78,7 @@ class ProcessDied:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The service ends; ``reason`` is empty when it was asked to."""
-
-    reason: str = ""
+    """The service ends. Where it was not asked to, an error says why."""
 
 
 ServiceReport = ModelFound | ModelRefused | InstanceStarted | ListeningOn | Ready | ProcessDied | Stopping
