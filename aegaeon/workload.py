@@ -392,7 +392,7 @@ def read_trace(path: Path, unit: str | None = None) -> list[Arrival]:
     if trace.empty:
         _LOG.warning("%s: requests without a prompt or for no output are left out: %d", path, trace.empty)
     if not trace.arrivals:
-        left_out = f" with output tokens ({trace.empty} without are left out)" if trace.empty else ""
+        left_out = f" with a prompt and output tokens ({trace.empty} without are left out)" if trace.empty else ""
         raise WorkloadError(f"{path}: no request in it{left_out}")
     return trace.from_start(unit)
 

@@ -213,7 +213,7 @@ def test_complaints_name_what_is_wrong_and_nothing_is_written(
     [
         ("Request Time,Model Name,Input Length\n00:00:00.000,a,1\n", ":1: unknown columns"),
         (HEADER + "00:00:00.000,a,10,20\n00:00:-1.000,a,10,20\n", ":3: "),
-        (HEADER + "00:00:00.000,a,0,20\n", ":2: "),
+        (HEADER + "00:00:00.000,a,0,20\n", "no request in it with a prompt and output tokens (1 without are left out)"),
         (HEADER + "00:00:00.000,a,10,20\n00:00:00.000,a,99999,20\n", ":3: 99999 prompt"),
         (HEADER, "no request"),
     ],
