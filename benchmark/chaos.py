@@ -84,7 +84,7 @@ class Chaos:
                 self.hits[-1] = await self._recovered(hit)
 
     async def _recovered(self, hit: Hit) -> Hit:
-        """The hit, once each stream that was open then has heard something since, or was closed."""
+        """The hit, once each stream that was open then has heard something since, in a new connection if need be."""
         waiting = {stream for stream, heard_s in self.watch.heard_s.items() if heard_s <= hit.time_s}
         deadline_s = hit.time_s + RECOVERED_WITHIN_S
         while waiting and time.monotonic() < deadline_s:
@@ -139,7 +139,7 @@ def _burn() -> None:
 
 
 def files_of_pools() -> set[str]:
-    """Files that a pool could leave."""
+    """Files that a pool could leave; logs that it keeps, and says so, are none."""
     folders = {Path("/dev/shm"), Path(tempfile.gettempdir()), Path("/tmp")}
     own = ("aegaeon", "ae-", "ray", "plasma")
     return {
@@ -147,7 +147,7 @@ def files_of_pools() -> set[str]:
         for folder in folders
         if folder.is_dir()
         for file in folder.iterdir()
-        if file.name.startswith(own) and not file.is_socket()
+        if file.name.startswith(own) and not file.name.startswith("aegaeon-failed-") and not file.is_socket()
     }
 
 

@@ -86,7 +86,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Watch:
-    """What the clients saw. ``heard_s``: when each open stream last got something."""
+    """What the clients saw. ``heard_s``: when each open stream last got something, or was opened."""
 
     hang_s: float
     may_cut: Callable[[float], bool]
@@ -94,6 +94,9 @@ class Watch:
     complaints: list[str] = field(default_factory=list)
     heard_s: dict[int, float] = field(default_factory=dict)
     silences: list[tuple[float, float]] = field(default_factory=list)  # (from, to) of the longer ones
+
+    def open(self, stream: int) -> None:
+        self.heard_s.setdefault(stream, time.monotonic())
 
     def hear(self, stream: int) -> None:
         now_s = time.monotonic()
@@ -182,9 +185,10 @@ class Client:
 
     async def _once(self, question: Question, watch: Watch) -> Verdict:
         answer, start_s = Answer.to(question), time.monotonic()
-        watch.hear(self._number)
+        watch.open(self._number)
         verdict, why = await self._outcome(question, answer, watch, start_s)
-        watch.close(self._number)
+        if verdict is not Verdict.CUT:  # else it waits until the same question is answered
+            watch.close(self._number)
         watch.count(question, verdict, f"{why}; told {answer.texts!r}, expected {question.expected!r}")
         return verdict
 

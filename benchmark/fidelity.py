@@ -5,11 +5,13 @@
 Each policy is served and simulated, one after the other: a load is compared with itself, under the same policy. Four
 small models are profiled here (``aegaeon profile``), then served by one instance of a thread, so that on two cores it
 has one for itself, as a device has. The simulator gets the profiles, and constants of the machine that are measured
-here on short loads of their own (other requests, too many for the pool), one before and one after each load that is
+here on short loads of their own (other requests at the same rate), one before and one after each load that is
 compared: the way of a request to the pool and back, what a turn takes beside its steps, how much slower steps are in a
-pool than in the profile, and what a step that does both saves. The machine is shared, and its speed changes by a tenth
-and more within half a minute; therefore a load's constants are of the loads beside it, those of all its rounds
-together. Nothing of this *prediction* is fitted to the loads that are compared.
+pool than in the profile, and what a step that does both saves. The rate is the same because these depend on it: the
+driver, the server and the clients share a core, so that handing over takes 2 ms where they are idle and 10 ms where
+hundreds of tokens pass through them each second. The machine is shared, and its speed changes by a tenth and more
+within half a minute; therefore a load's constants are of the loads beside it, those of all its rounds together.
+Nothing of this *prediction* is fitted to the loads that are compared.
 
 What the machine then did in the load itself cannot be known beforehand. So the load is simulated a second time, *at the
 machine's speed*: everything that the instance computes takes as much longer as the steps of that very round took, all
@@ -73,7 +75,7 @@ POLICIES = ("slack", "aegaeon")
 RATES = (0.125, 0.25, 0.375, 0.5, 1.25, 2.0)  # requests per second of each model
 REQUESTS = 48  # of a load and round, about, within these durations
 LEAST_SECONDS, MOST_SECONDS = 16.0, 48.0
-OWN_RATE, OWN_SECONDS, OWN_SEEDS = 2.0, 4.0, 1000  # of the loads that turns are measured on
+OWN_REQUESTS, OWN_LEAST_SECONDS, OWN_SEEDS = 8, 3.0, 1000  # of the loads that turns are measured on
 SLO = Slo(2.0, 0.15)
 LIMITS = LengthLimits(320, 320)
 QUIET_CORES = 0.1  # what others may use without disturbing
@@ -117,11 +119,12 @@ def _measure(
         arguments = real.serve_arguments(policy, models, options.work / "profiles", cache_bytes, log)
         with real.pool(arguments, Path(scratch) / "pool.log") as pool:
             asyncio.run(real.warm_up(pool.url, list(models)))
-            own = [_run_own(pool.url, models, options.seed, awake)]
             runs: list[tuple[float, _Timed]] = []
+            own: list[_Timed] = []
             for index, (rate, rounds) in product(range(options.rounds), loads.items()):
+                own.append(_run_own(pool.url, models, rate, options.seed + len(own), awake))
                 runs.append((rate, _timed(pool.url, rounds[index], awake)))
-                own.append(_run_own(pool.url, models, options.seed + len(own), awake))
+                own.append(_run_own(pool.url, models, rate, options.seed + len(own), awake))
                 console.print(f"{policy}, {_progress(index, rate, runs[-1][1].run)}")
         told = {name: entry.profile for name, entry in profiles.items()}
         _read_costs(runs, own, log, told).write(_measured_file(options, policy))
@@ -141,20 +144,21 @@ def _timed(url: str, jobs: Sequence[Job], awake: frozenset[int]) -> _Timed:
     return _Timed((start_s, time.monotonic()), run)
 
 
-def _run_own(url: str, models: Mapping[str, Path], seed: int, awake: frozenset[int]) -> _Timed:
-    return _timed(url, make_jobs(list(models), OWN_RATE, OWN_SECONDS, OWN_SEEDS + seed), awake)
+def _run_own(url: str, models: Mapping[str, Path], rate_per_s: float, seed: int, awake: frozenset[int]) -> _Timed:
+    seconds = max(OWN_LEAST_SECONDS, OWN_REQUESTS / (rate_per_s * len(models)))
+    return _timed(url, make_jobs(list(models), rate_per_s, seconds, OWN_SEEDS + seed), awake)
 
 
 def _read_costs(
     runs: Sequence[tuple[float, _Timed]], own: Sequence[_Timed], log: Path, profiles: Mapping[str, LatencyProfile]
 ) -> Measured:
-    """Each load with the costs that were measured beside it: own load i came before run i, i + 1 after it."""
+    """Each load with the costs that were measured beside it: own load 2i came before run i, 2i + 1 after it."""
     own_logs = real.read_log(log, [each.span_s for each in own])
     run_logs = real.read_log(log, [each.span_s for _, each in runs])
     loads = {}
     for rate in dict.fromkeys(rate for rate, _ in runs):
         places = [index for index, (each, _) in enumerate(runs) if each == rate]
-        beside = sorted({place + after for place in places for after in (0, 1)})
+        beside = [2 * place + after for place in places for after in (0, 1)]
         turns = TurnCosts.of(chain.from_iterable(own_logs[index] for index in beside), profiles)
         ways_s = [way_s(own_logs[index], own[index].run.records) for index in beside]
         slowness = [turns.slowness(run_logs[place], profiles) for place in places]

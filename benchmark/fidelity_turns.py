@@ -53,10 +53,10 @@ class TurnCosts:
                 steps.append((_decode_s(profile, timing.decode), timing.decode.second, timing.decode.seconds))
         rates = cls(*_line(prompts), *_line(steps))
         bare = {name: rates.in_pool(profile) for name, profile in profiles.items()}
-        plain = [(1.0, turn.steps, turn.beside_s(bare[turn.start.model])) for turn in turns if not turn.mixed]
+        plain = [(1.0, turn.steps, turn.beside_s()) for turn in turns if not turn.mixed_prompts]
         hand_over_s, gap_s = _solve(np.array(plain))
         rates = replace(rates, gap_s=gap_s, hand_over_s=max(0.0, hand_over_s))
-        mixed = [turn for turn in turns if turn.mixed and turn.timing.decode is not None]
+        mixed = [turn for turn in turns if turn.mixed_prompts and turn.timing.decode is not None]
         overlap = _overlap([turn.mixed_s(bare[turn.start.model], rates) for turn in mixed])
         return replace(rates, mixed_overlap=overlap)
 
@@ -138,30 +138,35 @@ class _Turn:
     timing: TurnTiming = _UNTIMED
 
     @property
-    def mixed(self) -> bool:
-        """Whether prompts were processed beside decoding members: those steps are in no sum."""
-        return self.start.keep_prefilled and bool(self.prompts)
+    def mixed_prompts(self) -> list[int]:
+        """Those that were processed beside decoding members: these steps are in no sum."""
+        if not self.start.keep_prefilled:
+            return []
+        return self.prompts if self.start.decode else self.prompts[1:]
 
     @property
     def steps(self) -> int:
         """Those that are timed."""
         return sum(sums.steps for sums in (self.timing.prefill, self.timing.decode) if sums is not None)
 
-    def beside_s(self, profile: LatencyProfile) -> float:
+    def beside_s(self) -> float:
         """The hand-over, the gaps between steps, and mixed steps, if any.
 
-        A first step that decodes is not timed, so the profile is asked.
+        A first step that decodes is not timed; it counts as long as the others of the turn, so that a moment in which
+        the machine is slow makes no longer hand-over.
         """
-        timed_s = sum(sums.seconds for sums in (self.timing.prefill, self.timing.decode) if sums is not None)
-        untimed = bool(self.start.decode) and not self.start.prefill
-        return self.seconds - timed_s - (self._step_s(profile) if untimed else 0.0)
+        decode = self.timing.decode
+        timed_s = sum(sums.seconds for sums in (self.timing.prefill, decode) if sums is not None)
+        if decode is not None and self.start.decode and not self.start.prefill:
+            timed_s += decode.seconds / decode.steps
+        return self.seconds - timed_s
 
     def mixed_s(self, profile: LatencyProfile, costs: TurnCosts) -> tuple[float, float]:
         """(what its mixed steps saved over one kind of step after the other, the smaller fixed costs in them)."""
-        decode, prompts = self.timing.decode, self.prompts
+        decode, prompts = self.timing.decode, self.mixed_prompts
         members = decode.second / decode.steps if decode is not None else 0.0
         apart_s = sum(profile.prefill_s([tokens]) + self._step_s(profile) for tokens in prompts)
-        took_s = self.beside_s(profile) - costs.hand_over_s - costs.gap_s * (self.steps + len(prompts))
+        took_s = self.beside_s() - costs.hand_over_s - costs.gap_s * (self.steps + len(prompts))
         smaller_s = min(profile.p0_s, profile.d0_s + profile.d2_s * members)
         return apart_s - took_s, len(prompts) * smaller_s
 

@@ -331,7 +331,9 @@ def test_burstgpt_traces_with_sessions_are_read_too(tmp_path: Path) -> None:
 
 
 def test_a_trace_of_failures_only_says_so(tmp_path: Path) -> None:
-    with pytest.raises(WorkloadError, match=r"no request in it with a prompt and output tokens \(2 without are left out\)"):
+    with pytest.raises(
+        WorkloadError, match=r"no request in it with a prompt and output tokens \(2 without are left out\)"
+    ):
         read_text(tmp_path, "burst.csv", VTC_HEADER + "1,3,0,a\n2,3,0,a\n")
 
 

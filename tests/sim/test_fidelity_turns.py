@@ -44,6 +44,15 @@ class Log:
     def end(self, turn_id: int, timing: TurnTiming, after_s: float) -> None:
         self.add(TurnEnded("i", turn_id, TurnEndReason.DRAINED, (), timing), after_s=after_s)
 
+    def kept_prompt_turn(self, tokens: int, steps: int) -> None:
+        """Its request stays, and decodes alone."""
+        prompt_s, step_s = IN_POOL.prefill_s([tokens]), IN_POOL.decode_step_s(tokens, 1)
+        turn_id = self.start(prefill=1, decode=0, keep=True)
+        self.add(RequestPrefilled("i", turn_id, f"kept{turn_id}", tokens + 1))
+        prefill = StepSums(1, tokens, tokens * tokens, prompt_s)
+        timing = TurnTiming("m", prefill, StepSums(steps, steps * tokens, steps, steps * step_s))
+        self.end(turn_id, timing, COSTS.hand_over_s + (steps + 1) * GAP_S + prompt_s + steps * step_s)
+
     def prompt_turn(self, tokens: int) -> None:
         seconds = IN_POOL.prefill_s([tokens])
         turn_id = self.start(prefill=1, decode=0, keep=False)
@@ -75,6 +84,7 @@ def make_log() -> Log:
     for members in (1, 4, 16):
         log.decode_turn(members, 20, 150 * members)
     log.mixed_turn(8, 30, 1200, 200)
+    log.kept_prompt_turn(200, 40)  # no step of it is mixed
     return log
 
 
