@@ -32,6 +32,7 @@ def test_a_private_ray_heeds_nothing_that_was_meant_for_another(folder: RunFolde
     assert not {"RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_REDIS_ADDRESS"} & ray.keys()
     assert ray["RAY_AUTH_MODE"] == "token"
     assert ray["RAY_AUTH_TOKEN_PATH"] == str(folder.token)
+    assert ray["RAY_memory_monitor_refresh_ms"] == "0"
 
 
 def test_what_belongs_to_the_cluster_that_is_joined_stays(folder: RunFolder) -> None:
