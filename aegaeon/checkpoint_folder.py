@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import quick_model_loader as qml
-from aegaeon.json_file import LFS_POINTER, JsonFileError, read_object
+from aegaeon.json_file import LFS_POINTER, JsonFileError, read_bytes, read_object
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_OBJECTS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_MOST_BYTES = {"tokenizer.json": 256 << 20, "chat_template.jinja": 4 << 20}
+"""Of files that others read whole, generously; they may have a link that leads nowhere for no file at all."""
+
 _OTHER_FORMATS = ("*.bin", "*.gguf", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.npz")
 
 
@@ -28,6 +32,7 @@ def check_folder(directory: Path) -> qml.Checkpoint:
         _check_readable(directory)
         _check_files(directory)
         config = _read_config(directory)
+        _check_beside(directory)
         return _checkpoint(directory, config)
     except OSError as error:
         raise FolderError(f"{error.filename or directory} cannot be read: {error.strerror}") from error
@@ -62,12 +67,29 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if _is_adapter(directory):
         raise FolderError(_adapter(directory))
     file = directory / "config.json"
-    if not file.exists() and not file.is_symlink():
+    if not _is_there(file):
         raise FolderError(f"{directory} {_without_config(directory)}")
     try:
         return read_object(file)
     except JsonFileError as error:
         raise FolderError(str(error)) from error
+
+
+def _check_beside(directory: Path) -> None:
+    """What Transformers reads beside the configuration."""
+    try:
+        for name in _OBJECTS:
+            if _is_there(directory / name):
+                read_object(directory / name)
+        for name, most_bytes in _MOST_BYTES.items():
+            if _is_there(directory / name):
+                read_bytes(directory / name, most_bytes)
+    except JsonFileError as error:
+        raise FolderError(str(error)) from error
+
+
+def _is_there(file: Path) -> bool:
+    return file.exists() or file.is_symlink()
 
 
 def _is_adapter(directory: Path) -> bool:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
+from reprlib import repr as shown
 from types import MappingProxyType
 from typing import Any, Protocol, Self, TextIO
 
@@ -112,7 +113,7 @@ TokenCounter = Callable[[str], int]
 
 def estimate_tokens(text: str) -> int:
     """Tokens of a text without a tokenizer: one per 4 UTF-8 bytes, what BPE vocabularies reach on English prose."""
-    return -(-len(text.encode()) // 4)
+    return -(-len(text.encode(errors="surrogatepass")) // 4)  # half a character, as some files have them, counts too
 
 
 def tokenizer_counter(directory: Path) -> TokenCounter:
@@ -122,7 +123,10 @@ def tokenizer_counter(directory: Path) -> TokenCounter:
     file = directory / "tokenizer.json"
     if not file.is_file():
         raise WorkloadError(f"{directory}: no tokenizer.json; --tokenizer needs a model directory that has one")
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers has no kinds of them
+        raise WorkloadError(f"{file}: {error}") from error
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
@@ -132,11 +136,11 @@ def sharegpt_lengths(path: Path, count: TokenCounter = estimate_tokens) -> Obser
         conversations = json.loads(path.read_bytes())
     except OSError as error:
         raise WorkloadError(f"{path}: {error.strerror}; {SHAREGPT_VARIABLE} must name a ShareGPT JSON file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WorkloadError(f"{path}: not a JSON file ({error})") from error
     try:
         pairs = [pair for talk in conversations for pair in _turn_lengths(talk["conversations"], count)]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WorkloadError(f"{path}: expected a list of {{conversations: [{{from, value}}]}} ({error!r})") from error
     if not pairs:
         raise WorkloadError(f"{path}: no human turn that a gpt turn answers")
@@ -259,14 +263,16 @@ def _format_clock(seconds: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{ms // 1000:02d}.{ms % 1000:03d}"
 
 
-def _parse_clock(text: str) -> float:
-    parts = text.split(":")
+def _parse_clock(text: Any) -> float:
+    parts = text.split(":") if isinstance(text, str) else ()
     if len(parts) != 3:
-        raise ValueError(f"{text!r} is not a time of the form HH:MM:SS.mmm")
+        raise ValueError(f"{shown(text)} is not a time of the form HH:MM:SS.mmm")
     return int(parts[0]) * 3600 + int(parts[1]) * 60 + float(parts[2])
 
 
-def _parse_date(text: str) -> float:
+def _parse_date(text: Any) -> float:
+    if not isinstance(text, str):
+        raise ValueError(f"{shown(text)} is not a date")
     moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
@@ -301,6 +307,12 @@ _LONGEST_LEAD_S = 86_400.0
 """A clock whose first request comes later than this was not started for the trace."""
 _LONGEST_MEAN_GAP_S = 30.0
 """Whole numbers in JSON lines that are further apart are milliseconds: few traces have so few requests."""
+_MOST_TOKENS = 2**31 - 1
+"""Nobody has more; a larger number is no length."""
+_WRONG_LINE = (ValueError, OverflowError, RecursionError, csv.Error)
+"""What parsers raise, depending on how a line is wrong."""
+_TOLD_CHARS = 300
+"""Of what is wrong with a line, which may have very long values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +341,7 @@ class _Fields:
 
     def arrival(self, values: Mapping[str, Any], time: float, line: int) -> Arrival:
         """Raises ``ValueError`` or ``KeyError`` where a value is missing or is not what it must be."""
-        model = str(values[self.model]).strip() if self.model else self.one_model
+        model = _model_name(values[self.model]) if self.model else self.one_model
         return Arrival(time, model, _tokens(values[self.inputs]), _tokens(values[self.outputs]), line)
 
     def asks_for_nothing(self, values: Mapping[str, Any]) -> bool:
@@ -348,19 +360,27 @@ def _one_of(known: Mapping[str, str], wanted: Sequence[str]) -> str:
     return found
 
 
+def _model_name(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip().isprintable():
+        raise ValueError(f"{shown(value)} is not the name of a model")
+    return value.strip()
+
+
 def _tokens(value: Any) -> int:
     """A whole number, however it is written (``18.0`` is one)."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a number of tokens")
+        raise ValueError(f"{shown(value)} is not a number of tokens")
     number = float(value)
     if not number.is_integer():  # neither are inf and nan
-        raise ValueError(f"{value!r} is not a whole number of tokens")
+        raise ValueError(f"{shown(value)} is not a whole number of tokens")
+    if number > _MOST_TOKENS:
+        raise ValueError(f"{shown(value)} tokens are more than {_MOST_TOKENS}")
     return int(number)
 
 
 def _parse_number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a time")
+        raise ValueError(f"{shown(value)} is not a time")
     return float(value)
 
 
@@ -458,9 +478,11 @@ def _read_table(path: Path, lines: Iterable[str], delimiter: str) -> _Trace:
         for values in reader:
             if None in values.values():
                 raise ValueError("the row has fewer columns than the header")
+            if any(values.pop(None, ())):
+                raise ValueError("the row has more columns than the header")
             trace.add(values, reader.line_num)
-    except (ValueError, csv.Error) as error:
-        raise WorkloadError(f"{path}:{reader.line_num}: {error}") from error
+    except _WRONG_LINE as error:
+        raise _wrong_line(path, reader.reader.line_num, error) from error
     return trace
 
 
@@ -477,11 +499,15 @@ def _read_objects(path: Path, lines: Iterable[str]) -> _Trace:
             trace.add(values, number)
         except KeyError as error:
             raise WorkloadError(f"{path}:{number}: no {error} in it; known lines have: {_KNOWN_FIELDS}") from error
-        except ValueError as error:
-            raise WorkloadError(f"{path}:{number}: {error}") from error
+        except _WRONG_LINE as error:
+            raise _wrong_line(path, number, error) from error
     if trace is None:
         raise WorkloadError(f"{path}: no request in it")
     return trace
+
+
+def _wrong_line(path: Path, number: int, error: Exception) -> WorkloadError:
+    return WorkloadError(f"{path}:{number}: {str(error)[:_TOLD_CHARS]}")
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -47,11 +47,12 @@ BAD = (Verdict.LOST, Verdict.HUNG, Verdict.WRONG, Verdict.DOUBLED)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request and the texts of its choices, as an undisturbed pool gave them."""
+    """A request, and the texts of its choices and their tokens in all, as an undisturbed pool gave them."""
 
     kind: Kind
     body: Mapping[str, Any]
     expected: tuple[str, ...] = ()
+    tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -74,13 +75,13 @@ class Answer:
         self.tokens = (chunk.get("usage") or {}).get("completion_tokens", self.tokens)
 
     def verdict(self, question: Question) -> Verdict:
-        """Right as far as it goes; an answer that ended must be whole."""
+        """Right as far as it goes; an answer that ended must be whole, also in tokens that have no text."""
         pairs = tuple(zip(self.texts, question.expected, strict=True))
-        if self.ended and all(text == expected for text, expected in pairs):
-            return Verdict.RIGHT
         if not self.ended and all(expected.startswith(text) for text, expected in pairs):
             return Verdict.RIGHT
-        longer = any(len(text) > len(expected) for text, expected in pairs)
+        if self.ended and tuple(self.texts) == question.expected and self.tokens == question.tokens:
+            return Verdict.RIGHT
+        longer = any(len(text) > len(expected) for text, expected in pairs) or self.tokens > question.tokens
         return Verdict.DOUBLED if longer else Verdict.WRONG
 
 
@@ -143,13 +144,20 @@ def _body(kind: Kind, model: str, tokens: int, random_: random.Random) -> dict[s
 
 async def learn(client: httpx.AsyncClient, question: Question) -> Question:
     """The question with its answer; a short stop gets its stop string: what comes first in its own answer."""
+    answer = await _answer(client, question)
+    known = replace(question, expected=tuple(answer.texts), tokens=answer.tokens)
+    (first, *_) = answer.texts
+    if question.kind is not Kind.SHORT_STOP or not first:
+        return known
+    stop = first[: 1 + int(question.body["seed"]) % 3]
+    known = replace(known, body={**question.body, "stop": [stop]}, expected=(first[: first.index(stop)],))
+    return replace(known, tokens=(await _answer(client, known)).tokens)
+
+
+async def _answer(client: httpx.AsyncClient, question: Question) -> Answer:
     answer = Answer.to(question)
     await _ask(client, question, answer, lambda: None)
-    (first, *_) = texts = tuple(answer.texts)
-    if question.kind is not Kind.SHORT_STOP or not first:
-        return Question(question.kind, question.body, texts)
-    stop = first[: 1 + int(question.body["seed"]) % 3]
-    return Question(question.kind, {**question.body, "stop": [stop]}, (first[: first.index(stop)],))
+    return answer
 
 
 async def _ask(client: httpx.AsyncClient, question: Question, answer: Answer, heard: Callable[[], None]) -> None:
@@ -189,7 +197,8 @@ class Client:
         verdict, why = await self._outcome(question, answer, watch, start_s)
         if verdict is not Verdict.CUT:  # else it waits until the same question is answered
             watch.close(self._number)
-        watch.count(question, verdict, f"{why}; told {answer.texts!r}, expected {question.expected!r}")
+        told, expected = f"{answer.tokens} tokens {answer.texts!r}", f"{question.tokens} tokens {question.expected!r}"
+        watch.count(question, verdict, f"{why}; told {told}, expected {expected}")
         return verdict
 
     async def _outcome(self, question: Question, answer: Answer, watch: Watch, start_s: float) -> tuple[Verdict, str]:

@@ -29,6 +29,11 @@ class Fault(StrEnum):
     SERVER = "server killed"
     POOL = "pool killed"
 
+    @property
+    def victim(self) -> str:
+        """What it is done to."""
+        return self.value.split()[0]
+
 
 # What the command line of the process has in it; instances are found by the pool's own state.
 _TITLES = {
@@ -70,8 +75,13 @@ class Victims:
         return Hit(fault, pid, time.monotonic())
 
     def descriptors(self) -> Mapping[str, int]:
-        """Open descriptors of the processes that live long, by what they are."""
-        return {fault.value.split()[0]: _descriptors(self._candidates(fault)) for fault in (Fault.DRIVER, Fault.SERVER)}
+        """Open descriptors of each process that lives long, by what it is and its number."""
+        return {
+            f"{fault.victim} {pid}": descriptors
+            for fault in (Fault.DRIVER, Fault.SERVER)
+            for pid in self._candidates(fault)
+            if (descriptors := _descriptors(pid))
+        }
 
     def _candidates(self, fault: Fault) -> Sequence[int]:
         if fault in (Fault.KILL, Fault.STOP):
@@ -93,9 +103,7 @@ def _title(pid: int) -> str:
     return ""
 
 
-def _descriptors(pids: Sequence[int]) -> int:
-    count = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            count += sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-    return count
+def _descriptors(pid: int) -> int:
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    return 0

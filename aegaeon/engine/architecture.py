@@ -18,6 +18,7 @@ from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.engine import dry_run
 from aegaeon.engine.attention import AttentionContractError
 from aegaeon.engine.building import building
+from aegaeon.engine.config_numbers import MOST_CONTEXT_TOKENS, wrong_number
 from aegaeon.engine.context_limit import context_limit
 from aegaeon.engine.errors import UnsupportedModelError
 from aegaeon.engine.generation_defaults import read_generation_defaults
@@ -57,6 +58,8 @@ def inspect_model(
     config = load_config(path)
     name = architecture(config)
     _require_safetensors(path, name)
+    if wrong := wrong_number(config.get_text_config()):
+        raise UnsupportedModelError(path, name, f"its config.json says {wrong}, which cannot be")
     float_type = float_dtype(path, config, dtype)
     dry_run.register()
     with building():
@@ -126,6 +129,9 @@ def _context_tokens(path: Path, name: str, config: Any, wanted: int | None) -> i
         if wanted is None:
             raise UnsupportedModelError(path, name, "its config.json names no context length, set max_context_tokens")
         return wanted
+    if limit.most_tokens > MOST_CONTEXT_TOKENS:
+        reason = f"its config.json says a context of more than {MOST_CONTEXT_TOKENS} tokens, which cannot be"
+        raise UnsupportedModelError(path, name, reason)
     if wanted is not None and not 1 <= wanted <= limit.most_tokens:
         allowed = f"between 1 and {limit.most_tokens}"
         raise UnsupportedModelError(path, name, f"max_context_tokens must be {allowed}, got {wanted}")

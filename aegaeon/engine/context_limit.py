@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from aegaeon.engine.config_numbers import rotary
+
 _KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 
 _LENGTH_DEPENDENT = frozenset({"dynamic", "longrope", "su"})
@@ -42,10 +44,7 @@ def context_limit(config: Any) -> ContextLimit | None:
 
 def _scalings(config: Any) -> Iterator[Mapping[str, Any]]:
     """The scalings by a factor: one for all layers, or one for each kind of layer."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
-    if not isinstance(rope, Mapping):
-        return
-    for scaling in (rope, *(inner for inner in rope.values() if isinstance(inner, Mapping))):
+    for scaling in rotary(config):
         factor = scaling.get("factor")
         if isinstance(factor, int | float) and factor >= 1 and _type(scaling) not in (None, "default"):
             yield scaling

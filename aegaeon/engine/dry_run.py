@@ -12,6 +12,7 @@ Does not know: architectures, files, weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from reprlib import repr as shown
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from aegaeon.engine.attention import AttentionCall, AttentionContractError, Reac
 IMPLEMENTATION = "aegaeon_dry_run"
 
 _TOKENS = 2
+
+_MOST_WINDOW_TOKENS = 1 << 20
+"""Four times the largest that is known; each layer's mask is looked at for twice as many keys."""
 
 _HARMLESS_EXTRAS = {"position_ids", "cache_position"}
 """Tensors that layers hand to attention for other implementations."""
@@ -46,8 +50,7 @@ def attention_layers(model: nn.Module) -> tuple[LayerKv, ...]:
     Raises ``AttentionContractError`` if paged attention cannot run it.
     """
     config: Any = model.config
-    probe = _CacheProbe(config=config)
-    probe.check_layers()
+    probe = _cache_probe(config)
     recorder, watch = _Recorder(probe.windowed_layers), _PositionWatch()
     token_ids = torch.zeros((1, _TOKENS), dtype=torch.long, device="meta")
     positions = torch.zeros((1, _TOKENS), dtype=torch.long, device="meta")
@@ -70,6 +73,15 @@ def attention_layers(model: nn.Module) -> tuple[LayerKv, ...]:
     if output.logits.dim() != 3:
         raise AttentionContractError(f"its logits have the shape {list(output.logits.shape)}")
     return recorder.result(config.get_text_config().num_hidden_layers)
+
+
+def _cache_probe(config: Any) -> _CacheProbe:
+    try:
+        probe = _CacheProbe(config=config)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise AttentionContractError(f"no cache can be made for its layers: {error}") from error
+    probe.check_layers()
+    return probe
 
 
 class _CacheProbe(DynamicCache):  # type: ignore[misc]
@@ -174,6 +186,10 @@ class _Recorder:
         (_, heads, _, query_size), (_, kv_heads, _, key_size), (_, value_heads, _, _) = shapes
         if heads % kv_heads or kv_heads != value_heads or query_size != key_size:
             raise AttentionContractError(f"the heads of layer {call.layer} do not fit each other: {shapes}")
+        reach_tokens = call.reach.window_tokens if call.reach.chunk_tokens is None else call.reach.chunk_tokens
+        if reach_tokens is not None and not 1 <= reach_tokens <= _MOST_WINDOW_TOKENS:
+            told = f"{shown(reach_tokens)} tokens, supported are 1 to {_MOST_WINDOW_TOKENS}"
+            raise AttentionContractError(f"layer {call.layer} has an attention window of {told}")
         forgets = call.layer in self._windowed_layers
         if not _same_reach(call.reach, self.mask) or (forgets and call.reach == Reach()):
             raise AttentionContractError(f"layer {call.layer} masks its attention in a way that is not supported")

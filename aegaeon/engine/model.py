@@ -22,7 +22,9 @@ from aegaeon.engine.buffers import fill_computed_buffers, move_computed_buffers
 from aegaeon.engine.building import building
 from aegaeon.engine.errors import ModelError, UnsupportedModelError
 from aegaeon.engine.rope import pin
+from aegaeon.engine.safetensors_file import PADDING_PREFIX
 from aegaeon.engine.skeleton import architecture, build_skeleton, float_dtype, load_config
+from aegaeon.engine.unused import unused_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +78,12 @@ class Model:
         self.dtype = float_dtype(path, config, dtype)
         self.vocab_size: int = config.get_text_config().vocab_size
         self._bound = False
-        self._known_extras = False
+        self._known_extras: set[str] = set()
         self._addresses: tuple[int, ...] = ()
         with building():
             self.modules: Any = build_skeleton(path, config, self.dtype)
             self._slots = tuple(_slots(self.modules))
+            self._names = frozenset(name for slot in self._slots for name in slot.names)
             if unknown := fill_computed_buffers(self.modules):
                 raise UnsupportedModelError(path, self.architecture, f"nothing computes its buffer {unknown[0]}")
             limit = max_context_tokens or getattr(config.get_text_config(), "max_position_embeddings", None) or 1
@@ -106,11 +109,12 @@ class Model:
     def bind(self, weights: Mapping[str, Tensor]) -> None:
         """Let the model use these weights from now on; they are not copied, and must stay until ``unbind``.
 
-        A tied weight may come under any of its names. Tensors that the model has no place for are left alone. Raises
-        ``ModelError`` naming the tensor if one is missing or does not fit; nothing changes then.
+        A tied weight may come under any of its names. Tensors that the model has no place for are left alone where that
+        does no harm. Raises ``ModelError`` naming the tensor if one is missing, does not fit or would be left out
+        though it matters; nothing changes then.
         """
         found = [self._find(slot, weights) for slot in self._slots]
-        self._warn_of_extras(weights)
+        self._check_extras(weights)
         for slot, tensor in zip(self._slots, found, strict=True):
             if slot.held is None:
                 slot.held = _install(slot, tensor)
@@ -148,14 +152,16 @@ class Model:
             )
         return tensor
 
-    def _warn_of_extras(self, weights: Mapping[str, Tensor]) -> None:
-        if self._known_extras:
+    def _check_extras(self, weights: Mapping[str, Tensor]) -> None:
+        """Files may have been replaced since the gate looked at them, and with them what has no place in the model."""
+        extras = {name for name in weights if name not in self._names and not name.startswith(PADDING_PREFIX)}
+        if extras == self._known_extras:
             return
-        self._known_extras = True
-        known = {name for slot in self._slots for name in slot.names}
-        extras = sorted(name for name in weights if name not in known and not name.startswith("__pad_"))
+        if unused := unused_tensors(self.modules, weights, extras):
+            raise ModelError(f"{self.path}: the model has no place for {unused[0]}, and would be another one without")
+        self._known_extras = extras
         if extras:
-            logger.warning("%s: %d tensors are not used, first %s", self.path, len(extras), extras[0])
+            logger.warning("%s: %d tensors are not used, first %s", self.path, len(extras), min(extras))
 
 
 def _slots(modules: Any) -> Iterator[_Slot]:

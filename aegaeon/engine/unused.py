@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from aegaeon.engine.stored_tensor import FLOAT_TYPES, StoredTensor
 
@@ -36,7 +36,14 @@ _SEES_OR_HEARS = re.compile(
 _LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
 
 
-def unused_tensors(model: Any, stored: Mapping[str, StoredTensor], names: Iterable[str]) -> list[str]:
+class Shaped(Protocol):
+    """A tensor, on disk or in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def unused_tensors(model: Any, stored: Mapping[str, Shaped], names: Iterable[str]) -> list[str]:
     """Those of ``names`` that matter, sorted. ``model``: the one that has no place for them; all are ``stored``."""
     harmless = _harmless(model)
     return sorted(name for name in names if not harmless(name, stored.get(name)))
@@ -52,12 +59,12 @@ def coded_tensors(model: Any, stored: Mapping[str, StoredTensor]) -> list[str]:
     return unused_tensors(model, stored, (name for name in coded if wanted.get(name) != stored[name].dtype))
 
 
-def _harmless(model: Any) -> Callable[[str, StoredTensor | None], bool]:
+def _harmless(model: Any) -> Callable[[str, Shaped | None], bool]:
     patterns = [_COMPUTED, _PREDICTS_FURTHER_TOKENS, _SEES_OR_HEARS]
     patterns += [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     drafting = _drafting_layers(model.config.get_text_config())
 
-    def harmless(name: str, tensor: StoredTensor | None) -> bool:
+    def harmless(name: str, tensor: Shaped | None) -> bool:
         if _MASK.search(name):
             return tensor is None or _is_square(tensor)
         layer = _LAYER.search(name)
@@ -73,5 +80,5 @@ def _drafting_layers(config: Any) -> range:
     return range(layers, layers + more) if isinstance(more, int) else range(0)
 
 
-def _is_square(tensor: StoredTensor) -> bool:
+def _is_square(tensor: Shaped) -> bool:
     return len(tensor.shape) >= 2 and tensor.shape[-1] == tensor.shape[-2]

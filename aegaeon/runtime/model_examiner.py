@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import quick_model_loader as qml
+from aegaeon.engine.image import needs_image
+from aegaeon.engine.safetensors_file import CheckpointError
 from aegaeon.runtime.model_failure import FailureKind, ModelFailure, ModelProblem, failure_kind
 from aegaeon.runtime.prepare import config_fingerprint
 
@@ -20,13 +22,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ExaminedModel:
-    """Where a model's configuration and its weights are (the same folder, or an image's), the room it has, and the
-    configuration that it was prepared by."""
+    """Where a model's configuration and its weights are (the same folder, or an image's), the room it has, the
+    configuration that it was prepared by, and the float type that its weights are wanted in."""
 
     config_path: Path
     weights_path: Path
     weight_bytes: int
     fingerprint: str
+    dtype: str
 
 
 class ModelExaminer:
@@ -54,20 +57,24 @@ class ModelExaminer:
             return ModelProblem(failure.reason, failure.kind)
         try:
             return self._mismatch(failure.model, model)
-        except (qml.LoaderError, OSError) as error:
+        except (qml.LoaderError, OSError, CheckpointError) as error:
             return ModelProblem(f"cannot load model {failure.model}: {error}", failure_kind(error))
         except Exception as error:  # whatever it is, the model must be looked at again
             logger.exception("model %s cannot be examined", failure.model)
             return ModelProblem(f"model {failure.model} cannot be examined: {error}", FailureKind.TRANSIENT)
 
     def _mismatch(self, name: str, model: ExaminedModel) -> ModelProblem | None:
-        """What was settled when the service started must still hold. Raises ``LoaderError`` or ``OSError``."""
+        """What was settled when the service started must still hold. Raises ``LoaderError``, ``OSError`` or
+        ``CheckpointError``."""
         needed_bytes = qml.inspect(model.weights_path).buffer_bytes
-        same = config_fingerprint(model.config_path) == model.fingerprint
-        if same and needed_bytes <= model.weight_bytes:
+        reason = None
+        if config_fingerprint(model.config_path) != model.fingerprint or needed_bytes > model.weight_bytes:
+            reason = "holds another model than when the service started"
+        elif model.weights_path == model.config_path and (unfit := needs_image(model.config_path, model.dtype)):
+            reason = f"must be converted, unlike when the service started ({unfit})"
+        if reason is None:
             return None
-        reason = f"{model.config_path} holds another model than when the service started; restart it to serve that"
-        return ModelProblem(f"model {name}: {reason}", FailureKind.FILES)
+        return ModelProblem(f"model {name}: {model.config_path} {reason}; restart it to serve that", FailureKind.FILES)
 
 
 def _signature(model: ExaminedModel) -> frozenset[_FileState]:

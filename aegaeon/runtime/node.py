@@ -201,7 +201,7 @@ class Node:
 
     def _examined(self, spec: ModelSpec) -> ExaminedModel:
         model = self._models[spec.name]
-        return ExaminedModel(model.config.path, model.path, spec.weight_bytes, model.fingerprint)
+        return ExaminedModel(model.config.path, model.path, spec.weight_bytes, model.fingerprint, model.facts.dtype)
 
     def _examine(self, failure: ModelFailure, done: Callable[[ModelProblem | None], None]) -> None:
         self._examiner.examine(failure, lambda problem: self.driver.wakeup.post(lambda: done(problem)))

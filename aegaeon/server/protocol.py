@@ -41,7 +41,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(**uvicorn)
         self.timeout_keep_alive = limits.keep_alive_s  # type: ignore[assignment]  # uvicorn's own setting is whole
         self._limits = limits
-        self._arrival: asyncio.TimerHandle | None = None  # runs until the request is here whole
+        self._arrival: asyncio.TimerHandle | None = None  # runs until the request is here whole; cancelled: is held
+        self._left_s = 0.0  # of an arrival that is held
         self._stall: asyncio.TimerHandle | None = None  # runs while the client takes nothing
         self._undelivered_bytes = 0  # received since there was last a piece of body: headers, or something like them
         self._delivered = False
@@ -52,7 +53,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._lingering = LingeringTransport(transport, lambda: self._arrival is not None)
+        self._lingering = LingeringTransport(transport, lambda: self._arrival is not None, self._hold_arrival)
         super().connection_made(self._lingering)
         self._await_request(self._limits.request_timeout_s)
         if len(self.connections) > self._limits.max_connections:
@@ -175,6 +176,16 @@ class HttpProtocol(HttpToolsProtocol):
         if self._arrival is not None:
             self._arrival.cancel()
             self._arrival = None
+
+    def _hold_arrival(self, reading: bool) -> None:
+        """While we do not read, the client waits for us: that is not its time."""
+        if self._arrival is None:
+            return
+        if not reading:
+            self._left_s = self._arrival.when() - self.loop.time()
+            self._arrival.cancel()
+        elif self._arrival.cancelled():
+            self._await_request(self._left_s)
 
     def _not_arrived(self) -> None:
         if self._lingering.is_closing() or not self._begun:

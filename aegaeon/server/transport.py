@@ -16,13 +16,17 @@ class LingeringTransport(asyncio.Transport):
     """Passes everything on, but for ``close``: while ``still_sending()`` it only ends the writing.
 
     Whoever owns it drops what comes after that, and calls ``close_now`` when it has waited long enough; a client that
-    has got its answer closes its side, which ends the connection too.
+    has got its answer closes its side, which ends the connection too. ``on_reading`` hears whether it reads, whenever
+    that changes.
     """
 
-    def __init__(self, transport: asyncio.Transport, still_sending: Callable[[], bool]) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, still_sending: Callable[[], bool], on_reading: Callable[[bool], None]
+    ) -> None:
         super().__init__()
         self._transport = transport
         self._still_sending = still_sending
+        self._on_reading = on_reading
         self.lingers = False
 
     def close(self) -> None:
@@ -33,7 +37,7 @@ class LingeringTransport(asyncio.Transport):
             return
         self.lingers = True
         self._transport.write_eof()
-        self._transport.resume_reading()
+        self.resume_reading()
 
     def close_now(self) -> None:
         """Close as soon as what was written is out, whatever the client does."""
@@ -55,9 +59,11 @@ class LingeringTransport(asyncio.Transport):
     def pause_reading(self) -> None:
         if not self.lingers:
             self._transport.pause_reading()
+            self._on_reading(False)
 
     def resume_reading(self) -> None:
         self._transport.resume_reading()
+        self._on_reading(True)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._transport.get_extra_info(name, default)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -439,6 +440,46 @@ def test_odd_values_are_refused_or_harmless(tmp_path: Path, key: str) -> None:
             assert facts.parameters > 0
     assert all(str(path) in refusal for refusal in refusals)
     assert refusals or key in {"architectures", "eos_token_id", "tie_word_embeddings", "rms_norm_eps", "head_dim"}
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, -math.inf, True, 10**400, "7"])
+@pytest.mark.parametrize("key", ["rope_theta", "factor", "original_max_position_embeddings"])
+def test_rotary_numbers_that_cannot_be_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64, key: value}
+    edit(path, rope_parameters=rope)
+    with pytest.raises(UnsupportedModelError, match=rf"config\.json (says {key} .*, which cannot be|is wrong)"):
+        inspect_model(path)
+
+
+@pytest.mark.parametrize("value", [-1e-6, math.nan, math.inf, 10**400])
+def test_epsilons_that_cannot_be_are_refused(tmp_path: Path, value: float) -> None:
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    edit(path, rms_norm_eps=value)
+    with pytest.raises(UnsupportedModelError, match=r"config\.json (says rms_norm_eps .*, which cannot be|is wrong)"):
+        inspect_model(path)
+
+
+@pytest.mark.parametrize("value", [2**31, 10**30, 10**400])
+def test_a_context_beyond_all_bounds_is_refused(tmp_path: Path, value: int) -> None:
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    edit(path, max_position_embeddings=value)
+    with pytest.raises(UnsupportedModelError, match=r"says a context of more than 2147483647 tokens"):
+        inspect_model(path)
+
+
+@pytest.mark.parametrize("value", [0, -1, 10**9, 10**30, 10**400, math.nan, math.inf, 1.5, True, "7", {}])
+@pytest.mark.parametrize("name", ["llama", "gemma2-cap-window"])
+def test_windows_that_cannot_be_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    """In no time, and without a mask of that size."""
+    path = write_config(ARCHITECTURES[name](), tmp_path / "model")
+    edit(path, sliding_window=value)
+    with pytest.raises(UnsupportedModelError):
+        inspect_model(path)
+
+
+def edit(path: Path, **values: Any) -> None:
+    (path / "config.json").write_text(json.dumps(json.loads((path / "config.json").read_text()) | values))
 
 
 def test_impossible_sizes(tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def test_extra_weights_are_left_alone_and_told_of_once(
     ]
 
 
+def test_extra_weights_that_matter_are_refused_by_name_whenever_they_come(model: Model, weights: Weights) -> None:
+    model.bind(weights)
+    model.unbind()
+    for extra in ("model.layers.0.self_attn.o_proj.bias", "model.layers.1.mlp.up_proj.weight_scale"):
+        with pytest.raises(ModelError, match=f"no place for {extra}"):
+            model.bind({**weights, extra: torch.ones(64)})
+        assert not model.bound
+    model.bind(weights)
+    assert model.bound
+
+
 @pytest.mark.parametrize("kept", ["lm_head.weight", "model.embed_tokens.weight"])
 def test_a_tied_weight_may_come_under_either_name(model: Model, weights: Weights, kept: str) -> None:
     model.bind(weights)

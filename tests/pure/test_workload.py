@@ -26,6 +26,7 @@ from aegaeon.workload import (
     sharegpt_lengths,
     spread,
     synthesize,
+    tokenizer_counter,
     write_csv,
 )
 
@@ -156,7 +157,15 @@ def test_token_estimate_counts_bytes() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not a JSON file"), ('[{"x": 1}]', "expected a list"), ("[]", "no human turn"), ("5", "expected a list")],
+    [
+        ("{", "not a JSON file"),
+        ('[{"x": 1}]', "expected a list"),
+        ("[]", "no human turn"),
+        ("5", "expected a list"),
+        ("[" * 10**5, "not a JSON file"),
+        ("\0", "not a JSON file"),
+        ('[{"conversations": [{"from": "human", "value": 5}]}]', "expected a list"),
+    ],
 )
 def test_a_bad_sharegpt_file_is_named(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "bad.json"
@@ -164,6 +173,19 @@ def test_a_bad_sharegpt_file_is_named(tmp_path: Path, content: str, message: str
     with pytest.raises(WorkloadError, match=message) as caught:
         sharegpt_lengths(path)
     assert str(path) in str(caught.value)
+
+
+def test_half_a_character_in_a_sharegpt_file_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "half.json"
+    turns = [{"from": "human", "value": "\ud800"}, {"from": "gpt", "value": "12345678"}]
+    path.write_text(json.dumps([{"conversations": turns}]))
+    assert sharegpt_lengths(path).tokens.tolist() == [[1, 2]]
+
+
+def test_a_tokenizer_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(WorkloadError, match=r"tokenizer\.json"):
+        tokenizer_counter(tmp_path)
 
 
 def test_a_missing_sharegpt_file_is_named(tmp_path: Path) -> None:
@@ -231,12 +253,49 @@ def test_mooncake_traces_are_json_lines_with_milliseconds(tmp_path: Path) -> Non
         ('{"timestamp": 1, "input_length": 5, "output_length": null}', "not a number of tokens"),
         ('{"timestamp": null, "input_length": 5, "output_length": 6}', "None is not a time"),
         ('{"timestamp": "soon", "input_length": 5, "output_length": 6}', "soon"),
+        ('{"timestamp": ' + "[" * 10**5, "recursion"),
+        ('{"timestamp": 1, "input_length": 1' + "0" * 400 + ', "output_length": 6}', "too large"),
+        ('{"timestamp": 1, "input_length": 1' + "0" * 5000 + ', "output_length": 6}', "digits"),
+        ('{"timestamp": 1, "input_length": 1e300, "output_length": 6}', "tokens are more than"),
+        ('{"timestamp": 1' + "0" * 400 + ', "input_length": 5, "output_length": 6}', "too large"),
+        ('{"timestamp": 1, "input_length": Infinity, "output_length": 6}', "not a whole number"),
+        ('{"timestamp": 1, "input_length": NaN, "output_length": 6}', "not a whole number"),
+        ('{"timestamp": 1, "input_length": true, "output_length": 6}', "not a number of tokens"),
+        ('{"timestamp": 1, "input_length": [], "output_length": 6}', "not a number of tokens"),
+        ('{"timestamp": -Infinity, "input_length": 5, "output_length": 6}', "must not be negative"),
+        ('{"timestamp": NaN, "input_length": 5, "output_length": 6}', "must not be negative"),
+        ('{"timestamp": false, "input_length": 5, "output_length": 6}', "False is not a time"),
+        ('{"timestamp": "' + "x" * 10**6 + '", "input_length": 5, "output_length": 6}', "could not convert"),
+        ("\0", "Expecting value"),
     ],
+    ids=lambda value: value[:60],
 )
 def test_errors_in_json_lines_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_text(f'{{"timestamp": 0, "input_length": 1, "output_length": 1}}\n{line}\n')
     with pytest.raises(WorkloadError, match=message) as caught:
+        read_trace(path)
+    assert str(caught.value).startswith(f"{path}:2: ")
+
+
+@pytest.mark.parametrize("model", ["null", "5", "[]", '""', '"  "', r'"a\u0000b"', r'"\ud800"'])
+def test_a_model_of_json_lines_must_have_a_name_that_can_be_written(tmp_path: Path, model: str) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(f'{{"timestamp": 0, "input_length": 1, "output_length": 1, "model": {model}}}\n')
+    with pytest.raises(WorkloadError, match=r"is not the name of a model|the model name is empty") as caught:
+        read_trace(path)
+    assert str(caught.value).startswith(f"{path}:1: ")
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [('"00:00:01.0"', "5"), ('"2024-05-10 00:00:00"', "5"), ("5", '"00:00:01.0"'), ('"00:00:01.0"', "null")],
+)
+def test_json_lines_whose_times_are_of_several_kinds_are_refused(tmp_path: Path, first: str, then: str) -> None:
+    path = tmp_path / "trace.jsonl"
+    line = '{{"timestamp": {}, "input_length": 1, "output_length": 1}}\n'
+    path.write_text(line.format(first) + line.format(then))
+    with pytest.raises(WorkloadError) as caught:
         read_trace(path)
     assert str(caught.value).startswith(f"{path}:2: ")
 
@@ -259,7 +318,16 @@ ARTIFACT_HEADER = "Request Time,Model Name,Input Length,Output Length\n"
         (ARTIFACT_HEADER + "00:00:nan,m,5,6\n", 2, "must not be negative"),
         (ARTIFACT_HEADER + "00:00:01.000,,5,6\n", 2, "model name is empty"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,5,6\n", 2, "yesterday"),
+        (ARTIFACT_HEADER + "00:00:01.000,m,5,6,7\n", 2, "more columns"),
+        (ARTIFACT_HEADER + "00:00:01.000,m,1" + "0" * 400 + ",6\n", 2, "not a whole number"),
+        (ARTIFACT_HEADER + "00:00:01.000,m,1" + "0" * 20 + ",6\n", 2, "tokens are more than"),
+        (ARTIFACT_HEADER + "1" + "0" * 400 + ":00:00,m,5,6\n", 2, "too large"),
+        (ARTIFACT_HEADER + "00:00:01.000,m\0,5,6\n", 2, "not the name of a model"),
+        (ARTIFACT_HEADER + "00:00:01.000,m,5,\0\n", 2, "could not convert"),
+        (ARTIFACT_HEADER + "00:00:01.000," + "m" * 200_000 + ",5,6\n", 2, "field larger than"),
+        (ARTIFACT_HEADER + "00:00:01.000,m,5,6\n" + '{"timestamp": 1}\n', 3, "fewer columns"),
     ],
+    ids=lambda value: str(value)[:60],
 )
 def test_errors_name_file_and_line(tmp_path: Path, content: str, line: int, message: str) -> None:
     path = tmp_path / "trace.csv"

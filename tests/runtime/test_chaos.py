@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from benchmark.chaos import Chaos
+from benchmark.chaos import Chaos, Idle, files_of_pools
 from benchmark.chaos_clients import Answer, Client, Kind, Question, Verdict, Watch, learn, questions
 from benchmark.chaos_faults import Fault, Hit, Victims
 
 EXPECTED = ("one two three",)
+TOKENS = 3
 
 
 def question(kind: Kind = Kind.STREAM, expected: tuple[str, ...] = EXPECTED) -> Question:
-    return Question(kind, {"model": "m", "prompt": [1], "stream": True, "seed": 1}, expected)
+    return Question(kind, {"model": "m", "prompt": [1], "stream": True, "seed": 1}, expected, TOKENS)
 
 
-def events(*texts: str, done: bool = True) -> Iterator[bytes]:
+def events(*texts: str, done: bool = True, tokens: int = TOKENS) -> Iterator[bytes]:
     for text in texts:
         yield b"data: " + json.dumps({"choices": [{"index": 0, "text": text}]}).encode() + b"\n\n"
     if done:
+        yield b"data: " + json.dumps({"choices": [], "usage": {"completion_tokens": tokens}}).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 
 
@@ -55,6 +62,14 @@ async def test_every_answer_gets_the_verdict_that_it_deserves(texts: tuple[str, 
     assert seen.bad == int(verdict is not Verdict.RIGHT)
 
 
+@pytest.mark.parametrize(("tokens", "verdict"), [(2, Verdict.WRONG), (4, Verdict.DOUBLED)])
+async def test_a_token_without_text_that_is_lost_or_doubled_is_noticed(tokens: int, verdict: Verdict):
+    seen = watch()
+    await ask(lambda _request: httpx.Response(200, content=b"".join(events(*EXPECTED, tokens=tokens))), seen)
+    assert seen.verdicts == {(Kind.STREAM, verdict): 1}
+    assert f"told {tokens} tokens" in seen.complaints[0]
+
+
 async def test_an_error_is_lost_and_silence_is_hung():
     def silent(_request: httpx.Request) -> httpx.Response:
         raise httpx.ReadTimeout("nothing")
@@ -82,11 +97,16 @@ def test_what_is_left_of_an_answer_is_right_as_far_as_it_goes():
 
 
 async def test_a_short_stop_is_learned_from_its_own_answer():
-    transport = httpx.MockTransport(lambda _request: httpx.Response(200, content=b"".join(events("hello"))))
+    def told(request: httpx.Request) -> httpx.Response:
+        stops = json.loads(request.content).get("stop")
+        return httpx.Response(200, content=b"".join(events("" if stops else "hello", tokens=2 if stops else 5)))
+
+    transport = httpx.MockTransport(told)
     async with httpx.AsyncClient(transport=transport, base_url="http://pool") as http:
         known = await learn(http, question(Kind.SHORT_STOP, ()))
     assert known.body["stop"] == ["he"]
     assert known.expected == ("",)
+    assert known.tokens == 2
 
 
 def test_a_cut_is_excused_from_the_kill_until_the_service_is_back():
@@ -95,6 +115,78 @@ def test_a_cut_is_excused_from_the_kill_until_the_service_is_back():
     chaos.hits += [Hit(Fault.KILL, 1, 10.0, 11.0), Hit(Fault.SERVER, 2, 20.0, 24.0)]
     assert chaos.may_cut(15.0)
     assert not chaos.may_cut(24.0 + 6.0)
+
+
+def test_what_a_pool_leaves_is_seen_wherever_its_folder_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    left = tmp_path / "aegaeon-1-abcdef"
+    left.mkdir()
+    assert str(left) in files_of_pools()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "nowhere"))
+    assert str(left) not in files_of_pools()
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "leaks"),
+    [
+        ({"driver 1": (100, 104), "server 2": (50, 90)}, False),  # clients' connections
+        ({"driver 1": (100, 120)}, True),
+        ({}, False),  # all were replaced
+    ],
+)
+def test_a_driver_that_opens_ever_more_is_noticed(descriptors: dict[str, tuple[int, int]], leaks: bool):
+    assert Idle(0, 0, descriptors).clean is not leaks
+
+
+def test_descriptors_are_counted_process_by_process():
+    code = "import os; os.open('/', os.O_RDONLY); os.open('/', os.O_RDONLY); print('open', flush=True); input()"
+    command = [sys.executable, "-c", code, "ray::DriverActor"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "open\n"
+        counted = Victims(os.getpid(), "").descriptors()
+        driver.communicate("")
+    assert counted == {f"driver {driver.pid}": 5}  # its three standard streams, too
+
+
+ENDS_SLOWLY = """
+import atexit, sys
+from benchmark.interrupt import run_to_end
+
+def told(word):
+    print(word, flush=True)
+    sys.stdin.readline()
+
+def body():
+    try:
+        told("running")
+    finally:
+        told("ending")
+    return 0
+
+atexit.register(told, "ended")
+sys.exit(run_to_end(body))
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("when", ["ending", "ended"])
+def test_whoever_interrupts_again_while_it_ends_gets_no_traceback(when: str, second: signal.Signals):
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", ENDS_SLOWLY]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "running\n":
+                process.send_signal(signal.SIGTERM)
+                continue
+            if line.strip() == when:
+                process.send_signal(second)
+            process.stdin.write("\n")
+            process.stdin.flush()
+        _, said = process.communicate()
+    assert (process.returncode, said) == (130, "interrupted\n")
 
 
 def test_questions_are_the_same_for_the_same_seed():

@@ -171,7 +171,7 @@ def nothing(_: Path) -> None:
         (pipe_for_weights, r"model\.safetensors is neither a file nor a folder"),
         (pipe_for_tokenizer, r"tokenizer\.json is neither a file nor a folder"),
         (pipe_for_config, r"config\.json is neither a file nor a folder"),
-        (endless_config, r"config\.json is no configuration: it is larger than"),
+        (endless_config, r"config\.json is larger than 64 MiB"),
         (deep_config, r"config\.json is not usable: its JSON is nested too deeply"),
         (lfs_config, r"config\.json is a Git LFS pointer; run `git lfs pull`"),
         (lfs_weights, r"model\.safetensors is a Git LFS pointer, not weights"),
@@ -186,6 +186,54 @@ def nothing(_: Path) -> None:
 def test_what_it_is_instead(tmp_path: Path, make: Callable[[Path], None], says: str) -> None:
     make(tmp_path)
     with pytest.raises(FolderError, match=says):
+        check_folder(tmp_path)
+
+
+BESIDE = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def large(file: Path) -> None:
+    with file.open("wb") as stream:
+        stream.truncate(1 << 40)
+
+
+@pytest.mark.parametrize("name", ["config.json", *BESIDE])
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda file: file.write_bytes(b"[]"), "is not a JSON object"),
+        (lambda file: file.write_bytes(b"5"), "is not a JSON object"),
+        (lambda file: file.write_bytes(b""), "is not valid JSON"),
+        (lambda file: file.write_bytes(b'{"a": "\xff"}'), "is not valid JSON"),
+        (lambda file: file.write_bytes(b'{"a":' * 10**5), "is not usable: its JSON is nested too deeply"),
+        (large, "is larger than 64 MiB"),
+        (os.mkfifo, "is neither a file nor a folder"),
+        (Path.mkdir, "is not a regular file"),
+        (lambda file: file.symlink_to("../blobs/0"), r"is a link to \.\./blobs/0, which is not there"),
+        (lambda file: file.symlink_to(file.name), "is a link to"),
+    ],
+    ids=["array", "number", "empty", "bytes", "deep", "large", "pipe", "folder", "dangling", "loop"],
+)
+def test_what_is_read_beside_the_weights_must_be_what_it_is_for(
+    tmp_path: Path, name: str, make: Callable[[Path], None], says: str
+) -> None:
+    whole(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    with pytest.raises(FolderError, match=says) as caught:
+        check_folder(tmp_path)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_a_tokenizer_and_a_template_are_there_and_of_a_sane_size(tmp_path: Path, name: str) -> None:
+    whole(tmp_path)
+    large(tmp_path / name)
+    with pytest.raises(FolderError, match=rf"{name} is larger than \d+ MiB"):
+        check_folder(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("../blobs/0")
+    with pytest.raises(FolderError, match=rf"{name} is a link to"):
         check_folder(tmp_path)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+import quick_model_loader as qml
 from aegaeon.runtime.model_examiner import ExaminedModel, ModelExaminer
 from aegaeon.runtime.model_failure import FailureKind, ModelFailure, ModelProblem
 from aegaeon.runtime.prepare import config_fingerprint
+
+ROOM_BYTES = 1 << 20  # for a few tensors more
 
 
 class Examined:
@@ -23,9 +26,7 @@ class Examined:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.weights = folder / "model.safetensors"
-        (folder / "config.json").write_text('{"model_type": "llama"}')
-        save_file({"w": torch.zeros(1000)}, self.weights)
-        self._examiner = ModelExaminer({"m": ExaminedModel(folder, folder, 8192, config_fingerprint(folder))})
+        self._examiner = ModelExaminer({"m": as_started(folder)})
 
     def problem(self, kind: FailureKind) -> ModelProblem | None:
         found: SimpleQueue[ModelProblem | None] = SimpleQueue()
@@ -36,10 +37,15 @@ class Examined:
         self._examiner.close()
 
 
+def as_started(folder: Path) -> ExaminedModel:
+    """A model that the service was started with, as it was then."""
+    room_bytes = qml.inspect(folder).buffer_bytes + ROOM_BYTES
+    return ExaminedModel(folder, folder, room_bytes, config_fingerprint(folder), "float32")
+
+
 @pytest.fixture
-def examined(tmp_path: Path) -> Iterator[Examined]:
-    (tmp_path / "m").mkdir()
-    examined = Examined(tmp_path / "m")
+def examined(model_paths: Callable[[int], dict[str, Path]], tmp_path: Path) -> Iterator[Examined]:
+    examined = Examined(shutil.copytree(model_paths(1)["m0"], tmp_path / "m"))
     yield examined
     examined.close()
 
@@ -75,17 +81,40 @@ def test_what_passes_is_tried_again_without_a_change(examined: Examined):
 def test_another_model_in_the_folder_needs_a_restart(examined: Examined):
     config = examined.folder / "config.json"
     before = config.read_text()
-    config.write_text('{"model_type": "qwen3"}')
+    config.write_text(before.replace('"llama"', '"qwen3"'))
     other = examined.problem(FailureKind.FILES)
     assert other is not None
     assert "restart" in other.reason
     config.write_text(before)
     os.utime(config, ns=(1, 1))
     assert examined.problem(FailureKind.FILES) is None
-    save_file({"w": torch.zeros(100_000)}, examined.weights)
+    save_file({**load_file(examined.weights), "more": torch.zeros(ROOM_BYTES)}, examined.weights)
     larger = examined.problem(FailureKind.FILES)
     assert larger is not None
     assert "restart" in larger.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "told"),
+    [
+        ("model.layers.0.self_attn.q_proj.bias", torch.ones(64), "for which its configuration has no place"),
+        ("model.layers.0.mlp.up_proj.weight_scale", torch.ones(1), "for which its configuration has no place"),
+        ("model.layers.0.mlp.up_proj.codes", torch.ones(8, dtype=torch.uint8), "it is quantized"),
+        ("model.norm.weight", torch.ones(64, dtype=torch.bfloat16), "must be converted, unlike when"),
+    ],
+)
+def test_weights_that_would_not_have_been_served_at_the_start_are_not_served_later(
+    examined: Examined, name: str, tensor: torch.Tensor, told: str
+):
+    whole = load_file(examined.weights)
+    save_file({**whole, name: tensor}, examined.weights)
+    unfit = examined.problem(FailureKind.FILES)
+    assert unfit is not None
+    assert unfit.kind is FailureKind.FILES
+    assert name in unfit.reason
+    assert told in unfit.reason
+    save_file(whole, examined.weights)
+    assert examined.problem(FailureKind.FILES) is None
 
 
 def test_a_model_that_killed_instances_is_not_judged_by_its_files(examined: Examined):
@@ -93,9 +122,9 @@ def test_a_model_that_killed_instances_is_not_judged_by_its_files(examined: Exam
 
 
 def test_a_driver_that_starts_while_a_folder_is_away_knows_the_model_when_it_is_back(examined: Examined):
-    away, kept = examined.folder.with_name("away"), config_fingerprint(examined.folder)
+    away, model = examined.folder.with_name("away"), as_started(examined.folder)
     examined.folder.rename(away)
-    examiner = ModelExaminer({"m": ExaminedModel(examined.folder, examined.folder, 8192, kept)})
+    examiner = ModelExaminer({"m": model})
     away.rename(examined.folder)
     found: SimpleQueue[ModelProblem | None] = SimpleQueue()
     examiner.examine(ModelFailure("m", "missing", FailureKind.TRANSIENT, 0.0), found.put)

@@ -35,13 +35,42 @@ def nested_generation_config(path: Path) -> None:
     (path / "generation_config.json").write_text("[" * 10**5)
 
 
+def list_for_tokenizer_config(path: Path) -> None:
+    (path / "tokenizer_config.json").write_text("[]")
+
+
+def no_rotary_base(path: Path) -> None:
+    edit(path, rope_parameters={"rope_type": "default", "rope_theta": 0})
+
+
+def huge_vocabulary(path: Path) -> None:
+    edit(path, vocab_size=10**12)
+
+
+def huge_window(path: Path) -> None:
+    edit(path, sliding_window=10**30)
+
+
+def endless_context(path: Path) -> None:
+    edit(path, max_position_embeddings=10**30)
+
+
 def not_there(path: Path) -> None:
     shutil.rmtree(path)
 
 
-@pytest.mark.parametrize("spoil", [many_layers, endless_layers, nested, nested_generation_config, not_there])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(many_layers, endless_layers, nested, nested_generation_config, list_for_tokenizer_config),
+        *(no_rotary_base, huge_vocabulary, huge_window, endless_context, not_there),
+    ],
+)
 def test_a_bad_folder_is_refused_alone(
-    model_paths: Callable[[int], dict[str, Path]], tmp_path: Path, spoil: Callable[[Path], None]
+    model_paths: Callable[[int], dict[str, Path]],
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     good = model_paths(1)["m0"]
     shutil.copytree(good, tmp_path / "bad")
@@ -51,6 +80,7 @@ def test_a_bad_folder_is_refused_alone(
     assert [model.config.name for model in prepared] == ["good"]
     assert [model.config.name for model in refused] == ["bad"]
     assert str(tmp_path / "bad") in refused[0].reason
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_a_failure_that_nobody_foresaw_is_refused_too(

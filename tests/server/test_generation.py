@@ -25,6 +25,7 @@ from aegaeon.core.generation import (
 )
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.slo import Slo
+from aegaeon.server.unsupported import UNSUPPORTED
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -331,6 +332,31 @@ EFFECTIVE = {
     "include_reasoning": False,
     "prompt_embeds": "x",
     "use_beam_search": True,
+    "min_new_tokens": 5,
+    "num_predict": 5,
+    "max_length": 5,
+    "stop_sequences": ["x"],
+    "stop_regex": "x+",
+    "do_sample": False,
+    "num_beams": 4,
+    "num_return_sequences": 2,
+    "no_repeat_ngram_size": 3,
+    "repeat_last_n": 64,
+    "penalty_last_n": 64,
+    "top_n_sigma": 1.5,
+    "epsilon_cutoff": 3,
+    "eta_cutoff": 3,
+    "samplers": ["top_k"],
+    "format": "json",
+    "options": {"temperature": 0},
+    "parameters": {"temperature": 0},
+    "think": False,
+    "system": "Be brief.",
+    "raw": True,
+    "images": ["x"],
+    "ban_eos_token": True,
+    "n_probs": 3,
+    "lora": [{"id": 0, "scale": 0.5}],
 }
 
 
@@ -343,6 +369,15 @@ async def test_what_is_not_supported_is_refused_not_ignored(
         assert error["code"] == "unsupported_parameter"
         assert name in error["message"]
     assert not frontend.requests
+
+
+async def test_what_is_not_supported_may_have_the_values_that_change_nothing(client: httpx.AsyncClient) -> None:
+    for place in range(max(map(len, UNSUPPORTED.values()))):
+        neutral = {name: values[place] for name, values in UNSUPPORTED.items() if len(values) > place}
+        for post in (_chat, _complete):
+            assert (await post(client, **neutral)).status_code == 200
+    for post in (_chat, _complete):
+        assert (await post(client, **dict.fromkeys(UNSUPPORTED))).status_code == 200
 
 
 async def test_what_only_one_of_the_two_supports_is_refused_by_the_other(client: httpx.AsyncClient) -> None:

@@ -17,14 +17,17 @@ from typing import Any
 
 import pytest
 from scripted import Script, ScriptedFrontend
+from starlette.requests import Request
 
 from aegaeon.server.address import bind
 from aegaeon.server.app import ServerOptions, create_app
+from aegaeon.server.body import LARGE_AT_ONCE, SMALL_BYTES, BodyReader
 from aegaeon.server.limits import ConnectionLimits, RequestLimits
 from aegaeon.server.serve import serve
 
 TIMEOUT_S = 20.0
 SOON_S = 0.3  # for limits that must be reached
+CHAT_PATH = "/v1/chat/completions"
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 Address = tuple[str, int]
@@ -233,6 +236,70 @@ async def test_who_asks_first_is_told_before_sending(frontend: ScriptedFrontend)
     async with serving(frontend, limits=RequestLimits(max_body_bytes=1000)) as address:
         head = request(b" " * 5000, "/v1/completions", "Expect: 100-continue", "Connection: close")[:-5000]
         assert error(await exchanged(address, head), 413)["code"] == "request_too_large"
+
+
+async def _slow_clients(
+    address: Address, number: int, body_bytes: int
+) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Clients that have sent their bodies but for the last byte, and do not go on."""
+    clients = [await asyncio.open_connection(*address) for _ in range(number)]
+    for _, writer in clients:
+        writer.write(request(b" " * body_bytes)[:-1])
+        await writer.drain()
+    return clients
+
+
+async def test_large_bodies_that_do_not_come_to_their_end_are_in_nobodys_way(frontend: ScriptedFrontend) -> None:
+    async with serving(frontend) as address:
+        slow = await _slow_clients(address, 2 * LARGE_AT_ONCE, SMALL_BYTES + 2)
+        answer = await exchanged(address, request(chat(user="x" * 1_000_000), CHAT_PATH, "Connection: close"))
+        assert answer.startswith(b"HTTP/1.1 200")
+        for _, writer in slow:
+            writer.close()
+
+
+async def test_the_time_that_a_large_body_waits_for_room_is_not_its_clients(frontend: ScriptedFrontend) -> None:
+    limit_bytes = 400_000  # what is read at once is less
+    limits = RequestLimits(max_body_bytes=limit_bytes)
+    async with serving(frontend, ConnectionLimits(request_timeout_s=1.5), limits=limits) as address:
+        body = chat(user="x" * (limit_bytes - 1000))
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(request(body, CHAT_PATH, "Connection: close")[: -len(body)])
+        # These come later, fill the room, and keep it for longer than the first one may take.
+        slow = await _slow_clients(address, LARGE_AT_ONCE, limit_bytes - 1000)
+        writer.write(body)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        for slow_reader, _ in slow:
+            assert error(await slow_reader.read(), 408)["code"] == "request_timeout"
+        for each in (writer, *(slow_writer for _, slow_writer in slow)):
+            each.close()
+
+
+async def test_large_bodies_have_no_more_memory_than_there_is_room(frontend: ScriptedFrontend) -> None:
+    chunk_bytes, chunks, bodies = 50_000, 20, 4 * LARGE_AT_ONCE
+    reader = BodyReader(chunk_bytes * chunks)
+    here_bytes = most_bytes = 0
+
+    async def read() -> None:
+        nonlocal here_bytes
+        left = chunks
+
+        async def receive() -> dict[str, Any]:
+            nonlocal left, here_bytes, most_bytes
+            await asyncio.sleep(0)  # they all come at the same time
+            left -= 1
+            here_bytes += chunk_bytes
+            most_bytes = max(most_bytes, here_bytes)
+            return {"type": "http.request", "body": b" " * chunk_bytes, "more_body": left > 0}
+
+        body = await reader.read(Request({"type": "http", "headers": []}, receive), bytes)
+        here_bytes -= len(body)
+
+    async with asyncio.timeout(TIMEOUT_S):
+        await asyncio.gather(*(read() for _ in range(bodies)))
+    room_bytes = LARGE_AT_ONCE * chunk_bytes * chunks
+    in_hand_bytes = bodies * 2 * chunk_bytes  # what is small, and what waits
+    assert most_bytes <= room_bytes + in_hand_bytes < bodies * chunk_bytes * chunks
 
 
 # --- connections ---
