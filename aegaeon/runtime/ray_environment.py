@@ -20,7 +20,7 @@ _PRIVATE_RAY = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Ray would have its processes wait for everybody else's (niceness 15): instances and drivers are what serves.
     "RAY_worker_niceness": "0",
-    # Where memory runs short Ray would kill its own processes, whoever took it. A pool has what it needs from the start.
+    # Where memory runs short Ray would kill processes of its own, whoever took it. A pool takes its own at its start.
     "RAY_memory_monitor_refresh_ms": "0",
     # Older versions hide all GPUs from actors that ask for none of Ray's count.
     "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
