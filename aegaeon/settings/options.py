@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 
 from aegaeon.core.config import ModelConfig, PoolConfig
-from aegaeon.core.slo import Slo
+from aegaeon.core.slo import LEAST_TARGET_S, MOST_TARGET_S, Slo
 
 CONFIG_VARIABLE = "AEGAEON_CONFIG"  # the file
 MODELS_VARIABLE = "AEGAEON_MODELS"  # NAME=DIR, separated by commas
@@ -233,8 +233,8 @@ OPTIONS = (
         Scope.MODEL,
         "target for the time to the first token, in seconds",
         name="ttft_slo",
-        low=0.0001,
-        high=86400,
+        low=LEAST_TARGET_S,
+        high=MOST_TARGET_S,
     ),
     Option(
         "slo.tpot_s",
@@ -242,8 +242,8 @@ OPTIONS = (
         Scope.MODEL,
         "target for the time per output token after the first, in seconds",
         name="tpot_slo",
-        low=0.0001,
-        high=86400,
+        low=LEAST_TARGET_S,
+        high=MOST_TARGET_S,
     ),
     Option(
         "max_context_tokens",
