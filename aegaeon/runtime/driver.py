@@ -664,8 +664,21 @@ class Driver:
         self._changed = True
 
     def _decide(self, event: e.Event) -> None:
-        for command in self._scheduler.handle(event, self._clock.now_s()):
-            self._execute(command)
+        try:
+            for command in self._scheduler.handle(event, self._clock.now_s()):
+                self._execute(command)
+        except Exception as error:
+            self._fail_for(event, error)
+            raise
+
+    def _fail_for(self, event: e.Event, error: Exception) -> None:
+        """What is known of requests cannot be trusted any more: this driver ends, and the next gets them all again.
+        But not the one whose event this was, of which that one would end, too."""
+        about = event.request if isinstance(event, e.RequestArrived) else event
+        request = self._requests.get(getattr(about, "request_id", ""))
+        if request is not None:
+            reason = f"the driver failed over this request ({type(error).__name__}: {error})"
+            self._send_frontend(request, m.Failed(request.request_id, reason))
 
     def _execute(self, command: c.Command) -> None:
         match command:
@@ -758,6 +771,9 @@ class Driver:
 
     def _member(self, handle: InstanceHandle, turn_id: int, request: DriverRequest) -> m.Member:
         request.running_on = handle.instance_id
+        if not request.begun:
+            request.begun = True
+            self._send_frontend(request, m.Begun(request.request_id))
         key, shape = request.table_key, self._models[request.model].kv_shape
         self._kv.open(key, shape)
         wanted = request.context_tokens + shape.block_tokens

@@ -48,7 +48,7 @@ from aegaeon.scheduler.routing import choose_node
 _DEFAULT_RETRY_S = 5.0
 # How long requests wait for a driver to come back where there is no other: longer than a whole pool takes to start.
 _HOMELESS_S = 600.0
-# A request that saw its driver die so often, and got no token in between, may be what it dies of.
+# A request that its driver was busy with as often when it died, and that got no token in between, may be the cause.
 _FRUITLESS_LOSSES = 3
 
 
@@ -86,16 +86,23 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class _UnderWay:
-    """A request that is not over: where it is, its client's end, and what was submitted."""
+    """A request that is not over: where it is, its client's end, and what was submitted.
+
+    ``accepted``, ``begun``: what its driver has said of this try.
+    """
 
     node: NodePeer | None  # None: its node was lost, and there is no other
     stream: GenerationStream
     submit: m.Submit
     tries: int = 1
-    fruitless_losses: int = 0  # of nodes, since its last token
+    fruitless_losses: int = 0  # of nodes that were busy with it, since its last token
+    accepted: bool = False
+    begun: bool = False
 
-    def after_loss(self) -> _UnderWay:
+    def after_loss(self, suspected: bool) -> _UnderWay:
         """What is to be tried next: it goes on from the tokens that the client has, and its deadlines stay.
+
+        ``suspected``: the driver may have died of it.
 
         It has a new id: what there still is of the last try, wherever that is, concerns nobody.
         """
@@ -108,7 +115,7 @@ class _UnderWay:
             request_id=self.stream.request_id,
             arrival_s=first.arrival_s + (len(had) - len(had_then)) * first.slo.tpot_s,
         )
-        losses = self.fruitless_losses + 1 if had == had_then and self.tries > 1 else 1
+        losses = (self.fruitless_losses if had == had_then else 0) + suspected
         return _UnderWay(None, self.stream, replace(self.submit, request=moved, generated_ids=had), tries, losses)
 
 
@@ -197,10 +204,14 @@ class PoolFrontend:
         self._nodes.remove(node)
         self._away_since_s[node.node_id] = self._clock.now_s()
         self._router = self._make_router(len(self._nodes)) if self._nodes else None
-        for request_id, under_way in tuple(self._streams.items()):
-            if under_way.node is node and not self._end_if_whole(under_way):
+        there = {request_id: one for request_id, one in self._streams.items() if one.node is node}
+        # What only waited has nothing to do with the end. Requests are taken in the order in which they were sent.
+        being_taken = next((request_id for request_id, one in there.items() if not one.accepted), None)
+        for request_id, under_way in there.items():
+            if not self._end_if_whole(under_way):
                 del self._streams[request_id]
-                self._uproot(under_way.after_loss(), node.node_id)
+                suspected = under_way.begun or request_id == being_taken
+                self._uproot(under_way.after_loss(suspected), node.node_id)
         self._failures.clear()  # a new driver tries what the old one had given up; other nodes refuse what they must
         if self._nodes:
             self._house()
@@ -366,6 +377,9 @@ class PoolFrontend:
                 self._drop_if_done(message.request_id)
             case m.Accepted():
                 self._with(message.request_id, lambda s: s.accept())
+                self._note(message.request_id, accepted=True)
+            case m.Begun():
+                self._note(message.request_id, begun=True)
             case m.NodeState():
                 node.state = message
             case _:
@@ -406,6 +420,11 @@ class PoolFrontend:
         under_way = self._streams.get(request_id)
         if under_way is not None:
             act(under_way.stream)
+
+    def _note(self, request_id: str, **said: bool) -> None:
+        under_way = self._streams.get(request_id)
+        if under_way is not None:
+            self._streams[request_id] = replace(under_way, **said)
 
     def _fail(self, request_id: str, error: GenerationError) -> None:
         self._with(request_id, lambda stream: stream.fail(error))

@@ -229,6 +229,49 @@ async def test_a_request_that_drivers_die_of_is_not_tried_for_ever(driver) -> No
     frontend.close()
 
 
+async def test_drivers_that_die_fail_nobody_that_only_waited(driver) -> None:
+    frontend, drivers = make_frontend(), [driver() for _ in range(4)]
+    frontend.connect("n", drivers[0].address)
+    running = await started(frontend, drivers[0], ask("running"))
+    waiting = await started(frontend, drivers[0], ask("waiting"))
+    late = [asyncio.create_task(frontend.generate(ask(f"late{number}"))) for number in range(2)]
+    for _ in late:
+        await drivers[0].submitted()  # it died before it had answered
+    drivers[0].send(m.Begun("running"))
+    for dying, following in pairwise(drivers):
+        await lost(frontend, dying)
+        frontend.connect("n", following.address)
+        names = [
+            (await following.submitted()).request.request_id for _ in range(4 if following is not drivers[3] else 3)
+        ]
+        following.send(*map(m.Accepted, names), m.Begun(names[0]))
+    with pytest.raises(EngineError, match="may be the cause"):
+        await text_of(running)
+    assert [name.partition("~")[0] for name in names] == ["waiting", "late0", "late1"]
+    for name, generation in zip(names, (waiting, *[await task for task in late]), strict=True):
+        drivers[3].tokens(name, 0, 20)
+        drivers[3].send(m.Finished(name, FinishReason.STOP, 1))
+        assert await text_of(generation) == ("<20>", FinishReason.STOP)
+    frontend.close()
+
+
+async def test_of_requests_that_no_driver_answers_only_the_first_may_be_the_cause(driver) -> None:
+    frontend, drivers = make_frontend(), [driver() for _ in range(4)]
+    frontend.connect("n", drivers[0].address)
+    first, second = (asyncio.create_task(frontend.generate(ask(name))) for name in ("first", "second"))
+    for dying, following in pairwise(drivers):
+        await dying.submitted()
+        await dying.submitted()
+        await lost(frontend, dying)
+        frontend.connect("n", following.address)
+    with pytest.raises(EngineError, match="may be the cause"):
+        await first
+    submit = await drivers[3].submitted()
+    drivers[3].send(m.Accepted(submit.request.request_id))
+    assert (await second).prompt_tokens == len(PROMPT)
+    frontend.close()
+
+
 async def test_another_node_takes_over_at_once(driver) -> None:
     frontend, first, second = make_frontend(), driver(), driver()
     frontend.connect("n", first.address)
