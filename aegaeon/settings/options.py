@@ -298,7 +298,7 @@ OPTIONS = (
         Kind.SECONDS,
         Scope.POOL,
         "an instance that gives no sign of life for so many seconds is killed and replaced; one whose step takes 20 "
-        "times what the slowest of its model took (before the first: 60 times this value) is, too",
+        "times what the slowest of its model took (its first two: 60 times this value) is, too",
         field="instance_timeout_s",
         low=1,
         high=86400,
