@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 import time
@@ -44,6 +45,8 @@ from aegaeon.runtime.prompt_encoder import PromptEncoder
 from aegaeon.runtime.text import ModelText, PromptTooLongError, StopStrings
 from aegaeon.scheduler.router import Router
 from aegaeon.scheduler.routing import choose_node
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_RETRY_S = 5.0
 # How long requests wait for a driver to come back where there is no other: longer than a whole pool takes to start.
@@ -387,10 +390,8 @@ class PoolFrontend:
 
     def _take_tokens(self, message: m.Tokens) -> None:
         for request_id, index, token_id in message.items:
-            under_way = self._streams.get(request_id)
-            if under_way is not None:
-                under_way.stream.take_token(index, token_id, message.time_s)
-                self._drop_if_done(request_id)
+            self._with(request_id, GenerationStream.take_token, index, token_id, message.time_s)
+            self._drop_if_done(request_id)
 
     def _drop_if_done(self, request_id: str) -> None:
         under_way = self._streams.get(request_id)
@@ -415,11 +416,20 @@ class PoolFrontend:
             case _:
                 raise TypeError(f"a frontend does not take {message!r}")
 
-    def _with(self, request_id: str, act: Callable[[GenerationStream], None]) -> None:
-        """Act on a stream; one that is over or was given up is no longer known, and late messages for it are normal."""
+    def _with(self, request_id: str, act: Callable[..., None], *args: object) -> None:
+        """Act on a stream; one that is over or was given up is no longer known, and late messages for it are normal.
+
+        What goes wrong with one (its model's tokenizer is anybody's) ends that one."""
         under_way = self._streams.get(request_id)
-        if under_way is not None:
-            act(under_way.stream)
+        if under_way is None:
+            return
+        try:
+            act(under_way.stream, *args)
+        except Exception as error:
+            logger.exception("request %s of model %s fails at its frontend", request_id, under_way.stream.model)
+            reason = f"the output cannot be turned into text: {type(error).__name__}: {error}"
+            under_way.stream.fail(EngineError(reason))
+            self._stop(request_id)
 
     def _note(self, request_id: str, **said: bool) -> None:
         under_way = self._streams.get(request_id)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import pickle
 import secrets
 import socket
@@ -23,6 +24,8 @@ from typing import Any
 from aegaeon.runtime import messages as m
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.node_connection import NodeConnection
+
+logger = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct("<I")
 _CLOCK = struct.Struct("<d")
@@ -93,6 +96,8 @@ class Gateway:
                 await self._carry(reader, writer)
         except (asyncio.IncompleteReadError, OSError):
             return  # the frontend went away, or the network between
+        except Exception:
+            logger.exception("a frontend of another machine loses its connection to node %s", self._node_id)
         finally:
             writer.close()
 
@@ -110,7 +115,7 @@ class Gateway:
             if isinstance(message, m.Finished | m.Rejected | m.Failed):
                 under_way.discard(message.request_id)
 
-        node = NodeConnection(self._node_id, self._driver_address, forward)
+        node = NodeConnection(self._node_id, self._driver_address, forward, lambda _: writer.close())
         try:
             while True:
                 message = await _read_frame(reader)
@@ -210,6 +215,9 @@ class RemoteConnection:
             while True:
                 self._receive(self, _translate(await _read_frame(reader), -self._offset_s))
         except (asyncio.IncompleteReadError, OSError):  # its machine, too, or the network between
+            self._lost(self)
+        except Exception:
+            logger.exception("what node %s sent cannot be taken: the connection ends", self.node_id)
             self._lost(self)
 
 

@@ -91,9 +91,9 @@ def driver() -> Iterator[Callable[[], ScriptedDriver]]:
             driver.die()
 
 
-def make_frontend(homeless_s: float = 60.0) -> PoolFrontend:
+def make_frontend(homeless_s: float = 60.0, text: Words | None = None) -> PoolFrontend:
     spec = ModelSpec("m", 1 << 20, KvShape((LayerKv(1, 4, 4),)), 512, SLO)
-    served = ServedModel(spec, ModelCard("m", "Llama", 512, 1, 0, True), Words(), 320, (EOS,))  # type: ignore[arg-type]
+    served = ServedModel(spec, ModelCard("m", "Llama", 512, 1, 0, True), text or Words(), 320, (EOS,))  # type: ignore[arg-type]
     return PoolFrontend({"m": served}, MonotonicClock(), homeless_s=homeless_s)
 
 
@@ -269,6 +269,55 @@ async def test_of_requests_that_no_driver_answers_only_the_first_may_be_the_caus
     submit = await drivers[3].submitted()
     drivers[3].send(m.Accepted(submit.request.request_id))
     assert (await second).prompt_tokens == len(PROMPT)
+    frontend.close()
+
+
+class Unreadable:
+    """What no frontend can take out of its ring."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("no number",)
+
+
+@pytest.mark.parametrize("strange", [Unreadable(), m.Cancel("r")])
+async def test_a_message_that_cannot_be_taken_ends_the_connection_and_not_the_requests(driver, strange) -> None:
+    frontend, first, second = make_frontend(), driver(), driver()
+    frontend.connect("n", first.address)
+    generation = await started(frontend, first, ask())
+    first.tokens("r", 0, 20)
+    first.send(strange)
+    await first.received(m.DetachFrontend)
+    assert not frontend.connected("n")
+    frontend.connect("n", second.address)
+    again = (await second.submitted()).request.request_id
+    second.tokens(again, 1, 21)
+    second.send(m.Finished(again, FinishReason.STOP, 2))
+    assert await text_of(generation) == ("<20><21>", FinishReason.STOP)
+    frontend.close()
+
+
+class Speechless(Words):
+    """Has no text for one token."""
+
+    def push(self, token_id: int) -> str:
+        if token_id == 66:
+            raise KeyError(token_id)
+        return super().push(token_id)
+
+    def stream(self, context: object) -> Speechless:
+        return self
+
+
+async def test_output_that_cannot_be_turned_into_text_ends_its_request_and_no_other(driver) -> None:
+    frontend, first = make_frontend(text=Speechless()), driver()
+    frontend.connect("n", first.address)
+    bad, good = [await started(frontend, first, ask(name)) for name in ("bad", "good")]
+    first.send(m.Tokens(0.0, (("bad", 0, 20), ("bad", 1, 66), ("good", 0, 20))))
+    with pytest.raises(EngineError, match="KeyError: 66"):
+        await text_of(bad)
+    assert (await first.received(m.Cancel)).request_id == "bad"
+    first.send(m.Finished("good", FinishReason.STOP, 1))
+    assert await text_of(good) == ("<20>", FinishReason.STOP)
     frontend.close()
 
 
