@@ -149,11 +149,16 @@ class DriverActor:
                 spares.up()
             ray.get(run)
         except (ray.exceptions.RayError, OSError) as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        except Exception as error:
+            logger.exception("instance %s cannot be watched", options.key)
+            reason = f"{type(error).__name__}: {error}"
         else:
             reason = "it ended"
-        ray.kill(actor)
-        ended(reason)
+        try:
+            ray.kill(actor)
+        finally:
+            ended(reason)
 
     def _start_process(self) -> Any:
         """Begin to start one; nobody says yet what it is for."""

@@ -46,12 +46,13 @@ class Spares(Generic[P]):
         self._lock = threading.Lock()
 
     def take(self) -> P:
-        """A process for an instance: a spare, or else a new one. Call ``up`` once it has come up, or died."""
+        """A process for an instance: a spare, or else a new one. Call ``up`` once it has come up, or died.
+
+        Raises what ``start`` does; then there is nothing to call ``up`` for."""
         with self._lock:
+            process = self._waiting.popleft() if self._waiting else self._start()
             self._under_way += 1
-            if self._waiting:
-                return self._waiting.popleft()
-        return self._start()
+            return process
 
     def up(self) -> None:
         """A process that was taken has everything imported, or is dead."""
@@ -66,15 +67,23 @@ class Spares(Generic[P]):
             if process not in self._waiting:
                 return
             self._waiting.remove(process)
-            pause_s = self._backoff.pause_s(ran_well=False)
-        logger.warning("a spare process died; another starts in %.0f s", pause_s)
-        self._later(pause_s, self.fill)
+        self._fill_later("a spare process died")
 
     def fill(self) -> None:
         """Start what is missing, unless instances are on their way: they come first."""
+        try:
+            with self._lock:
+                while not self._closed and not self._under_way and len(self._waiting) < self._count:
+                    self._waiting.append(self._start())
+        except Exception as error:
+            logger.debug("a spare process cannot be started", exc_info=True)
+            self._fill_later(f"a spare process cannot be started ({error})")
+
+    def _fill_later(self, why: str) -> None:
         with self._lock:
-            while not self._closed and not self._under_way and len(self._waiting) < self._count:
-                self._waiting.append(self._start())
+            pause_s = self._backoff.pause_s(ran_well=False)
+        logger.warning("%s; another starts in %.0f s", why, pause_s)
+        self._later(pause_s, self.fill)
 
     def close(self) -> list[P]:
         """Start no more; those that wait, which the caller ends."""

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 import pytest
+from in_process_pool import InProcessPool
 from message_world import Words
 
 from aegaeon.core.generation import (
@@ -30,7 +31,8 @@ from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.fd_exchange import FdServer
 from aegaeon.runtime.frontend import PoolFrontend, ServedModel
 from aegaeon.runtime.link import Link, create_link
-from aegaeon.runtime.node import Node
+from aegaeon.runtime.node import Ended, Node
+from aegaeon.runtime.worker import WorkerOptions
 
 PROMPT = (10, 11, 12)
 EOS = 1
@@ -367,6 +369,21 @@ async def test_text_is_the_same_as_if_the_driver_had_lived(pool, sampling) -> No
         assert outputs[:2] == expected
         assert outputs[2].token_ids == expected[0].token_ids[:20]
         await running.settled()
+
+
+async def test_an_instance_that_cannot_be_started_is_one_that_died_at_once(pool, monkeypatch) -> None:
+    spawn, refused = InProcessPool._spawn, []
+
+    def cramped(self: InProcessPool, options: WorkerOptions, ended: Ended) -> None:
+        if not refused:
+            refused.append(options.key)
+            raise RuntimeError("can't start new thread")
+        spawn(self, options, ended)
+
+    monkeypatch.setattr(InProcessPool, "_spawn", cramped)
+    async with pool(1) as running:
+        assert len((await running.generate("r", "m0", PROMPT, 4)).token_ids) == 4
+    assert refused == ["n0-mixed-0:0"]
 
 
 async def test_a_frontend_that_dies_leaves_no_request_behind(pool) -> None:
