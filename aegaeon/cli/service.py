@@ -84,6 +84,11 @@ def _url(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _unborn(error: OSError) -> str:
+    """The end of a process that the machine has no room for now: the other one goes on."""
+    return f"it could not be started: {error}"
+
+
 class _Supervisor:
     """Keeps the two processes running until it is told to stop. ``others``: children that are none of its business."""
 
@@ -139,9 +144,13 @@ class _Supervisor:
     async def _keep_pool(self) -> None:
         backoff = Backoff(_PAUSES, _LIMIT)
         while True:
-            self._pool = Child("pool", "aegaeon.cli.pool_process")
-            self._pool.send(replace(self._begin, models=None if self._models is None else self._models.models))
-            how = await self._pool.follow(self._take)
+            try:
+                self._pool = Child("pool", "aegaeon.cli.pool_process")
+            except OSError as error:
+                how = _unborn(error)
+            else:
+                self._pool.send(replace(self._begin, models=None if self._models is None else self._models.models))
+                how = await self._pool.follow(self._take)
             pool, self._pool = self._pool, None
             self._nodes.clear()
             await self._after_death("pool", pool, how, backoff)
@@ -153,10 +162,14 @@ class _Supervisor:
             assert self._models is not None
             async with self._sweeping:
                 await self._unless_stopping()
-                self._server = Child("server", "aegaeon.cli.server_process", (self._socket.fileno(),))
-            for message in (BeginServer(self._config, self._url), self._models, *self._nodes.values()):
-                self._server.send(message)
-            how = await self._server.follow(self._take)
+                try:
+                    self._server = Child("server", "aegaeon.cli.server_process", (self._socket.fileno(),))
+                except OSError as error:
+                    how = _unborn(error)
+            if self._server is not None:
+                for message in (BeginServer(self._config, self._url), self._models, *self._nodes.values()):
+                    self._server.send(message)
+                how = await self._server.follow(self._take)
             server, self._server = self._server, None
             await self._after_death("server", server, how, backoff)
 
@@ -181,11 +194,11 @@ class _Supervisor:
             case _:
                 raise TypeError(f"a supervisor does not take {message!r}")
 
-    async def _after_death(self, name: str, child: Child, how: str, backoff: Backoff) -> None:
-        """Wait as long as is right before another is started. Raises where that makes no sense."""
+    async def _after_death(self, name: str, child: Child | None, how: str, backoff: Backoff) -> None:
+        """Wait as long as is right before another is started. Raises where that makes no sense. None: there was none."""
         await self._unless_stopping()
-        self._end_if_hopeless(child.failure)
-        pause_s = backoff.pause_s(ran_well(child.up_s, time.monotonic()))
+        self._end_if_hopeless(child.failure if child is not None else None)
+        pause_s = backoff.pause_s(child is not None and ran_well(child.up_s, time.monotonic()))
         if backoff.hopeless:
             raise ServiceDiedError(f"the {name} process died {backoff.ends} times in a row, last: {how}; see the log")
         self._report(ProcessDied(name, how, pause_s))
