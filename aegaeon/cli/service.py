@@ -195,7 +195,8 @@ class _Supervisor:
                 raise TypeError(f"a supervisor does not take {message!r}")
 
     async def _after_death(self, name: str, child: Child | None, how: str, backoff: Backoff) -> None:
-        """Wait as long as is right before another is started. Raises where that makes no sense. None: there was none."""
+        """Wait as long as is right before another is started; raises where that makes no sense. ``child``: None where
+        there was none."""
         await self._unless_stopping()
         self._end_if_hopeless(child.failure if child is not None else None)
         pause_s = backoff.pause_s(child is not None and ran_well(child.up_s, time.monotonic()))

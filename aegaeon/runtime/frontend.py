@@ -48,6 +48,8 @@ from aegaeon.scheduler.routing import choose_node
 
 logger = logging.getLogger(__name__)
 
+# How often a tokenizer that cannot be loaded is tried again.
+TEXT_RETRY_S = 10.0
 _DEFAULT_RETRY_S = 5.0
 # How long requests wait for a driver to come back where there is no other: longer than a whole pool takes to start.
 _HOMELESS_S = 600.0
@@ -70,14 +72,7 @@ class ServedModel:
     def of(cls, model: PreparedModel) -> ServedModel:
         """Load the tokenizer. Raises ``TokenizerError``."""
         text = ModelText(model.config.path, chat_template=model.config.chat_template)
-        card = ModelCard(
-            model.spec.name,
-            model.facts.architecture,
-            model.spec.max_context_tokens,
-            model.facts.parameters,
-            int(time.time()),
-            text.has_chat_template,
-        )
+        card = model_card(model, has_chat_template=text.has_chat_template)
         facts = model.with_tokenizer(text.eos_token_id, ()).facts
         defaults = facts.sampling_defaults if model.config.generation_config == "auto" else {}
         return cls(model.spec, card, text, facts.vocab_size, facts.eos_token_ids, defaults)
@@ -85,6 +80,19 @@ class ServedModel:
     def finish_reason(self, sampling: SamplingParams, token_ids: Sequence[int]) -> FinishReason | None:
         """Why an output of these tokens is over, by its tokens alone; None where it goes on."""
         return finish_reason(sampling, self.eos_ids, token_ids)
+
+
+def model_card(model: PreparedModel, *, has_chat_template: bool = False, failure: str | None = None) -> ModelCard:
+    """What clients see of it; without its tokenizer: ``failure``, why it cannot be had."""
+    return ModelCard(
+        model.spec.name,
+        model.facts.architecture,
+        model.spec.max_context_tokens,
+        model.facts.parameters,
+        int(time.time()),
+        has_chat_template,
+        failure,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,8 @@ class PoolFrontend:
         make_router: Callable[[int], Router | None] = no_router,
         homeless_s: float = _HOMELESS_S,
     ) -> None:
-        self.served = models
+        self.served = dict(models)
+        self._without_text: dict[str, ModelCard] = {}
         self._clock = clock
         self._make_router = make_router
         self._router: Router | None = None
@@ -178,6 +187,14 @@ class PoolFrontend:
         self._homeless_s = homeless_s
         self._deserted: asyncio.TimerHandle | None = None  # runs while there is no node any more
         self._given_up = False
+
+    def offer(self, model: ServedModel | ModelCard) -> None:
+        """Serve one more model; a card: it is one of ours, but cannot be used before it is offered again, whole."""
+        if isinstance(model, ServedModel):
+            self._without_text.pop(model.spec.name, None)
+            self.served[model.spec.name] = model
+        else:
+            self._without_text[model.name] = model
 
     def connect(self, node_id: str, address: str) -> None:
         """Take this node's driver into the pool; its descriptor server is at ``address``."""
@@ -268,7 +285,8 @@ class PoolFrontend:
     # --- Frontend ---------------------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[ModelCard]:
-        return [replace(model.card, failure=self._failure(name)) for name, model in self.served.items()]
+        whole = [replace(model.card, failure=self._failure(name)) for name, model in self.served.items()]
+        return [*whole, *self._without_text.values()]
 
     def _failure(self, model: str) -> str | None:
         state = self._failures.get(model)
@@ -304,6 +322,8 @@ class PoolFrontend:
                     yield f"instance {instance.instance_id} {instance.trouble or 'is starting'} (since {for_s:.0f} s)"
         for model in self._failures:
             yield f"model {model} is not served: {self._failure(model)}"
+        for card in self._without_text.values():
+            yield f"model {card.name} is not served: {card.failure}"
 
     def node_states(self) -> Sequence[tuple[str, m.NodeState]]:
         """The last report of each node, with its id."""
@@ -311,6 +331,8 @@ class PoolFrontend:
 
     async def generate(self, request: GenerationRequest) -> Generation:
         model = self.served.get(request.model)
+        if request.model in self._without_text:
+            raise ModelUnavailableError(str(self._without_text[request.model].failure), TEXT_RETRY_S)
         if model is None:
             names = ", ".join(sorted(self.served)[:8])
             raise UnknownModelError(f"The model '{request.model}' does not exist here. Models: {names}")
@@ -380,7 +402,7 @@ class PoolFrontend:
                 self._drop_if_done(message.request_id)
             case m.Accepted():
                 self._with(message.request_id, lambda s: s.accept())
-                self._note(message.request_id, accepted=True)
+                self._note(message.request_id)
             case m.Begun():
                 self._note(message.request_id, begun=True)
             case m.NodeState():
@@ -431,10 +453,11 @@ class PoolFrontend:
             under_way.stream.fail(EngineError(reason))
             self._stop(request_id)
 
-    def _note(self, request_id: str, **said: bool) -> None:
+    def _note(self, request_id: str, begun: bool = False) -> None:
+        """Its driver has taken it, and maybe begun it."""
         under_way = self._streams.get(request_id)
         if under_way is not None:
-            self._streams[request_id] = replace(under_way, **said)
+            self._streams[request_id] = replace(under_way, accepted=True, begun=begun or under_way.begun)
 
     def _fail(self, request_id: str, error: GenerationError) -> None:
         self._with(request_id, lambda stream: stream.fail(error))
