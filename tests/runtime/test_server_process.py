@@ -1,4 +1,4 @@
-"""Models whose folders went away while the service ran: a new server serves the others."""
+"""Models whose tokenizers cannot be loaded, at the start or while the service runs: the others are served."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from aegaeon.cli import pool_process
 from aegaeon.cli.server_process import offer_all, offer_later
-from aegaeon.core.config import ModelConfig
+from aegaeon.core.config import ModelConfig, PoolConfig
 from aegaeon.core.generation import (
     GenerationRequest,
     ModelUnavailableError,
@@ -18,9 +19,10 @@ from aegaeon.core.generation import (
     UnknownModelError,
 )
 from aegaeon.core.sampling import SamplingParams
+from aegaeon.core.service import ModelRefused
 from aegaeon.runtime.clock import MonotonicClock
-from aegaeon.runtime.frontend import PoolFrontend
-from aegaeon.runtime.prepare import prepare_models
+from aegaeon.runtime.frontend import PoolFrontend, ServedModel
+from aegaeon.runtime.prepare import PreparedModel, prepare_models
 
 
 async def ask(frontend: PoolFrontend, model: str) -> None:
@@ -54,3 +56,37 @@ async def test_a_model_whose_folder_is_away_is_not_served_until_it_is_back(
         with pytest.raises(PoolUnavailableError):  # there is no node here
             await ask(frontend, name)
     frontend.close()
+
+
+class Found:
+    """A cluster that has looked at models, and a supervisor that is told of them."""
+
+    def __init__(self, *models: PreparedModel) -> None:
+        self._models = list(models)
+        self.told: list[object] = []
+
+    def prepare(self, cache_dir: Path | None) -> tuple[list[PreparedModel], list[object]]:
+        return self._models, []
+
+    def send(self, message: object) -> None:
+        self.told.append(message)
+
+
+def test_a_tokenizer_that_fails_in_a_new_way_refuses_its_model_alone(
+    model_paths: Callable[[int], dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [ModelConfig(name, path) for name, path in model_paths(2).items()]
+    models, _ = prepare_models(configs, 16, None)
+    load = ServedModel.of
+
+    def strange(model: PreparedModel) -> ServedModel:
+        if model.spec.name == "m0":
+            raise MemoryError("no room for so many words")
+        return load(model)
+
+    monkeypatch.setattr(ServedModel, "of", strange)
+    found = Found(*models)
+    good = pool_process._find(PoolConfig(tuple(configs), ()), found, found)  # type: ignore[arg-type]
+    assert [model.spec.name for model in good] == ["m1"]
+    (refused,) = (said.report for said in found.told if isinstance(getattr(said, "report", None), ModelRefused))
+    assert (refused.name, "MemoryError: no room" in refused.reason) == ("m0", True)
