@@ -94,7 +94,7 @@ class DriverActor:
 
     def identity(self) -> tuple[ProcessId, ProcessId]:
         """This process, and the one that ends when its instances have."""
-        return ProcessId.own(), ProcessId.of(self._reaper.pid)
+        return ProcessId.own(), self._reaper.process
 
     def supersede(self, before: tuple[ProcessId, ProcessId]) -> None:
         """Make sure that the node's driver before this one has ended, and its instances: what they had is free then."""
@@ -102,9 +102,10 @@ class DriverActor:
         if not (driver.kill(_GONE_S) and reaper.wait(_GONE_S)):
             raise ServiceError(f"process {driver.pid} cannot be killed")
 
-    def beat(self, within_s: float) -> bool:
-        """Whether the driver's loop turns."""
-        return self._node is not None and self._node.beat(within_s)
+    def beat(self, within_s: float) -> tuple[ProcessId, ProcessId] | None:
+        """``identity``, if the driver's loop turns."""
+        turns = self._node is not None and self._node.beat(within_s)
+        return self.identity() if turns else None
 
     def open_gateway(self, host: str) -> Endpoint:
         """Let frontends of other nodes in, at ``host``."""

@@ -173,6 +173,7 @@ class DriverKeeper:
             return _brief(error)
         if done[0] is not beat:
             return "it returned"
+        self._processes = answer or self._processes  # its reaper may be another by now
         return None if answer else stuck
 
     def _renew(self, reason: str) -> bool:
