@@ -364,7 +364,7 @@ class Driver:
             return
         del self._lost[key]
         for request in self._present(loss.involved):
-            request.suspicion.note_death(len(request.generated_ids))
+            request.suspicion.note_death(len(request.generated_ids), request.kv_tokens)
         for request in self._present(loss.members):
             self._end_if_over(loss, request)
         left = self._present(loss.members)

@@ -81,7 +81,7 @@ class DriverRequest:
         """Take what an instance reports."""
         self.generated_ids.extend(new_ids)
         self.kv_tokens = kv_tokens
-        self.suspicion.note_progress(len(self.generated_ids))
+        self.suspicion.note_progress(len(self.generated_ids), kv_tokens)
 
     def member_for(self, instance_id: str, blocks: tuple[int, ...]) -> Member:
         """What the instance needs to run it."""
