@@ -22,7 +22,7 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.engine.stop import finish_reason
 from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime import messages as m
-from aegaeon.runtime.backoff import Backoff
+from aegaeon.runtime.backoff import INSTANCE_PAUSES, Backoff
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.driver_request import DriverRequest
 from aegaeon.runtime.host_weights import Fail, HostWeightCache, Post
@@ -32,7 +32,7 @@ from aegaeon.runtime.model_failure import FailureKind, ModelFailure, ModelFailur
 from aegaeon.runtime.node_kv import NodeKv
 from aegaeon.runtime.os_process import OsProcess
 from aegaeon.runtime.pulse import PulseReader
-from aegaeon.runtime.restarts import PAUSES, Absence
+from aegaeon.runtime.restarts import Absence
 from aegaeon.runtime.suspicion import ModelSuspicion
 from aegaeon.runtime.timers import Timers
 from aegaeon.runtime.vigil import Vigil, look_interval_s
@@ -106,7 +106,7 @@ class Driver:
         self._open_process = open_process
         self._timers = Timers()
         self._failures = ModelFailures()
-        self._restarts: defaultdict[str, Backoff] = defaultdict(lambda: Backoff(PAUSES))
+        self._restarts: defaultdict[str, Backoff] = defaultdict(lambda: Backoff(INSTANCE_PAUSES))
         self._absent: dict[str, Absence] = {}
         self.wakeup = Wakeup()
         self.weights = weights(self.wakeup.post, self._model_failed)
@@ -153,6 +153,7 @@ class Driver:
 
     def _close(self) -> None:
         self._selector.close()
+        self.wakeup.close()
         self.weights.close()
         for handle in self._instances.values():
             handle.close()
