@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from aegaeon.cli.channel import BeginPool, BeginServer, Failed, FailureKind, ModelsReady, NodeUp, Said, Stop
+from aegaeon.cli.channel import BeginPool, BeginServer, EndKind, Failed, ModelsReady, NodeUp, Said, Stop
 from aegaeon.cli.child import Child
 from aegaeon.cli.failure import ReportedBugError
 from aegaeon.core.config import PoolConfig
@@ -33,8 +33,7 @@ from aegaeon.core.service import (
     ServiceReport,
     Stopping,
 )
-from aegaeon.runtime.backoff import Backoff, ran_well
-from aegaeon.runtime.pauses import Pauses
+from aegaeon.runtime.backoff import PROCESS_LIMIT, PROCESS_PAUSES, Backoff, ran_well
 from aegaeon.runtime.process import adopt_orphans, children, kill_children
 from aegaeon.runtime.process_log import LogPlace
 from aegaeon.runtime.run_folder import RunFolder
@@ -48,7 +47,6 @@ Report = Callable[[ServiceReport], None]
 _CUT_OFF_S = 10.0
 _POOL_STOP_S = 20.0
 _KILL_S = 10.0
-_PAUSES, _LIMIT = Pauses(0.5, 30.0), 7
 
 
 def listen(config: PoolConfig) -> socket.socket:
@@ -142,7 +140,7 @@ class _Supervisor:
     # --- the two processes ------------------------------------------------------------------------------------------
 
     async def _keep_pool(self) -> None:
-        backoff = Backoff(_PAUSES, _LIMIT)
+        backoff = Backoff(PROCESS_PAUSES, PROCESS_LIMIT)
         while True:
             try:
                 self._pool = Child("pool", "aegaeon.cli.pool_process")
@@ -156,7 +154,7 @@ class _Supervisor:
             await self._after_death("pool", pool, how, backoff)
 
     async def _keep_server(self) -> None:
-        backoff = Backoff(_PAUSES, _LIMIT)
+        backoff = Backoff(PROCESS_PAUSES, PROCESS_LIMIT)
         while True:
             await self._served.wait()
             assert self._models is not None
@@ -212,11 +210,11 @@ class _Supervisor:
     def _end_if_hopeless(self, failure: Failed | None) -> None:
         """Where it never worked it will not by itself; what did work once may again."""
         match failure:
-            case Failed(message, FailureKind.DEATHS):
+            case Failed(message, EndKind.DEATHS):
                 raise ServiceDiedError(f"{message}; see the log")
-            case Failed(message, FailureKind.MISTAKE) if not self._ready:
+            case Failed(message, EndKind.MISTAKE) if not self._ready:
                 raise ServiceError(message)
-            case Failed(message, FailureKind.BUG) if not self._ready:
+            case Failed(message, EndKind.BUG) if not self._ready:
                 raise ReportedBugError(message)
 
     async def _unless_stopping(self) -> None:

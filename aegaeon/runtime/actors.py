@@ -133,9 +133,6 @@ class DriverActor:
         if self._node is not None:
             self._node.stop()
 
-    def pid(self) -> int:
-        return os.getpid()
-
     def _spawn(self, options: WorkerOptions, ended: Ended) -> None:
         assert self._spares is not None, "start comes first"
         self._in_thread(f"watch-{options.key}", self._watch, self._spares.take(), self._spares, options, ended)

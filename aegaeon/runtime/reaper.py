@@ -87,7 +87,9 @@ def _reap() -> None:
 
 def _ended(fd: int, within_s: float) -> bool:
     """Whether a process has ended; its descriptor is closed then."""
-    if not select.select([fd], [], [], within_s)[0]:
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(fd, select.POLLIN)
+    if not poll.poll(within_s * 1000):
         return False
     os.close(fd)
     return True

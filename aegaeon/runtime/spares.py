@@ -12,10 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from aegaeon.runtime.backoff import Backoff
-from aegaeon.runtime.pauses import Pauses
-
-_PAUSES = Pauses(1.0, 60.0, free=1)
+from aegaeon.runtime.backoff import INSTANCE_PAUSES, Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +38,7 @@ class Spares(Generic[P]):
         self._later = later
         self._waiting: deque[P] = deque()
         self._under_way = 0  # instances whose processes are not up yet
-        self._backoff = Backoff(_PAUSES)
+        self._backoff = Backoff(INSTANCE_PAUSES)
         self._closed = False
         self._lock = threading.Lock()
 
@@ -58,7 +55,7 @@ class Spares(Generic[P]):
         """A process that was taken has everything imported, or is dead."""
         with self._lock:
             self._under_way -= 1
-            self._backoff = Backoff(_PAUSES)
+            self._backoff = Backoff(INSTANCE_PAUSES)
         self.fill()
 
     def lost(self, process: P) -> None:

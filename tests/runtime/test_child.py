@@ -52,7 +52,7 @@ def test_a_process_that_cannot_be_started_is_tried_again_like_one_that_died(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", no_room)
-    monkeypatch.setattr(service, "_PAUSES", Pauses(0.0, 0.0))
+    monkeypatch.setattr(service, "PROCESS_PAUSES", Pauses(0.0, 0.0))
     reports: list[ServiceReport] = []
     config = PoolConfig(models=(), instances=())
     with socket.create_server(("127.0.0.1", 0)) as sock, pytest.raises(ServiceDiedError, match="7 times in a row"):
