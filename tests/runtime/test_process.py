@@ -170,11 +170,12 @@ def test_a_reaper_that_took_the_place_of_another_is_told_and_leaves_nothing_of_t
     sleeper: subprocess.Popen[bytes],
 ) -> None:
     reaper = Reaper()
-    before, descriptors = reaper.process, len([*Path("/proc/self/fd").iterdir()])
+    before, pipe = reaper.process, reaper._process.stdin
     assert before.kill(WAIT_S)
     reaper.watch(sleeper.pid)
     assert reaper.process != before
-    assert len([*Path("/proc/self/fd").iterdir()]) == descriptors
+    assert pipe is not None
+    assert pipe.closed
     reaper.close()
     assert sleeper.wait(WAIT_S) == -signal.SIGKILL
 
