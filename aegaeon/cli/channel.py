@@ -86,7 +86,7 @@ class Beat:
     """The child's loop turns."""
 
 
-class FailureKind(Enum):
+class EndKind(Enum):
     """``MISTAKE``: the operator can mend it. ``DEATHS``: others died under it too often. ``BUG``: it was shown, and
     its traceback is in a file."""
 
@@ -100,7 +100,7 @@ class Failed:
     """The child ends, and knows why."""
 
     message: str
-    kind: FailureKind
+    kind: EndKind
 
 
 def encode(message: object) -> bytes:

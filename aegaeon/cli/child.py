@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -23,10 +24,11 @@ class Child:
     its end, if anything."""
 
     def __init__(self, name: str, module: str, inherited: Sequence[int] = ()) -> None:
-        """Start it in a session of its own: Ctrl-C at the terminal is its supervisor's matter."""
+        """Start it in a session of its own: Ctrl-C at the terminal is its supervisor's matter. Raises ``OSError``."""
         self._socket, theirs = socket.socketpair()
         arguments = ", ".join(map(repr, (module, theirs.fileno(), os.getpid(), *inherited)))
-        with theirs:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(self._socket.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _CODE.format(path=sys.path, arguments=arguments), f"aegaeon-{name}"],
                 stdin=subprocess.DEVNULL,
@@ -34,6 +36,7 @@ class Child:
                 pass_fds=(theirs.fileno(), *inherited),
                 start_new_session=True,
             )
+            undo.pop_all()
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[object] = []
         self._heard_s = float("inf")  # until the first beat there is nothing to miss

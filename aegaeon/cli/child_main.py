@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from aegaeon.cli.channel import BEAT_S, Beat, BlockingChannel, Failed, FailureKind
+from aegaeon.cli.channel import BEAT_S, Beat, BlockingChannel, EndKind, Failed
 from aegaeon.cli.logs import configure_logs
 from aegaeon.core.service import ServiceDiedError, ServiceError
 from aegaeon.runtime.process import die_with_parent, set_name
@@ -28,16 +28,16 @@ def main(module: str, channel_fd: int, parent_pid: int, *inherited: int) -> NoRe
         # Only now: it brings in what had to be told to be quiet.
         importlib.import_module(module).run(channel, begin, *inherited)
     except ServiceDiedError as error:
-        _tell(channel, Failed(str(error), FailureKind.DEATHS))
+        _tell(channel, Failed(str(error), EndKind.DEATHS))
         sys.exit(3)
     except ServiceError as error:
-        _tell(channel, Failed(str(error), FailureKind.MISTAKE))
+        _tell(channel, Failed(str(error), EndKind.MISTAKE))
         sys.exit(2)
     except Exception as error:  # noqa: BLE001 -- the last resort: every bug ends here, written to a log
         from aegaeon.cli.failure import report_bug
 
         report_bug(error)
-        _tell(channel, Failed(f"unexpected {type(error).__name__}: {error}", FailureKind.BUG))
+        _tell(channel, Failed(f"unexpected {type(error).__name__}: {error}", EndKind.BUG))
         sys.exit(1)
     sys.exit(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import queue
@@ -20,6 +21,8 @@ from aegaeon.runtime.node import NodeOptions
 from aegaeon.runtime.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.run_folder import RunFolder
 from aegaeon.runtime.text import TokenizerError
+
+logger = logging.getLogger(__name__)
 
 
 def run(channel: BlockingChannel, begin: BeginPool) -> None:
@@ -73,6 +76,9 @@ def _find(config: PoolConfig, cluster: Cluster, channel: BlockingChannel) -> lis
             text = ServedModel.of(model).text
         except TokenizerError as error:
             refused.append(RefusedModel(model.config, str(error)))
+        except Exception as error:  # A tokenizer is anybody's, too.
+            logger.exception("model %s: its tokenizer fails in a way that nobody foresaw", model.config.name)
+            refused.append(RefusedModel(model.config, f"its tokenizer fails: {type(error).__name__}: {error}"))
         else:
             good.append(model.with_tokenizer(text.eos_token_id, text.notes))
             channel.send(Said(_found(good[-1])))

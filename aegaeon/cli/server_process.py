@@ -14,12 +14,15 @@ from functools import partial
 
 from aegaeon.cli.channel import BEAT_S, Beat, BeginServer, BlockingChannel, ModelsReady, NodeUp, Said
 from aegaeon.core.config import PoolConfig
+from aegaeon.core.generation import ModelCard
 from aegaeon.core.service import InstanceStarted, Ready
 from aegaeon.runtime.admin import pool_state
 from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.driver_keeper import NodeAddress
 from aegaeon.runtime.fd_exchange import FdExchangeError
-from aegaeon.runtime.frontend import PoolFrontend, ServedModel
+from aegaeon.runtime.frontend import TEXT_RETRY_S, PoolFrontend, ServedModel, model_card
+from aegaeon.runtime.prepare import PreparedModel
+from aegaeon.runtime.text import TokenizerError
 from aegaeon.scheduler.registry import make_router
 from aegaeon.scheduler.router import Router
 from aegaeon.server.app import ServerOptions, create_app
@@ -39,18 +42,19 @@ def run(channel: BlockingChannel, begin: BeginServer, listening_fd: int) -> None
     """Serve until the supervisor says ``Stop`` and what was under way has ended."""
     models = channel.receive()
     assert isinstance(models, ModelsReady), "the supervisor starts a server when there are models"
-    served = [ServedModel.of(model) for model in pickle.loads(models.models)]
-    asyncio.run(_serve(channel, begin, served, socket.socket(fileno=listening_fd)))
+    asyncio.run(_serve(channel, begin, pickle.loads(models.models), socket.socket(fileno=listening_fd)))
 
 
 async def _serve(
-    channel: BlockingChannel, begin: BeginServer, models: Sequence[ServedModel], sock: socket.socket
+    channel: BlockingChannel, begin: BeginServer, models: Sequence[PreparedModel], sock: socket.socket
 ) -> None:
     config = begin.config
-    frontend = PoolFrontend({model.spec.name: model for model in models}, MonotonicClock(), _routers(config, models))
+    frontend = PoolFrontend({}, MonotonicClock(), _routers(config, models))
+    left = offer_all(frontend, models)
     app = create_app(frontend, _server_options(frontend, config))
     helpers = [
         asyncio.create_task(_beat(channel)),
+        asyncio.create_task(offer_later(frontend, left)),
         asyncio.create_task(_report_ready(frontend, config, channel, begin.url)),
     ]
     serving = asyncio.create_task(
@@ -69,6 +73,42 @@ async def _serve(
         for task in (*helpers, stopping, following):
             task.cancel()
         frontend.close()
+
+
+def offer_all(frontend: PoolFrontend, models: Sequence[PreparedModel]) -> list[PreparedModel]:
+    """Have models served, each if its tokenizer can be loaded (its folder may be away); those that are left."""
+    left = []
+    for model in models:
+        offer = _offer(model)
+        frontend.offer(offer)
+        if isinstance(offer, ModelCard):
+            logger.error("model %s is not served: %s", offer.name, offer.failure)
+            left.append(model)
+    return left
+
+
+async def offer_later(frontend: PoolFrontend, left: Sequence[PreparedModel], pause_s: float = TEXT_RETRY_S) -> None:
+    """Try those that are left again until none is."""
+    waiting = list(left)
+    while waiting:
+        await asyncio.sleep(pause_s)
+        for model in tuple(waiting):
+            offer = await asyncio.to_thread(_offer, model)
+            frontend.offer(offer)
+            if isinstance(offer, ServedModel):
+                logger.info("model %s is served", model.spec.name)
+                waiting.remove(model)
+
+
+def _offer(model: PreparedModel) -> ServedModel | ModelCard:
+    """The model, or what there is to say of it: a tokenizer is anybody's, and one must not end the others."""
+    try:
+        return ServedModel.of(model)
+    except TokenizerError as error:
+        return model_card(model, failure=str(error))
+    except Exception as error:
+        logger.debug("the tokenizer of model %s cannot be loaded", model.spec.name, exc_info=True)
+        return model_card(model, failure=f"its tokenizer cannot be loaded: {type(error).__name__}: {error}")
 
 
 async def _follow(channel: BlockingChannel, frontend: PoolFrontend, stop: asyncio.Event) -> None:
@@ -126,7 +166,7 @@ async def _beat(channel: BlockingChannel) -> None:
         await asyncio.sleep(BEAT_S)
 
 
-def _routers(config: PoolConfig, models: Sequence[ServedModel]) -> Callable[[int], Router | None]:
+def _routers(config: PoolConfig, models: Sequence[PreparedModel]) -> Callable[[int], Router | None]:
     specs, host_bytes = [model.spec for model in models], config.weight_cache_bytes
     assert host_bytes is not None, "nodes were started, so the configuration leaves no size open"
     return lambda nodes: make_router(config.policy, specs, nodes, host_bytes)

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from aegaeon.cli.channel import BeginPool, BeginServer, Failed, FailureKind, ModelsReady, NodeUp, Said, Stop
+from aegaeon.cli.channel import BeginPool, BeginServer, EndKind, Failed, ModelsReady, NodeUp, Said, Stop
 from aegaeon.cli.child import Child
 from aegaeon.cli.failure import ReportedBugError
 from aegaeon.core.config import PoolConfig
@@ -33,8 +33,7 @@ from aegaeon.core.service import (
     ServiceReport,
     Stopping,
 )
-from aegaeon.runtime.backoff import Backoff, ran_well
-from aegaeon.runtime.pauses import Pauses
+from aegaeon.runtime.backoff import PROCESS_LIMIT, PROCESS_PAUSES, Backoff, ran_well
 from aegaeon.runtime.process import adopt_orphans, children, kill_children
 from aegaeon.runtime.process_log import LogPlace
 from aegaeon.runtime.run_folder import RunFolder
@@ -48,7 +47,6 @@ Report = Callable[[ServiceReport], None]
 _CUT_OFF_S = 10.0
 _POOL_STOP_S = 20.0
 _KILL_S = 10.0
-_PAUSES, _LIMIT = Pauses(0.5, 30.0), 7
 
 
 def listen(config: PoolConfig) -> socket.socket:
@@ -82,6 +80,11 @@ def run_service(config: PoolConfig, sock: socket.socket, report: Report, folder:
 def _url(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _unborn(error: OSError) -> str:
+    """The end of a process that the machine has no room for now: the other one goes on."""
+    return f"it could not be started: {error}"
 
 
 class _Supervisor:
@@ -137,26 +140,34 @@ class _Supervisor:
     # --- the two processes ------------------------------------------------------------------------------------------
 
     async def _keep_pool(self) -> None:
-        backoff = Backoff(_PAUSES, _LIMIT)
+        backoff = Backoff(PROCESS_PAUSES, PROCESS_LIMIT)
         while True:
-            self._pool = Child("pool", "aegaeon.cli.pool_process")
-            self._pool.send(replace(self._begin, models=None if self._models is None else self._models.models))
-            how = await self._pool.follow(self._take)
+            try:
+                self._pool = Child("pool", "aegaeon.cli.pool_process")
+            except OSError as error:
+                how = _unborn(error)
+            else:
+                self._pool.send(replace(self._begin, models=None if self._models is None else self._models.models))
+                how = await self._pool.follow(self._take)
             pool, self._pool = self._pool, None
             self._nodes.clear()
             await self._after_death("pool", pool, how, backoff)
 
     async def _keep_server(self) -> None:
-        backoff = Backoff(_PAUSES, _LIMIT)
+        backoff = Backoff(PROCESS_PAUSES, PROCESS_LIMIT)
         while True:
             await self._served.wait()
             assert self._models is not None
             async with self._sweeping:
                 await self._unless_stopping()
-                self._server = Child("server", "aegaeon.cli.server_process", (self._socket.fileno(),))
-            for message in (BeginServer(self._config, self._url), self._models, *self._nodes.values()):
-                self._server.send(message)
-            how = await self._server.follow(self._take)
+                try:
+                    self._server = Child("server", "aegaeon.cli.server_process", (self._socket.fileno(),))
+                except OSError as error:
+                    how = _unborn(error)
+            if self._server is not None:
+                for message in (BeginServer(self._config, self._url), self._models, *self._nodes.values()):
+                    self._server.send(message)
+                how = await self._server.follow(self._take)
             server, self._server = self._server, None
             await self._after_death("server", server, how, backoff)
 
@@ -181,11 +192,12 @@ class _Supervisor:
             case _:
                 raise TypeError(f"a supervisor does not take {message!r}")
 
-    async def _after_death(self, name: str, child: Child, how: str, backoff: Backoff) -> None:
-        """Wait as long as is right before another is started. Raises where that makes no sense."""
+    async def _after_death(self, name: str, child: Child | None, how: str, backoff: Backoff) -> None:
+        """Wait as long as is right before another is started; raises where that makes no sense. ``child``: None where
+        there was none."""
         await self._unless_stopping()
-        self._end_if_hopeless(child.failure)
-        pause_s = backoff.pause_s(ran_well(child.up_s, time.monotonic()))
+        self._end_if_hopeless(child.failure if child is not None else None)
+        pause_s = backoff.pause_s(child is not None and ran_well(child.up_s, time.monotonic()))
         if backoff.hopeless:
             raise ServiceDiedError(f"the {name} process died {backoff.ends} times in a row, last: {how}; see the log")
         self._report(ProcessDied(name, how, pause_s))
@@ -198,11 +210,11 @@ class _Supervisor:
     def _end_if_hopeless(self, failure: Failed | None) -> None:
         """Where it never worked it will not by itself; what did work once may again."""
         match failure:
-            case Failed(message, FailureKind.DEATHS):
+            case Failed(message, EndKind.DEATHS):
                 raise ServiceDiedError(f"{message}; see the log")
-            case Failed(message, FailureKind.MISTAKE) if not self._ready:
+            case Failed(message, EndKind.MISTAKE) if not self._ready:
                 raise ServiceError(message)
-            case Failed(message, FailureKind.BUG) if not self._ready:
+            case Failed(message, EndKind.BUG) if not self._ready:
                 raise ReportedBugError(message)
 
     async def _unless_stopping(self) -> None:

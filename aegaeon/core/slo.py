@@ -5,7 +5,12 @@ Does not know: the clock; callers pass times.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+# What clients and configurations may ask for: beyond it a target means nothing.
+LEAST_TARGET_S = 1e-3
+MOST_TARGET_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +25,8 @@ class Slo:
     tpot_s: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (self.ttft_s > 0 and self.tpot_s > 0):
-            raise ValueError(f"SLO targets must be positive: ttft_s={self.ttft_s}, tpot_s={self.tpot_s}")
+        if not (0 < self.ttft_s < math.inf and 0 < self.tpot_s < math.inf):
+            raise ValueError(f"SLO targets must be positive, and finite: ttft_s={self.ttft_s}, tpot_s={self.tpot_s}")
 
     def due_s(self, arrival_s: float, token_index: int) -> float:
         """When token ``token_index`` (0 = first) of a request that arrived at ``arrival_s`` is due."""

@@ -94,7 +94,7 @@ class DriverActor:
 
     def identity(self) -> tuple[ProcessId, ProcessId]:
         """This process, and the one that ends when its instances have."""
-        return ProcessId.own(), ProcessId.of(self._reaper.pid)
+        return ProcessId.own(), self._reaper.process
 
     def supersede(self, before: tuple[ProcessId, ProcessId]) -> None:
         """Make sure that the node's driver before this one has ended, and its instances: what they had is free then."""
@@ -102,9 +102,10 @@ class DriverActor:
         if not (driver.kill(_GONE_S) and reaper.wait(_GONE_S)):
             raise ServiceError(f"process {driver.pid} cannot be killed")
 
-    def beat(self, within_s: float) -> bool:
-        """Whether the driver's loop turns."""
-        return self._node is not None and self._node.beat(within_s)
+    def beat(self, within_s: float) -> tuple[ProcessId, ProcessId] | None:
+        """``identity``, if the driver's loop turns."""
+        turns = self._node is not None and self._node.beat(within_s)
+        return self.identity() if turns else None
 
     def open_gateway(self, host: str) -> Endpoint:
         """Let frontends of other nodes in, at ``host``."""
@@ -132,9 +133,6 @@ class DriverActor:
         if self._node is not None:
             self._node.stop()
 
-    def pid(self) -> int:
-        return os.getpid()
-
     def _spawn(self, options: WorkerOptions, ended: Ended) -> None:
         assert self._spares is not None, "start comes first"
         self._in_thread(f"watch-{options.key}", self._watch, self._spares.take(), self._spares, options, ended)
@@ -149,11 +147,16 @@ class DriverActor:
                 spares.up()
             ray.get(run)
         except (ray.exceptions.RayError, OSError) as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        except Exception as error:
+            logger.exception("instance %s cannot be watched", options.key)
+            reason = f"{type(error).__name__}: {error}"
         else:
             reason = "it ended"
-        ray.kill(actor)
-        ended(reason)
+        try:
+            ray.kill(actor)
+        finally:
+            ended(reason)
 
     def _start_process(self) -> Any:
         """Begin to start one; nobody says yet what it is for."""

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from aegaeon.runtime.pauses import Pauses
 
+# A service's own processes: its pool, its server, its drivers.
+PROCESS_PAUSES, PROCESS_LIMIT = Pauses(0.5, 30.0), 7
+# Instances and those that wait to be one. A single death proves nothing: the kernel or an operator may have killed it.
+INSTANCE_PAUSES = Pauses(1.0, 60.0, free=1)
+
 
 def ran_well(up_s: float | None, now_s: float, well_after_s: float = 60.0) -> bool:
     """Whether what came up at ``up_s`` (None: never) has been up for so long that its next end counts as a first."""

@@ -7,17 +7,22 @@ each role's content in the form in which the text comes out.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-# A template is the model's own code and may fail in any way that code without input and output can.
+# How a template fails over messages that it does not take. It is the model's own code: others are faults of its own.
 RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 Render = Callable[[list[dict[str, Any]]], str]
-"""Renders messages as they are; raises any of ``RENDER_ERRORS``."""
+"""Renders messages as they are; may raise anything."""
+
+_TRIAL_S = 10.0  # where it takes milliseconds
 
 _CHATS = (("user",), ("system", "user"))
 """Conversations of which one at least must show what the user says."""
@@ -46,8 +51,32 @@ class TemplateUse:
         return [_formed(message, parts) for message, parts in zip(messages, forms, strict=True)]
 
 
-def try_template(render: Render) -> TemplateUse:
-    """Find out how a template is to be used, from what it makes of marked messages."""
+class _GivenUp(BaseException):
+    """Nobody waits any more."""
+
+
+def try_template(render: Render, limit_s: float = _TRIAL_S) -> TemplateUse:
+    """Find out how a template is to be used, from what it makes of marked messages.
+
+    One that takes longer than ``limit_s`` is given up: a loop within a loop may take for ever.
+    """
+    found: list[TemplateUse] = []
+
+    def attempt() -> None:
+        with contextlib.suppress(_GivenUp):
+            found.append(_try(render))
+
+    trial = threading.Thread(target=attempt, name="chat-template", daemon=True)
+    trial.start()
+    trial.join(limit_s)
+    if found:
+        return found[0]
+    # It would go on in the background; this ends it at its next line of Python.
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(trial.ident or 0), ctypes.py_object(_GivenUp))
+    return TemplateUse(problem=f"its chat template takes longer than {limit_s:.0f} s for a few words")
+
+
+def _try(render: Render) -> TemplateUse:
     chats = [_attempt(render, roles, in_parts) for in_parts in _ALL_FORMS for roles in _CHATS]
     seen = next((chat for chat in chats if chat.shows("user")), None)
     if seen is None:
@@ -69,6 +98,8 @@ def _unusable(attempts: Sequence[_Attempt]) -> TemplateUse:
     error = attempts[0].error
     if isinstance(error, TemplateSyntaxError):
         return TemplateUse(problem=f"its chat template does not compile: {error}")
+    if error is not None and not isinstance(error, RENDER_ERRORS):
+        return TemplateUse(problem=f"its chat template fails: {type(error).__name__}: {error}")
     if any(attempt.error is None for attempt in attempts):
         return TemplateUse(problem="its chat template leaves out what the user says, as a string and as parts")
     # It may yet take messages of other kinds, or with arguments.
@@ -95,7 +126,7 @@ def _attempt(render: Render, roles: tuple[str, ...], in_parts: frozenset[str]) -
     messages = [{"role": role, "content": _mark(place)} for place, role in enumerate(roles)]
     try:
         return _Attempt(roles, in_parts, render(TemplateUse(in_parts).formed(messages)), None)
-    except RENDER_ERRORS as error:
+    except Exception as error:  # noqa: BLE001 -- whatever it is, it is told
         return _Attempt(roles, in_parts, "", error)
 
 

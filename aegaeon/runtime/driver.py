@@ -22,7 +22,7 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.engine.stop import finish_reason
 from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime import messages as m
-from aegaeon.runtime.backoff import Backoff
+from aegaeon.runtime.backoff import INSTANCE_PAUSES, Backoff
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.driver_request import DriverRequest
 from aegaeon.runtime.host_weights import Fail, HostWeightCache, Post
@@ -32,7 +32,7 @@ from aegaeon.runtime.model_failure import FailureKind, ModelFailure, ModelFailur
 from aegaeon.runtime.node_kv import NodeKv
 from aegaeon.runtime.os_process import OsProcess
 from aegaeon.runtime.pulse import PulseReader
-from aegaeon.runtime.restarts import PAUSES, Absence
+from aegaeon.runtime.restarts import Absence
 from aegaeon.runtime.suspicion import ModelSuspicion
 from aegaeon.runtime.timers import Timers
 from aegaeon.runtime.vigil import Vigil, look_interval_s
@@ -106,7 +106,7 @@ class Driver:
         self._open_process = open_process
         self._timers = Timers()
         self._failures = ModelFailures()
-        self._restarts: defaultdict[str, Backoff] = defaultdict(lambda: Backoff(PAUSES))
+        self._restarts: defaultdict[str, Backoff] = defaultdict(lambda: Backoff(INSTANCE_PAUSES))
         self._absent: dict[str, Absence] = {}
         self.wakeup = Wakeup()
         self.weights = weights(self.wakeup.post, self._model_failed)
@@ -153,6 +153,7 @@ class Driver:
 
     def _close(self) -> None:
         self._selector.close()
+        self.wakeup.close()
         self.weights.close()
         for handle in self._instances.values():
             handle.close()
@@ -364,7 +365,7 @@ class Driver:
             return
         del self._lost[key]
         for request in self._present(loss.involved):
-            request.suspicion.note_death(len(request.generated_ids))
+            request.suspicion.note_death(len(request.generated_ids), request.kv_tokens)
         for request in self._present(loss.members):
             self._end_if_over(loss, request)
         left = self._present(loss.members)
@@ -664,8 +665,21 @@ class Driver:
         self._changed = True
 
     def _decide(self, event: e.Event) -> None:
-        for command in self._scheduler.handle(event, self._clock.now_s()):
-            self._execute(command)
+        try:
+            for command in self._scheduler.handle(event, self._clock.now_s()):
+                self._execute(command)
+        except Exception as error:
+            self._fail_for(event, error)
+            raise
+
+    def _fail_for(self, event: e.Event, error: Exception) -> None:
+        """What is known of requests cannot be trusted any more: this driver ends, and the next gets them all again.
+        But not the one whose event this was, of which that one would end, too."""
+        about = event.request if isinstance(event, e.RequestArrived) else event
+        request = self._requests.get(getattr(about, "request_id", ""))
+        if request is not None:
+            reason = f"the driver failed over this request ({type(error).__name__}: {error})"
+            self._send_frontend(request, m.Failed(request.request_id, reason))
 
     def _execute(self, command: c.Command) -> None:
         match command:
@@ -758,6 +772,9 @@ class Driver:
 
     def _member(self, handle: InstanceHandle, turn_id: int, request: DriverRequest) -> m.Member:
         request.running_on = handle.instance_id
+        if not request.begun:
+            request.begun = True
+            self._send_frontend(request, m.Begun(request.request_id))
         key, shape = request.table_key, self._models[request.model].kv_shape
         self._kv.open(key, shape)
         wanted = request.context_tokens + shape.block_tokens

@@ -19,10 +19,9 @@ import ray
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ServiceDiedError, ServiceError
 from aegaeon.runtime.actors import DriverActor, start_actor
-from aegaeon.runtime.backoff import Backoff, ran_well
+from aegaeon.runtime.backoff import PROCESS_LIMIT, PROCESS_PAUSES, Backoff, ran_well
 from aegaeon.runtime.gateway import Endpoint
 from aegaeon.runtime.node import NodeOptions
-from aegaeon.runtime.pauses import Pauses
 from aegaeon.runtime.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.process import ProcessId
 from aegaeon.runtime.process_log import LogPlace
@@ -34,7 +33,6 @@ _BEAT_S = 1.0
 _STUCK_S = 5.0
 _STUCK_BEATS = 2
 _STOP_S = 10.0
-_PAUSES, _LIMIT = Pauses(0.5, 30.0), 7
 
 Findings = tuple[list[PreparedModel], list[RefusedModel]]
 _Found = TypeVar("_Found")
@@ -69,7 +67,7 @@ class DriverKeeper:
         self.node = node
         self._logs = logs
         self._announce = announce
-        self._backoff = Backoff(_PAUSES, _LIMIT)
+        self._backoff = Backoff(PROCESS_PAUSES, PROCESS_LIMIT)
         self._stopping = threading.Event()
         self._options: NodeOptions | None = None
         self._models: Sequence[PreparedModel] = ()
@@ -173,6 +171,7 @@ class DriverKeeper:
             return _brief(error)
         if done[0] is not beat:
             return "it returned"
+        self._processes = answer or self._processes  # its reaper may be another by now
         return None if answer else stuck
 
     def _renew(self, reason: str) -> bool:

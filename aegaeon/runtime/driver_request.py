@@ -15,8 +15,8 @@ class DriverRequest:
     """Mutable state of one request on a node.
 
     ``home``: the instance that has its newest sequence state, so that a turn there need not send it again.
-    ``running_on``: the instance whose turn it is in. ``epoch`` counts its block tables: after ``DropKv`` the old
-    table lives on under its old key until the instance has let go of it.
+    ``running_on``: the instance whose turn it is in; ``begun``: it has been in one. ``epoch`` counts its block tables:
+    after ``DropKv`` the old table lives on under its old key until the instance has let go of it.
     """
 
     submit: Submit
@@ -25,6 +25,7 @@ class DriverRequest:
     prefilled: bool = False
     home: str | None = None
     running_on: str | None = None
+    begun: bool = False
     epoch: int = 0
     dropping: bool = False
     releasing: bool = False
@@ -80,7 +81,7 @@ class DriverRequest:
         """Take what an instance reports."""
         self.generated_ids.extend(new_ids)
         self.kv_tokens = kv_tokens
-        self.suspicion.note_progress(len(self.generated_ids))
+        self.suspicion.note_progress(len(self.generated_ids), kv_tokens)
 
     def member_for(self, instance_id: str, blocks: tuple[int, ...]) -> Member:
         """What the instance needs to run it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 import time
@@ -45,10 +46,14 @@ from aegaeon.runtime.text import ModelText, PromptTooLongError, StopStrings
 from aegaeon.scheduler.router import Router
 from aegaeon.scheduler.routing import choose_node
 
+logger = logging.getLogger(__name__)
+
+# How often a tokenizer that cannot be loaded is tried again.
+TEXT_RETRY_S = 10.0
 _DEFAULT_RETRY_S = 5.0
 # How long requests wait for a driver to come back where there is no other: longer than a whole pool takes to start.
 _HOMELESS_S = 600.0
-# A request that saw its driver die so often, and got no token in between, may be what it dies of.
+# A request that its driver was busy with as often when it died, and that got no token in between, may be the cause.
 _FRUITLESS_LOSSES = 3
 
 
@@ -67,14 +72,7 @@ class ServedModel:
     def of(cls, model: PreparedModel) -> ServedModel:
         """Load the tokenizer. Raises ``TokenizerError``."""
         text = ModelText(model.config.path, chat_template=model.config.chat_template)
-        card = ModelCard(
-            model.spec.name,
-            model.facts.architecture,
-            model.spec.max_context_tokens,
-            model.facts.parameters,
-            int(time.time()),
-            text.has_chat_template,
-        )
+        card = model_card(model, has_chat_template=text.has_chat_template)
         facts = model.with_tokenizer(text.eos_token_id, ()).facts
         defaults = facts.sampling_defaults if model.config.generation_config == "auto" else {}
         return cls(model.spec, card, text, facts.vocab_size, facts.eos_token_ids, defaults)
@@ -84,18 +82,38 @@ class ServedModel:
         return finish_reason(sampling, self.eos_ids, token_ids)
 
 
+def model_card(model: PreparedModel, *, has_chat_template: bool = False, failure: str | None = None) -> ModelCard:
+    """What clients see of it; without its tokenizer: ``failure``, why it cannot be had."""
+    return ModelCard(
+        model.spec.name,
+        model.facts.architecture,
+        model.spec.max_context_tokens,
+        model.facts.parameters,
+        int(time.time()),
+        has_chat_template,
+        failure,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _UnderWay:
-    """A request that is not over: where it is, its client's end, and what was submitted."""
+    """A request that is not over: where it is, its client's end, and what was submitted.
+
+    ``accepted``, ``begun``: what its driver has said of this try.
+    """
 
     node: NodePeer | None  # None: its node was lost, and there is no other
     stream: GenerationStream
     submit: m.Submit
     tries: int = 1
-    fruitless_losses: int = 0  # of nodes, since its last token
+    fruitless_losses: int = 0  # of nodes that were busy with it, since its last token
+    accepted: bool = False
+    begun: bool = False
 
-    def after_loss(self) -> _UnderWay:
+    def after_loss(self, suspected: bool) -> _UnderWay:
         """What is to be tried next: it goes on from the tokens that the client has, and its deadlines stay.
+
+        ``suspected``: the driver may have died of it.
 
         It has a new id: what there still is of the last try, wherever that is, concerns nobody.
         """
@@ -108,7 +126,7 @@ class _UnderWay:
             request_id=self.stream.request_id,
             arrival_s=first.arrival_s + (len(had) - len(had_then)) * first.slo.tpot_s,
         )
-        losses = self.fruitless_losses + 1 if had == had_then and self.tries > 1 else 1
+        losses = (self.fruitless_losses if had == had_then else 0) + suspected
         return _UnderWay(None, self.stream, replace(self.submit, request=moved, generated_ids=had), tries, losses)
 
 
@@ -156,7 +174,8 @@ class PoolFrontend:
         make_router: Callable[[int], Router | None] = no_router,
         homeless_s: float = _HOMELESS_S,
     ) -> None:
-        self.served = models
+        self.served = dict(models)
+        self._without_text: dict[str, ModelCard] = {}
         self._clock = clock
         self._make_router = make_router
         self._router: Router | None = None
@@ -168,6 +187,14 @@ class PoolFrontend:
         self._homeless_s = homeless_s
         self._deserted: asyncio.TimerHandle | None = None  # runs while there is no node any more
         self._given_up = False
+
+    def offer(self, model: ServedModel | ModelCard) -> None:
+        """Serve one more model; a card: it is one of ours, but cannot be used before it is offered again, whole."""
+        if isinstance(model, ServedModel):
+            self._without_text.pop(model.spec.name, None)
+            self.served[model.spec.name] = model
+        else:
+            self._without_text[model.name] = model
 
     def connect(self, node_id: str, address: str) -> None:
         """Take this node's driver into the pool; its descriptor server is at ``address``."""
@@ -197,10 +224,14 @@ class PoolFrontend:
         self._nodes.remove(node)
         self._away_since_s[node.node_id] = self._clock.now_s()
         self._router = self._make_router(len(self._nodes)) if self._nodes else None
-        for request_id, under_way in tuple(self._streams.items()):
-            if under_way.node is node and not self._end_if_whole(under_way):
+        there = {request_id: one for request_id, one in self._streams.items() if one.node is node}
+        # What only waited has nothing to do with the end. Requests are taken in the order in which they were sent.
+        being_taken = next((request_id for request_id, one in there.items() if not one.accepted), None)
+        for request_id, under_way in there.items():
+            if not self._end_if_whole(under_way):
                 del self._streams[request_id]
-                self._uproot(under_way.after_loss(), node.node_id)
+                suspected = under_way.begun or request_id == being_taken
+                self._uproot(under_way.after_loss(suspected), node.node_id)
         self._failures.clear()  # a new driver tries what the old one had given up; other nodes refuse what they must
         if self._nodes:
             self._house()
@@ -254,7 +285,8 @@ class PoolFrontend:
     # --- Frontend ---------------------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[ModelCard]:
-        return [replace(model.card, failure=self._failure(name)) for name, model in self.served.items()]
+        whole = [replace(model.card, failure=self._failure(name)) for name, model in self.served.items()]
+        return [*whole, *self._without_text.values()]
 
     def _failure(self, model: str) -> str | None:
         state = self._failures.get(model)
@@ -290,6 +322,8 @@ class PoolFrontend:
                     yield f"instance {instance.instance_id} {instance.trouble or 'is starting'} (since {for_s:.0f} s)"
         for model in self._failures:
             yield f"model {model} is not served: {self._failure(model)}"
+        for card in self._without_text.values():
+            yield f"model {card.name} is not served: {card.failure}"
 
     def node_states(self) -> Sequence[tuple[str, m.NodeState]]:
         """The last report of each node, with its id."""
@@ -297,6 +331,8 @@ class PoolFrontend:
 
     async def generate(self, request: GenerationRequest) -> Generation:
         model = self.served.get(request.model)
+        if request.model in self._without_text:
+            raise ModelUnavailableError(str(self._without_text[request.model].failure), TEXT_RETRY_S)
         if model is None:
             names = ", ".join(sorted(self.served)[:8])
             raise UnknownModelError(f"The model '{request.model}' does not exist here. Models: {names}")
@@ -366,6 +402,9 @@ class PoolFrontend:
                 self._drop_if_done(message.request_id)
             case m.Accepted():
                 self._with(message.request_id, lambda s: s.accept())
+                self._note(message.request_id)
+            case m.Begun():
+                self._note(message.request_id, begun=True)
             case m.NodeState():
                 node.state = message
             case _:
@@ -373,10 +412,8 @@ class PoolFrontend:
 
     def _take_tokens(self, message: m.Tokens) -> None:
         for request_id, index, token_id in message.items:
-            under_way = self._streams.get(request_id)
-            if under_way is not None:
-                under_way.stream.take_token(index, token_id, message.time_s)
-                self._drop_if_done(request_id)
+            self._with(request_id, GenerationStream.take_token, index, token_id, message.time_s)
+            self._drop_if_done(request_id)
 
     def _drop_if_done(self, request_id: str) -> None:
         under_way = self._streams.get(request_id)
@@ -401,11 +438,26 @@ class PoolFrontend:
             case _:
                 raise TypeError(f"a frontend does not take {message!r}")
 
-    def _with(self, request_id: str, act: Callable[[GenerationStream], None]) -> None:
-        """Act on a stream; one that is over or was given up is no longer known, and late messages for it are normal."""
+    def _with(self, request_id: str, act: Callable[..., None], *args: object) -> None:
+        """Act on a stream; one that is over or was given up is no longer known, and late messages for it are normal.
+
+        What goes wrong with one (its model's tokenizer is anybody's) ends that one."""
+        under_way = self._streams.get(request_id)
+        if under_way is None:
+            return
+        try:
+            act(under_way.stream, *args)
+        except Exception as error:
+            logger.exception("request %s of model %s fails at its frontend", request_id, under_way.stream.model)
+            reason = f"the output cannot be turned into text: {type(error).__name__}: {error}"
+            under_way.stream.fail(EngineError(reason))
+            self._stop(request_id)
+
+    def _note(self, request_id: str, begun: bool = False) -> None:
+        """Its driver has taken it, and maybe begun it."""
         under_way = self._streams.get(request_id)
         if under_way is not None:
-            act(under_way.stream)
+            self._streams[request_id] = replace(under_way, accepted=True, begun=begun or under_way.begun)
 
     def _fail(self, request_id: str, error: GenerationError) -> None:
         self._with(request_id, lambda stream: stream.fail(error))

@@ -10,7 +10,9 @@ Monotonic clocks differ between nodes: the remote end measures the offset when i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
+import logging
 import pickle
 import secrets
 import socket
@@ -20,14 +22,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aegaeon.accept import accept
 from aegaeon.runtime import messages as m
 from aegaeon.runtime.clock import Clock
 from aegaeon.runtime.node_connection import NodeConnection
+
+logger = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct("<I")
 _CLOCK = struct.Struct("<d")
 _SECRET_BYTES = 32
 _CLOCK_SAMPLES = 5
+# Either side gives up by then. Who has not said the secret yet is one of so many; one more is turned away.
+_HANDSHAKE_S = 10.0
+_MOST_STRANGERS = 64
 # A machine that loses its power or its network says nothing: the other end asks, and gives up after 20 s.
 _KEEP_ALIVE = (
     (socket.TCP_KEEPIDLE, 5),
@@ -57,6 +65,7 @@ class Gateway:
         self._socket = socket.create_server((host, 0))
         self.endpoint = Endpoint(host, self._socket.getsockname()[1], self._secret)
         self._connections: set[asyncio.Task[None]] = set()
+        self._strangers = 0
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
@@ -73,28 +82,48 @@ class Gateway:
             runner.run(self._accept())
 
     async def _accept(self) -> None:
-        server = await asyncio.start_server(self._connected, sock=self._socket)
-        await self._stopping.wait()
-        server.close()
+        with self._socket:
+            accepting = asyncio.create_task(accept(self._socket, self._protocol))
+            await self._stopping.wait()
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _protocol(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self._connected)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        _notice_silence(writer)
         try:
-            if hmac.compare_digest(await reader.readexactly(_SECRET_BYTES), self._secret):
-                await self._tell_time(reader, writer)
+            if await self._greet(reader, writer):
                 await self._carry(reader, writer)
         except (asyncio.IncompleteReadError, OSError):
             return  # the frontend went away, or the network between
+        except Exception:
+            logger.exception("a frontend of another machine loses its connection to node %s", self._node_id)
         finally:
             writer.close()
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Whether it is one of ours; then it knows our clock."""
+        if self._strangers >= _MOST_STRANGERS:
+            return False
+        self._strangers += 1
+        try:
+            async with asyncio.timeout(_HANDSHAKE_S):
+                _notice_silence(writer)
+                if not hmac.compare_digest(await reader.readexactly(_SECRET_BYTES), self._secret):
+                    return False
+                await self._tell_time(reader, writer)
+                return True
+        finally:
+            self._strangers -= 1
 
     async def _tell_time(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(_CLOCK_SAMPLES):
@@ -110,7 +139,7 @@ class Gateway:
             if isinstance(message, m.Finished | m.Rejected | m.Failed):
                 under_way.discard(message.request_id)
 
-        node = NodeConnection(self._node_id, self._driver_address, forward)
+        node = NodeConnection(self._node_id, self._driver_address, forward, lambda _: writer.close())
         try:
             while True:
                 message = await _read_frame(reader)
@@ -183,11 +212,16 @@ class RemoteConnection:
         receive: Callable[[RemoteConnection, object], None],
         lost: Callable[[RemoteConnection], None],
     ) -> RemoteConnection:
-        """Connect, and find out how the node's clock differs from ours. Raises ``OSError``."""
-        reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
-        _notice_silence(writer)
-        writer.write(endpoint.secret)
-        samples = [await _sample_clock(reader, writer, clock) for _ in range(_CLOCK_SAMPLES)]
+        """Connect, and find out how the node's clock differs from ours. Raises ``OSError``, or ``EOFError`` where the
+        gateway turns us away."""
+        async with asyncio.timeout(_HANDSHAKE_S):
+            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+            with contextlib.ExitStack() as undo:
+                undo.callback(writer.close)
+                _notice_silence(writer)
+                writer.write(endpoint.secret)
+                samples = [await _sample_clock(reader, writer, clock) for _ in range(_CLOCK_SAMPLES)]
+                undo.pop_all()
         _, offset_s = min(samples)
         return cls(node_id, reader, writer, offset_s, receive, lost)
 
@@ -210,6 +244,9 @@ class RemoteConnection:
             while True:
                 self._receive(self, _translate(await _read_frame(reader), -self._offset_s))
         except (asyncio.IncompleteReadError, OSError):  # its machine, too, or the network between
+            self._lost(self)
+        except Exception:
+            logger.exception("what node %s sent cannot be taken: the connection ends", self.node_id)
             self._lost(self)
 
 

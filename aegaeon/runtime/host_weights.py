@@ -128,7 +128,7 @@ class HostWeightCache:
         try:
             with ticket.result():
                 for instance_key, deliver in waiting.items():
-                    self._hand_over(model, self._store.get(model), instance_key, deliver)
+                    self.lease(model, instance_key, deliver)  # it may have been dropped since: then it is read again
         except qml.ClosedError:
             return  # the node stops
         except qml.LoaderError as error:

@@ -435,16 +435,14 @@ class Instance:
                 sequence.stall(now_s)
 
     def _step(self, turn: Turn, feeds: list[Feed]) -> None:
-        start_s, tokens = self._clock.now_s(), sum(feed.tokens for feed in feeds)
-        self._pulse.work(self._pace.expected_s(turn.model, tokens))
-        fed = self._compute(turn, feeds)
+        start_s = self._clock.now_s()
+        fed, together = self._compute(turn, feeds)
         sampled = {feed: token for feed, token in fed.items() if feed.last}
         for feed in fed:
             feed.sequence.kv_tokens += feed.tokens
         self._kv.write_back(feed.sequence for feed in fed)
         now_s = self._clock.now_s()
-        self._pace.note(turn.model, tokens, now_s - start_s)
-        if len(fed) == len(feeds):  # else the time is that of several steps
+        if together:  # else the time is that of several steps
             self._turn_clock.add(feeds, now_s - start_s)
         for feed in fed:
             phase = Phase.PREFILL if feed.prefill else Phase.DECODE
@@ -454,23 +452,28 @@ class Instance:
         self._ask_for_blocks(turn)
         self._end_if_drained()
 
-    def _compute(self, turn: Turn, feeds: list[Feed]) -> dict[Feed, int | None]:
+    def _compute(self, turn: Turn, feeds: list[Feed]) -> tuple[dict[Feed, int | None], bool]:
         """Feed a batch, and choose the next token of each that is fed to its end; None for the others, and where there
         is none to choose. Changes nothing but KV that is not counted yet, so a batch that fails is done again one by
-        one, and only those that fail alone are left out, and have failed."""
+        one, and only those that fail alone are left out, and have failed. Also whether one step did it all."""
+        start_s, fed_tokens = self._clock.now_s(), sum(feed.tokens for feed in feeds)
+        self._pulse.work(self._pace.expected_s(turn.model, fed_tokens))
         try:
-            return self._compute_batch(turn, feeds)
+            chosen = self._compute_batch(turn, feeds)
         except Exception as error:
             self._weights.check_device()
             logger.exception("a step of %s with %d requests failed on instance %s", turn.model, len(feeds), self._id)
             if len(feeds) == 1:
                 self._fail_sequence(turn, feeds[0].sequence, self._failure(turn, error))
-                return {}
+                return {}, False
+        else:
+            self._pace.note(turn.model, fed_tokens, self._clock.now_s() - start_s)
+            return chosen, True
         tokens: dict[Feed, int | None] = {}
         for feed in feeds:
             self._announce(turn, (feed.sequence.request_id,))
-            tokens |= self._compute(turn, [feed])
-        return tokens
+            tokens |= self._compute(turn, [feed])[0]
+        return tokens, False
 
     def _compute_batch(self, turn: Turn, feeds: list[Feed]) -> dict[Feed, int | None]:
         slices = [

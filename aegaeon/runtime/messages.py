@@ -78,6 +78,13 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """The request is in a turn, the first that this driver gave it: from now on the driver may die of it."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """The scheduler turned the request away, or gave it up."""
 

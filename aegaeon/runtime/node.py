@@ -6,6 +6,7 @@ A plain class; ``spawn`` (Ray's part) starts an instance process and calls back 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -38,6 +39,8 @@ from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.log import LoggingScheduler
 from aegaeon.scheduler.registry import make_scheduler
 from aegaeon.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
 
 _GPU_RESIDENT_MODELS = 16  # the last page of each may be nearly empty
 
@@ -178,7 +181,11 @@ class Node:
             self._forget_fds(key)
             self.driver.wakeup.post(lambda: self.driver.instance_died(key, reason))
 
-        self._spawn(self._worker_options(spec, key), ended)
+        try:
+            self._spawn(self._worker_options(spec, key), ended)
+        except Exception as error:  # no thread, no process: it has ended before it began
+            logger.exception("instance %s cannot be started", key)
+            ended(f"it cannot be started: {type(error).__name__}: {error}")
 
     def _make_handle(self, spec: InstanceSpec, incarnation: int) -> InstanceHandle:
         """Everything that leads to a new process, or nothing: raises ``OSError``."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 from aegaeon.runtime import messages as m
 from aegaeon.runtime.fd_exchange import FdServer, close_fds
@@ -12,13 +14,16 @@ from aegaeon.runtime.link import open_link
 from aegaeon.runtime.node_inbox import NodeInbox
 from aegaeon.runtime.ring import RingReader, create_ring, duplicate_fds
 
+logger = logging.getLogger(__name__)
+
 _RING = "tokens:"
 
 
 class NodeConnection:
     """Belongs to an asyncio loop; ``receive(node, message)`` is called there for every message of the node.
 
-    ``lost(node)`` is called once its driver's process has ended and everything that came from the node is received.
+    ``lost(node)`` is called once its driver's process has ended and everything that came from the node is received, or
+    where something that came cannot be taken: what follows may rest on it, so there is to be another connection.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class NodeConnection:
             self._link.close()
             raise
         self._inbox: NodeInbox[RingReader] = NodeInbox(self._link, lambda message: receive(self, message))
-        self._loop.add_reader(self._link.data_fd, self._inbox.take_from_driver)
+        self._loop.add_reader(self._link.data_fd, self._take, self._inbox.take_from_driver)
         self._loop.add_reader(self._link.peer_fd, self._lose)
         self._link.send(m.AttachFrontend(self.frontend_id, self._server.address))
 
@@ -95,9 +100,19 @@ class NodeConnection:
     def _lose(self) -> None:
         """The driver has ended, and its instances with it: what they had said counts, then there is no more."""
         self._loop.remove_reader(self._link.peer_fd)
-        self._inbox.take_from_instances()
-        self._inbox.take_from_driver()
-        if self._lost is not None:
+        self._take(self._inbox.take_from_instances, self._inbox.take_from_driver)
+        self._give_up()
+
+    def _take(self, *reads: Callable[[], None]) -> None:
+        try:
+            for read in reads:
+                read()
+        except Exception:
+            logger.exception("what node %s sent cannot be taken: the connection ends", self.node_id)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self._lost is not None and not self._closed:
             self._lost(self)
 
     def _provide(self, name: str) -> list[int]:
@@ -119,7 +134,7 @@ class NodeConnection:
             reader.close()
             return
         self._inbox.add(instance_key, reader)
-        self._loop.add_reader(reader.data_fd, self._inbox.take_from, instance_key)
+        self._loop.add_reader(reader.data_fd, self._take, partial(self._inbox.take_from, instance_key))
 
 
 def _incarnation(instance_key: str) -> tuple[str, int]:

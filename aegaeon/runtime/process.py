@@ -56,7 +56,9 @@ class ProcessId:
                 return True  # the pid is another's by now
             if number is not None:
                 signal.pidfd_send_signal(fd, number)
-            return bool(select.select([fd], [], [], within_s)[0])
+            poll = select.poll()  # select() takes no descriptor above 1023
+            poll.register(fd, select.POLLIN)
+            return bool(poll.poll(within_s * 1000))
         except (ProcessLookupError, FileNotFoundError):
             return True
         finally:

@@ -14,6 +14,10 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aegaeon.runtime.process import ProcessId
 
 _WAIT_S = 5.0
 
@@ -33,8 +37,12 @@ class Reaper:
         return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
+    def process(self) -> ProcessId:
+        """Who it is: another one, when somebody killed the one before."""
+        from aegaeon.runtime.process import ProcessId  # not above: the process itself has nothing of ours
+
+        with self._lock:
+            return ProcessId.of(self._process.pid)
 
     def watch(self, pid: int) -> None:
         """Have a process killed when this one ends. Raises ``OSError`` where that cannot be."""
@@ -43,7 +51,7 @@ class Reaper:
             try:
                 self._tell([pid])
             except BrokenPipeError:  # somebody killed it
-                self._process.wait()
+                self._process.communicate()  # lets go of the pipe, too
                 self._process = self._begin()
                 self._tell(self._pids)
 
@@ -79,7 +87,9 @@ def _reap() -> None:
 
 def _ended(fd: int, within_s: float) -> bool:
     """Whether a process has ended; its descriptor is closed then."""
-    if not select.select([fd], [], [], within_s)[0]:
+    poll = select.poll()  # select() takes no descriptor above 1023
+    poll.register(fd, select.POLLIN)
+    if not poll.poll(within_s * 1000):
         return False
     os.close(fd)
     return True

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.runtime.messages import InstanceState
-from aegaeon.runtime.pauses import Pauses
 
-# A single death proves nothing: an operator or the kernel may have killed it.
-PAUSES = Pauses(1.0, 60.0, free=1)
 # An instance that lived so long has started well, even if nobody asked anything of it.
 WELL_AFTER_S = 30.0
 

@@ -12,10 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from aegaeon.runtime.backoff import Backoff
-from aegaeon.runtime.pauses import Pauses
-
-_PAUSES = Pauses(1.0, 60.0, free=1)
+from aegaeon.runtime.backoff import INSTANCE_PAUSES, Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -41,23 +38,24 @@ class Spares(Generic[P]):
         self._later = later
         self._waiting: deque[P] = deque()
         self._under_way = 0  # instances whose processes are not up yet
-        self._backoff = Backoff(_PAUSES)
+        self._backoff = Backoff(INSTANCE_PAUSES)
         self._closed = False
         self._lock = threading.Lock()
 
     def take(self) -> P:
-        """A process for an instance: a spare, or else a new one. Call ``up`` once it has come up, or died."""
+        """A process for an instance: a spare, or else a new one. Call ``up`` once it has come up, or died.
+
+        Raises what ``start`` does; then there is nothing to call ``up`` for."""
         with self._lock:
+            process = self._waiting.popleft() if self._waiting else self._start()
             self._under_way += 1
-            if self._waiting:
-                return self._waiting.popleft()
-        return self._start()
+            return process
 
     def up(self) -> None:
         """A process that was taken has everything imported, or is dead."""
         with self._lock:
             self._under_way -= 1
-            self._backoff = Backoff(_PAUSES)
+            self._backoff = Backoff(INSTANCE_PAUSES)
         self.fill()
 
     def lost(self, process: P) -> None:
@@ -66,15 +64,23 @@ class Spares(Generic[P]):
             if process not in self._waiting:
                 return
             self._waiting.remove(process)
-            pause_s = self._backoff.pause_s(ran_well=False)
-        logger.warning("a spare process died; another starts in %.0f s", pause_s)
-        self._later(pause_s, self.fill)
+        self._fill_later("a spare process died")
 
     def fill(self) -> None:
         """Start what is missing, unless instances are on their way: they come first."""
+        try:
+            with self._lock:
+                while not self._closed and not self._under_way and len(self._waiting) < self._count:
+                    self._waiting.append(self._start())
+        except Exception as error:
+            logger.debug("a spare process cannot be started", exc_info=True)
+            self._fill_later(f"a spare process cannot be started ({error})")
+
+    def _fill_later(self, why: str) -> None:
         with self._lock:
-            while not self._closed and not self._under_way and len(self._waiting) < self._count:
-                self._waiting.append(self._start())
+            pause_s = self._backoff.pause_s(ran_well=False)
+        logger.warning("%s; another starts in %.0f s", why, pause_s)
+        self._later(pause_s, self.fill)
 
     def close(self) -> list[P]:
         """Start no more; those that wait, which the caller ends."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 _SUSPECTED_DEATHS = 2
-# A request that makes so many tokens after a death was not its cause: what kills, kills again at the same place.
+# A request that comes so many tokens further than at a death was not its cause: what kills, kills again at that place.
 _CLEARED_TOKENS = 8
 # So many deaths in a row that no request explains condemn the model.
 _MODEL_DEATHS = 3
@@ -18,10 +18,15 @@ _MODEL_DEATHS = 3
 
 @dataclass(slots=True)
 class RequestSuspicion:
-    """The deaths that a request took part in since it last got anywhere. ``tokens`` are those of its output so far."""
+    """The deaths that a request took part in since it last got anywhere.
+
+    ``tokens`` are those of its output so far, ``kv_tokens`` those of which there is KV: a long prompt has no output for
+    long. KV is made again after a death, so it counts from the furthest that it had come at any.
+    """
 
     deaths: int = 0
     _at_tokens: int = 0
+    _at_kv_tokens: int = 0
 
     @property
     def suspected(self) -> bool:
@@ -33,16 +38,16 @@ class RequestSuspicion:
         """Whether it has been in one more death after it was suspected, that is, alone."""
         return self.deaths > _SUSPECTED_DEATHS
 
-    def note_progress(self, tokens: int) -> None:
+    def note_progress(self, tokens: int, kv_tokens: int = 0) -> None:
         """It has come so far."""
-        if tokens - self._at_tokens >= _CLEARED_TOKENS:
+        if max(tokens - self._at_tokens, kv_tokens - self._at_kv_tokens) >= _CLEARED_TOKENS:
             self.deaths = 0
 
-    def note_death(self, tokens: int) -> None:
+    def note_death(self, tokens: int, kv_tokens: int = 0) -> None:
         """It was in the step when an instance died, and has come so far."""
-        self.note_progress(tokens)
+        self.note_progress(tokens, kv_tokens)
         self.deaths += 1
-        self._at_tokens = tokens
+        self._at_tokens, self._at_kv_tokens = tokens, max(self._at_kv_tokens, kv_tokens)
 
 
 @dataclass(slots=True)

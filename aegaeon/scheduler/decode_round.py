@@ -17,6 +17,7 @@ from aegaeon.scheduler.job import Job
 from aegaeon.scheduler.quota import turn_quotas_s
 
 _LEAST_STEP_S = 1e-6  # a fitted profile may promise less than nothing
+_LEAST_STEPS = 1e-9  # quotas divide by steps: no target is so short that a batch has none at all
 
 
 class DecodeRound:
@@ -114,7 +115,7 @@ def steps_per_deadline(costs: CostModel, model: str, members: Sequence[Job]) -> 
     """n = d / t: decode steps of a batch of ``members`` in the least TPOT target among them."""
     context_tokens = sum([job.context_tokens for job in members])
     step_s = costs.decode_step_s(model, context_tokens, len(members))
-    return min([job.request.slo.tpot_s for job in members]) / max(step_s, _LEAST_STEP_S)
+    return max(_LEAST_STEPS, min([job.request.slo.tpot_s for job in members]) / max(step_s, _LEAST_STEP_S))
 
 
 def set_quotas(batches: list[Batch], steps: list[float], costs: CostModel, max_quota_s: float) -> None:

@@ -22,8 +22,7 @@ from aegaeon.server.transport import LingeringTransport
 logger = logging.getLogger(__name__)
 
 REFUSED_LINGER_S = 2.0
-_UPGRADE_TOKENS = frozenset({b"upgrade", b"http2-settings"})
-_UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings"})
+_UPGRADE = frozenset({b"upgrade", b"http2-settings"})  # headers, and tokens of the header Connection
 
 
 class _HeadTooLargeError(Exception):
@@ -261,8 +260,8 @@ def _but_upgrade(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[tuple[bytes
     for name, value in headers:
         if name == b"connection":
             tokens = [token.strip() for token in value.split(b",")]
-            yield name, b", ".join(token for token in tokens if token.lower() not in _UPGRADE_TOKENS)
-        elif name not in _UPGRADE_HEADERS:
+            yield name, b", ".join(token for token in tokens if token.lower() not in _UPGRADE)
+        elif name not in _UPGRADE:
             yield name, value
 
 

@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from aegaeon.core.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from aegaeon.core.sampling import SamplingError, SamplingParams
-from aegaeon.core.slo import Slo
+from aegaeon.core.slo import LEAST_TARGET_S, MOST_TARGET_S, Slo
 from aegaeon.server.errors import ApiError, from_sampling, from_validation
 from aegaeon.server.limits import RequestLimits
 from aegaeon.server.prompts import TOKEN_ID_LIMIT, completion_prompts, message_content
@@ -42,7 +42,7 @@ Real = Annotated[float, BeforeValidator(_no_switch)]
 Count = Annotated[Whole, Field(ge=-NO_LIMIT_TOKENS, le=NO_LIMIT_TOKENS)]
 Limit = Annotated[Whole, Field(ge=1, le=NO_LIMIT_TOKENS)]
 TokenId = Annotated[Whole, Field(ge=0, lt=TOKEN_ID_LIMIT)]
-TargetSeconds = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
+TargetSeconds = Annotated[Real, Field(ge=LEAST_TARGET_S, le=MOST_TARGET_S, allow_inf_nan=False)]
 # Of a list of a million wrong items one is told, and none is looked at after it.
 FAIL_FAST = Field(fail_fast=True)
 

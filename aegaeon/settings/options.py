@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 
 from aegaeon.core.config import ModelConfig, PoolConfig
-from aegaeon.core.slo import Slo
+from aegaeon.core.slo import LEAST_TARGET_S, MOST_TARGET_S, Slo
 
 CONFIG_VARIABLE = "AEGAEON_CONFIG"  # the file
 MODELS_VARIABLE = "AEGAEON_MODELS"  # NAME=DIR, separated by commas
@@ -233,8 +233,8 @@ OPTIONS = (
         Scope.MODEL,
         "target for the time to the first token, in seconds",
         name="ttft_slo",
-        low=0.0001,
-        high=86400,
+        low=LEAST_TARGET_S,
+        high=MOST_TARGET_S,
     ),
     Option(
         "slo.tpot_s",
@@ -242,8 +242,8 @@ OPTIONS = (
         Scope.MODEL,
         "target for the time per output token after the first, in seconds",
         name="tpot_slo",
-        low=0.0001,
-        high=86400,
+        low=LEAST_TARGET_S,
+        high=MOST_TARGET_S,
     ),
     Option(
         "max_context_tokens",
@@ -298,7 +298,7 @@ OPTIONS = (
         Kind.SECONDS,
         Scope.POOL,
         "an instance that gives no sign of life for so many seconds is killed and replaced; one whose step takes 20 "
-        "times what the slowest of its model took (before the first: 60 times this value) is, too",
+        "times what the slowest of its model took (its first two: 60 times this value) is, too",
         field="instance_timeout_s",
         low=1,
         high=86400,

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from aegaeon.runtime.backoff import Backoff, ran_well
+from aegaeon.runtime.backoff import INSTANCE_PAUSES, Backoff, ran_well
 from aegaeon.runtime.pauses import Pauses
-from aegaeon.runtime.restarts import PAUSES
 from aegaeon.runtime.timers import Timers
 
 
 def test_one_that_ran_well_is_replaced_at_once_however_often():
-    backoff = Backoff(PAUSES)
+    backoff = Backoff(INSTANCE_PAUSES)
     assert [backoff.pause_s(ran_well=True) for _ in range(20)] == [0] * 20
     assert not backoff.hopeless
 
 
 def test_an_instance_that_dies_at_its_start_waits_longer_every_time():
-    backoff = Backoff(PAUSES)
+    backoff = Backoff(INSTANCE_PAUSES)
     assert [backoff.pause_s(ran_well=False) for _ in range(10)] == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert backoff.pause_s(ran_well=True) == 0
     assert backoff.pause_s(ran_well=False) == 1

@@ -47,6 +47,7 @@ from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.request import Request
+from aegaeon.core.slo import Slo
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.log import LogEntry
 from aegaeon.scheduler.registry import make_scheduler
@@ -149,8 +150,16 @@ class ToyWorld:
 
     # -- what the outside does
 
-    def arrive(self, request_id: str, model: str, prompt: int = 16, max_new: int = 16, new: int | None = None) -> None:
-        request = Request(request_id, model, self.now_s, prompt, max_new, self.models[model].slo)
+    def arrive(
+        self,
+        request_id: str,
+        model: str,
+        prompt: int = 16,
+        max_new: int = 16,
+        new: int | None = None,
+        slo: Slo | None = None,
+    ) -> None:
+        request = Request(request_id, model, self.now_s, prompt, max_new, slo or self.models[model].slo)
         self.requests[request_id] = ToyRequest(request, prompt + (max_new if new is None else new), prompt)
         self.mailbox.append(RequestArrived(request))
 

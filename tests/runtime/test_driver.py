@@ -207,6 +207,33 @@ class BringsKvIn:
         return self._inner.handle(event, now_s)
 
 
+class FailsOver:
+    """A policy with a bug: it cannot take request "bad"."""
+
+    def __init__(self, inner: Scheduler) -> None:
+        self._inner = inner
+
+    def handle(self, event: Event, now_s: float) -> list[Command]:
+        if isinstance(event, RequestArrived) and event.request.request_id == "bad":
+            raise ValueError("math domain error")
+        return self._inner.handle(event, now_s)
+
+
+def test_a_driver_that_ends_over_a_request_fails_that_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ended: list[object] = []
+    monkeypatch.setattr("threading.excepthook", lambda args: ended.append(args.exc_value))
+    world = World(tmp_path, wrap=FailsOver)
+    world.submit("good")
+    world.submit("bad")
+    assert world.frontend.expect(m.Accepted).request_id == "good"
+    failed = world.frontend.expect(m.Failed)
+    assert failed.request_id == "bad"
+    assert "ValueError: math domain error" in failed.reason
+    world.close()
+    assert [str(error) for error in ended] == ["math domain error"]
+    assert not any(isinstance(message, m.Accepted | m.Failed) for message in world.frontend.link.drain())
+
+
 def test_kv_is_brought_in_ahead_of_a_turn_as_a_load_asks(tmp_path: Path):
     world = World(tmp_path, wrap=BringsKvIn)
     instance = world.join()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 from functools import cache
-from itertools import islice, product
+from itertools import islice, pairwise, product
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ from aegaeon.engine.runner import Runner
 from aegaeon.engine.sampler import Sampler, SamplingState
 from aegaeon.runtime.instance import Instance
 from aegaeon.runtime.kv_place import InPlaceKv
+from aegaeon.runtime.pulse import Pulse
+from aegaeon.runtime.turn_clock import TurnClock
 from aegaeon.runtime.weight_store import MappedWeights
 
 VOCAB = 320
@@ -216,16 +218,27 @@ async def test_an_error_of_one_request_ends_that_request_and_the_others_go_on(
 
 
 async def test_a_batch_that_fails_as_a_whole_goes_on_one_by_one(pool, model_paths, monkeypatch):
-    """As where memory suffices for one at a time only."""
-    step, refused = Runner.step, []
+    """As where memory suffices for one at a time only. Whoever watches is told of each step; none is timed whole."""
+    step, add, work, refused, timed, said = Runner.step, TurnClock.add, Pulse.work, [], [], []
+
+    def clocked(self: TurnClock, feeds: list[object], seconds: float) -> None:
+        timed.append(len(feeds))
+        add(self, feeds, seconds)
+
+    def announced(self: Pulse, expected_s: float | None = None) -> None:
+        said.append("work")
+        work(self, expected_s)
 
     def cramped(self: Runner, slices: list[SequenceSlice], arena: object) -> torch.Tensor:
+        said.append("step")
         if len(slices) > 1:
             refused.append(len(slices))
             raise torch.OutOfMemoryError("not enough memory for so many")
         return step(self, slices, arena)
 
     monkeypatch.setattr(Runner, "step", cramped)
+    monkeypatch.setattr(TurnClock, "add", clocked)
+    monkeypatch.setattr(Pulse, "work", announced)
     async with pool(1) as running:
         prompts = [prompt_for(index) for index in range(3)]
         outputs = await asyncio.gather(
@@ -233,6 +246,8 @@ async def test_a_batch_that_fails_as_a_whole_goes_on_one_by_one(pool, model_path
         )
         await running.settled()
     assert refused, "they were together"
+    assert set(timed) <= {1}
+    assert ("step", "step") not in pairwise(said)
     for output, prompt in zip(outputs, prompts, strict=True):
         assert output.token_ids == generate_alone(model_paths(1)["m0"], prompt, 20)
 

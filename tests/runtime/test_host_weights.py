@@ -26,18 +26,18 @@ class Cache:
         self.paths = {name: folder / f"{name}.safetensors" for name in NAMES}
         for number, path in enumerate(self.paths.values()):
             save_file({"w": torch.full((1000,), float(number))}, path)
-        self._posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.delivered: list[tuple[str, HostWeights]] = []
         self.failures: list[tuple[str, str, FailureKind]] = []
         self.cache = HostWeightCache(
-            capacity_bytes, self.paths, self._posted.put, lambda *failure: self.failures.append(failure)
+            capacity_bytes, self.paths, self.posted.put, lambda *failure: self.failures.append(failure)
         )
 
     def lease(self, model: str, instance_key: str = "i0") -> None:
         self.cache.lease(model, instance_key, lambda weights: self.delivered.append((instance_key, weights)))
 
     def run_posted(self) -> None:
-        self._posted.get(timeout=20)()
+        self.posted.get(timeout=20)()
 
     def leased(self, model: str, instance_key: str = "i0") -> HostWeights:
         self.lease(model, instance_key)
@@ -82,6 +82,18 @@ def test_models_that_are_dropped_make_room_at_once(world: Cache) -> None:
     world.cache.drop(("a", "nobody"))
     assert world.cache.cached == ("b",)
     assert world.cache.used_bytes == 2 * MIB
+
+
+def test_a_model_that_is_dropped_before_it_is_handed_over_is_read_again(world: Cache) -> None:
+    world.lease("a")
+    hear_of_it = world.posted.get(timeout=20)  # it has been read
+    world.cache.drop(("a",))
+    hear_of_it()
+    assert world.delivered == []
+    world.run_posted()
+    ((_, weights),) = world.delivered
+    with qml.attach(weights.handle) as entry:
+        assert float(entry.torch("w")[0]) == 0.0
 
 
 def test_a_load_that_finds_no_room_waits_for_a_lease_to_end(world: Cache) -> None:

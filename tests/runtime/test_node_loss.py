@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 import pytest
+from in_process_pool import InProcessPool
 from message_world import Words
 
 from aegaeon.core.generation import (
@@ -30,7 +31,8 @@ from aegaeon.runtime.clock import MonotonicClock
 from aegaeon.runtime.fd_exchange import FdServer
 from aegaeon.runtime.frontend import PoolFrontend, ServedModel
 from aegaeon.runtime.link import Link, create_link
-from aegaeon.runtime.node import Node
+from aegaeon.runtime.node import Ended, Node
+from aegaeon.runtime.worker import WorkerOptions
 
 PROMPT = (10, 11, 12)
 EOS = 1
@@ -91,9 +93,9 @@ def driver() -> Iterator[Callable[[], ScriptedDriver]]:
             driver.die()
 
 
-def make_frontend(homeless_s: float = 60.0) -> PoolFrontend:
+def make_frontend(homeless_s: float = 60.0, text: Words | None = None) -> PoolFrontend:
     spec = ModelSpec("m", 1 << 20, KvShape((LayerKv(1, 4, 4),)), 512, SLO)
-    served = ServedModel(spec, ModelCard("m", "Llama", 512, 1, 0, True), Words(), 320, (EOS,))  # type: ignore[arg-type]
+    served = ServedModel(spec, ModelCard("m", "Llama", 512, 1, 0, True), text or Words(), 320, (EOS,))  # type: ignore[arg-type]
     return PoolFrontend({"m": served}, MonotonicClock(), homeless_s=homeless_s)
 
 
@@ -229,6 +231,98 @@ async def test_a_request_that_drivers_die_of_is_not_tried_for_ever(driver) -> No
     frontend.close()
 
 
+async def test_drivers_that_die_fail_nobody_that_only_waited(driver) -> None:
+    frontend, drivers = make_frontend(), [driver() for _ in range(4)]
+    frontend.connect("n", drivers[0].address)
+    running = await started(frontend, drivers[0], ask("running"))
+    waiting = await started(frontend, drivers[0], ask("waiting"))
+    late = [asyncio.create_task(frontend.generate(ask(f"late{number}"))) for number in range(2)]
+    for _ in late:
+        await drivers[0].submitted()  # it died before it had answered
+    drivers[0].send(m.Begun("running"))
+    for dying, following in pairwise(drivers):
+        await lost(frontend, dying)
+        frontend.connect("n", following.address)
+        names = [
+            (await following.submitted()).request.request_id for _ in range(4 if following is not drivers[3] else 3)
+        ]
+        following.send(*map(m.Accepted, names), m.Begun(names[0]))
+    with pytest.raises(EngineError, match="may be the cause"):
+        await text_of(running)
+    assert [name.partition("~")[0] for name in names] == ["waiting", "late0", "late1"]
+    for name, generation in zip(names, (waiting, *[await task for task in late]), strict=True):
+        drivers[3].tokens(name, 0, 20)
+        drivers[3].send(m.Finished(name, FinishReason.STOP, 1))
+        assert await text_of(generation) == ("<20>", FinishReason.STOP)
+    frontend.close()
+
+
+async def test_of_requests_that_no_driver_answers_only_the_first_may_be_the_cause(driver) -> None:
+    frontend, drivers = make_frontend(), [driver() for _ in range(4)]
+    frontend.connect("n", drivers[0].address)
+    first, second = (asyncio.create_task(frontend.generate(ask(name))) for name in ("first", "second"))
+    for dying, following in pairwise(drivers):
+        await dying.submitted()
+        await dying.submitted()
+        await lost(frontend, dying)
+        frontend.connect("n", following.address)
+    with pytest.raises(EngineError, match="may be the cause"):
+        await first
+    submit = await drivers[3].submitted()
+    drivers[3].send(m.Accepted(submit.request.request_id))
+    assert (await second).prompt_tokens == len(PROMPT)
+    frontend.close()
+
+
+class Unreadable:
+    """What no frontend can take out of its ring."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("no number",)
+
+
+@pytest.mark.parametrize("strange", [Unreadable(), m.Cancel("r")])
+async def test_a_message_that_cannot_be_taken_ends_the_connection_and_not_the_requests(driver, strange) -> None:
+    frontend, first, second = make_frontend(), driver(), driver()
+    frontend.connect("n", first.address)
+    generation = await started(frontend, first, ask())
+    first.tokens("r", 0, 20)
+    first.send(strange)
+    await first.received(m.DetachFrontend)
+    assert not frontend.connected("n")
+    frontend.connect("n", second.address)
+    again = (await second.submitted()).request.request_id
+    second.tokens(again, 1, 21)
+    second.send(m.Finished(again, FinishReason.STOP, 2))
+    assert await text_of(generation) == ("<20><21>", FinishReason.STOP)
+    frontend.close()
+
+
+class Speechless(Words):
+    """Has no text for one token."""
+
+    def push(self, token_id: int) -> str:
+        if token_id == 66:
+            raise KeyError(token_id)
+        return super().push(token_id)
+
+    def stream(self, context: object) -> Speechless:
+        return self
+
+
+async def test_output_that_cannot_be_turned_into_text_ends_its_request_and_no_other(driver) -> None:
+    frontend, first = make_frontend(text=Speechless()), driver()
+    frontend.connect("n", first.address)
+    bad, good = [await started(frontend, first, ask(name)) for name in ("bad", "good")]
+    first.send(m.Tokens(0.0, (("bad", 0, 20), ("bad", 1, 66), ("good", 0, 20))))
+    with pytest.raises(EngineError, match="KeyError: 66"):
+        await text_of(bad)
+    assert (await first.received(m.Cancel)).request_id == "bad"
+    first.send(m.Finished("good", FinishReason.STOP, 1))
+    assert await text_of(good) == ("<20>", FinishReason.STOP)
+    frontend.close()
+
+
 async def test_another_node_takes_over_at_once(driver) -> None:
     frontend, first, second = make_frontend(), driver(), driver()
     frontend.connect("n", first.address)
@@ -275,6 +369,21 @@ async def test_text_is_the_same_as_if_the_driver_had_lived(pool, sampling) -> No
         assert outputs[:2] == expected
         assert outputs[2].token_ids == expected[0].token_ids[:20]
         await running.settled()
+
+
+async def test_an_instance_that_cannot_be_started_is_one_that_died_at_once(pool, monkeypatch) -> None:
+    spawn, refused = InProcessPool._spawn, []
+
+    def cramped(self: InProcessPool, options: WorkerOptions, ended: Ended) -> None:
+        if not refused:
+            refused.append(options.key)
+            raise RuntimeError("can't start new thread")
+        spawn(self, options, ended)
+
+    monkeypatch.setattr(InProcessPool, "_spawn", cramped)
+    async with pool(1) as running:
+        assert len((await running.generate("r", "m0", PROMPT, 4)).token_ids) == 4
+    assert refused == ["n0-mixed-0:0"]
 
 
 async def test_a_frontend_that_dies_leaves_no_request_behind(pool) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from aegaeon.runtime.process import ProcessId
+from aegaeon.runtime.reaper import Reaper
 
 WAIT_S = 20.0
 _SLEEP = [sys.executable, "-c", "import signal; signal.pause()"]
@@ -96,7 +97,7 @@ def test_the_reaper_kills_what_a_killed_driver_leaves(sleeper: subprocess.Popen[
         from aegaeon.runtime.reaper import Reaper
         reaper = Reaper()
         reaper.watch(int(sys.argv[1]))
-        print(reaper.pid, flush=True)
+        print(reaper.process.pid, flush=True)
         signal.pause()
         """,
         sleeper.pid,
@@ -116,7 +117,7 @@ def test_a_reaper_that_is_killed_itself_is_replaced_and_knows_of_all(sleeper: su
         from aegaeon.runtime.reaper import Reaper
         reaper, other = Reaper(), subprocess.Popen(["sleep", "1000"], start_new_session=True)
         reaper.watch(int(sys.argv[1]))
-        os.kill(reaper.pid, signal.SIGKILL)
+        os.kill(reaper.process.pid, signal.SIGKILL)
         reaper._process.wait()
         reaper.watch(other.pid)
         print(other.pid, flush=True)
@@ -163,6 +164,20 @@ def test_what_the_supervisor_needs_imports_nothing_heavy() -> None:
     with run(program) as process:
         assert process.stdout is not None
         assert process.stdout.read() == "set()\n"
+
+
+def test_a_reaper_that_took_the_place_of_another_is_told_and_leaves_nothing_of_that_open(
+    sleeper: subprocess.Popen[bytes],
+) -> None:
+    reaper = Reaper()
+    before, pipe = reaper.process, reaper._process.stdin
+    assert before.kill(WAIT_S)
+    reaper.watch(sleeper.pid)
+    assert reaper.process != before
+    assert pipe is not None
+    assert pipe.closed
+    reaper.close()
+    assert sleeper.wait(WAIT_S) == -signal.SIGKILL
 
 
 def test_the_reaper_needs_the_standard_library_only() -> None:

@@ -300,6 +300,8 @@ class TestRefusals:
             ("models: {a: a}\nthreads_per_instance: 0", ["threads_per_instance", "greater than or equal to 1"]),
             ("models: {a: a}\nthreads_per_instance: 1000000", ["threads_per_instance", "less than or equal to 4096"]),
             ("models: {a: {path: a, slo: {ttft_s: -1}}}", ["models.a.slo.ttft_s", "greater than"]),
+            ("models: {a: {path: a, slo: {tpot_s: 0.0009}}}", ["models.a.slo.tpot_s", "or equal to 0.001"]),
+            ("models: {a: {path: a, slo: {ttft_s: 86401}}}", ["models.a.slo.ttft_s", "less than or equal to 86400"]),
             ("models: {a: {path: a, slo: {tpot_s: .nan}}}", ["models.a.slo.tpot_s"]),
             ("models: {a: {path: a, slo: {tpot_s: .inf}}}", ["models.a.slo.tpot_s"]),
             ("models: {a: {path: a, slo: 1}}", ["models.a.slo", "mapping"]),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count
 
+import pytest
+
 from aegaeon.runtime.spares import Spares
 
 
@@ -64,6 +66,43 @@ def test_spares_that_die_one_after_the_other_are_replaced_ever_more_slowly():
     spares.up()  # one that came up shows that they can
     spares.lost(6)
     assert pauses_s[-1] == 0.0
+
+
+class Refusing:
+    """Starts numbered processes, but for a few times in between."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.refusals = 0
+
+    def __call__(self) -> int:
+        if self.refusals:
+            self.refusals -= 1
+            raise RuntimeError("can't start new thread")
+        self.started += 1
+        return self.started
+
+
+def test_a_process_that_cannot_be_started_for_an_instance_holds_up_no_spares():
+    start = Refusing()
+    spares = Spares(1, start)
+    start.refusals = 1
+    with pytest.raises(RuntimeError, match="thread"):
+        spares.take()
+    spares.fill()
+    assert start.started == 1
+
+
+def test_spares_that_cannot_be_started_are_tried_again_and_keep_nobody_from_being_up():
+    start, laters = Refusing(), []
+    spares = Spares(2, start, lambda pause_s, act: laters.append((pause_s, act)))
+    spares.take()
+    start.refusals = 2
+    spares.up()
+    laters[0][1]()
+    laters[1][1]()
+    assert start.started == 3
+    assert [pause_s for pause_s, _ in laters] == [0.0, 1.0]
 
 
 def test_without_spares_every_process_is_new():

@@ -30,6 +30,18 @@ def test_who_gets_on_between_deaths_is_never_suspected():
         assert not request.suspected
 
 
+def test_a_long_prompt_that_comes_further_between_deaths_is_cleared_and_one_that_does_not_is_not():
+    prompt, stuck = RequestSuspicion(), RequestSuspicion()
+    for kv_tokens in (0, 512, 2048, 4096):
+        prompt.note_death(0, kv_tokens)
+        assert not prompt.suspected
+    for kv_tokens in (512, 0, 512):  # made again each time, and no further
+        stuck.note_progress(0, kv_tokens)
+        stuck.note_death(0, kv_tokens)
+    stuck.note_progress(0, 512)
+    assert stuck.suspected
+
+
 def test_a_model_is_condemned_by_three_requests_that_died_alone_and_not_by_one():
     model = ModelSuspicion()
     for name in ("a", "a", "a", "b"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from aegaeon.core.generation import ChatPrompt, PromptError, TextPrompt, TokenPrompt
+from aegaeon.runtime.chat_template import try_template
 from aegaeon.runtime.text import ModelText, PromptTooLongError, StopStrings, TextStream, TokenizerError
 
 CHAT_TEMPLATE = (
@@ -309,6 +311,29 @@ def test_a_template_that_refuses_what_is_tried_is_told_and_tried_again(byte_leve
     text = ModelText(byte_level, chat_template=template)
     assert text.notes == ("its chat template refuses a plain user message: who?",)
     assert text.render(ChatPrompt(SAYS, {"name": "Ann"})) == "Ann: system text 0"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("too much"), SyntaxError("too many nested blocks"), NotImplementedError()]
+)
+def test_a_template_that_fails_of_itself_takes_no_chats(error: Exception) -> None:
+    def render(messages: object) -> NoReturn:
+        raise error
+
+    assert str(try_template(render).problem).startswith(f"its chat template fails: {type(error).__name__}")
+
+
+def test_a_template_that_takes_for_ever_is_given_up_and_ends(byte_level: Path) -> None:
+    loops = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    tokenizer = AutoTokenizer.from_pretrained(byte_level)
+
+    def render(messages: object) -> str:
+        return str(tokenizer.apply_chat_template(messages, chat_template=loops, tokenize=False))
+
+    assert "takes longer than" in str(try_template(render, limit_s=0.2).problem)
+    for trial in (thread for thread in threading.enumerate() if thread.name == "chat-template"):
+        trial.join(20)
+        assert not trial.is_alive()
 
 
 def test_named_templates_without_a_default_are_told(byte_level: Path, tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ class Urgency:
         if not self._tuning.horizon_s:
             return self._latest_start_s(model, now_s, role)
         index = sum([self._worth(member, now_s) for member in self._counting(model, now_s, role)])
-        if index <= 0.0:
+        index *= (self._typical_step_s / model.step_s) * (1.0 + self._tuning.fairness * self._excess(model) ** 2)
+        if index <= 0.0:  # nobody's turn gains anything, or so much later that it is too little for a number
             return self._when_patience_ends_s(model, role)
-        index *= 1.0 + self._tuning.fairness * self._excess(model) ** 2
-        return now_s - self._tuning.horizon_s * math.log(index * self._typical_step_s / model.step_s)
+        return now_s - self._tuning.horizon_s * math.log(index)
 
     def _excess(self, model: ModelState) -> float:
         """The share that the model missed beyond what is tolerated."""
