@@ -5,10 +5,12 @@ BIN    := $(VENV)/bin
 UV     := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 UV_VERSION := 0.13.8
 LOADER := quick_model_loader
+# Pure and unit tests: no torch, no Ray, few processes.
+QUICK_TESTS := $(addprefix tests/,architecture core latency memory runtime/recovery runtime/wire scheduler settings workload)
 LOADER_SOURCES := $(shell find $(LOADER) -path $(LOADER)/target -prune -o -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -name 'Cargo.lock' \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo figures gpu test lint pytest clippy clean
+.PHONY: help setup demo figures gpu rooms quick test lint pytest clippy clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,12 +44,22 @@ figures: setup ## simulate every sweep, draw both sets of figures, compare with 
 gpu: setup ## measure the CUDA backend on this machine's GPU, in stages (benchmark/gpu_suite.py)
 	@$(BIN)/python -m benchmark.gpu_suite
 
+rooms: setup ## every folder, what it imports from, and whether an arrow goes back
+	@$(BIN)/python -m tests.architecture.rooms
+
 lint: setup ## ruff, mypy, import contracts, clippy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory clippy
+
+quick: setup ## ruff, mypy, import contracts, pure and unit tests: under a minute
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m "not slow and not models" $(QUICK_TESTS)
 
 clippy:
 	cargo clippy --quiet --manifest-path $(LOADER)/Cargo.toml --all-targets -- -D warnings

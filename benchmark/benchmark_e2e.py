@@ -28,18 +28,18 @@ from aegaeon.core.config import PoolConfig
 from aegaeon.core.record import RequestRecord
 from aegaeon.core.slo import Slo
 from aegaeon.workload import Arrival, WorkloadError
-from benchmark.e2e_options import parse_options
-from benchmark.interrupt import run_to_end
-from benchmark.job import Job, LengthLimits, ServedModel, plan_jobs
-from benchmark.live_view import Progress, showing
-from benchmark.occupancy import occupancies, switches
-from benchmark.plan import plan_of, slo_of
-from benchmark.policy_choice import chosen_policy
-from benchmark.pool import PoolError, PoolProcess
-from benchmark.replay import Replay, Reply, http_client, served_models
-from benchmark.results import failures, model_table, record_file_name, summary_table, write_records
-from benchmark.small_models import bench_models, ensure_models
-from benchmark.usage import UsageError
+from benchmark.e2e.interrupt import run_to_end
+from benchmark.e2e.job import LengthLimits, ReplayJob, TargetModel, plan_jobs
+from benchmark.e2e.live_view import ReplayProgress, showing
+from benchmark.e2e.occupancy import occupancies, switches
+from benchmark.e2e.options import parse_options
+from benchmark.e2e.plan import plan_of, slo_of
+from benchmark.e2e.policy_choice import chosen_policy
+from benchmark.e2e.pool import PoolError, PoolProcess
+from benchmark.e2e.replay import Replay, Replayed, http_client, served_models
+from benchmark.e2e.results import failures, model_table, record_file_name, summary_table, write_records
+from benchmark.e2e.small_models import bench_models, ensure_models
+from benchmark.e2e.usage import BenchmarkUsageError
 
 LAG_WORTH_TELLING_S = 0.1
 
@@ -78,7 +78,7 @@ def pool_arguments(options: argparse.Namespace, models: int, console: Console) -
 class Run:
     """What came of a replay."""
 
-    replies: list[Reply]
+    replies: list[Replayed]
     duration_s: float
     lag_s: float
 
@@ -94,7 +94,7 @@ async def replay(
     limits = LengthLimits(options.max_input_tokens, options.max_output_tokens)
     async with http_client(base_url, options.timeout) as client:
         jobs = plan_jobs(arrivals, await _require_models(client), limits)
-        progress = Progress(jobs)
+        progress = ReplayProgress(jobs)
         _announce(jobs, arrivals, console)
         run = Replay(client, slo, progress)
         async with showing(console, progress.table, progress.line, console.is_terminal):
@@ -102,17 +102,19 @@ async def replay(
         return Run(replies, run.now_s, run.lag_s)
 
 
-async def _require_models(client: httpx.AsyncClient) -> list[ServedModel]:
+async def _require_models(client: httpx.AsyncClient) -> list[TargetModel]:
     try:
         models = await served_models(client)
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{client.base_url}: /v1/models does not answer ({error or type(error).__name__})") from error
+        raise BenchmarkUsageError(
+            f"{client.base_url}: /v1/models does not answer ({error or type(error).__name__})"
+        ) from error
     if not models:
-        raise UsageError(f"{client.base_url}: serves no model")
+        raise BenchmarkUsageError(f"{client.base_url}: serves no model")
     return models
 
 
-def _announce(jobs: Sequence[Job], arrivals: Sequence[Arrival], console: Console) -> None:
+def _announce(jobs: Sequence[ReplayJob], arrivals: Sequence[Arrival], console: Console) -> None:
     targets = len({job.model for job in jobs})
     names = len({arrival.model for arrival in arrivals})
     console.print(f"{len(jobs)} requests over {jobs[-1].time_s:.0f} s for {names} models")
@@ -160,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse_options(arguments)
         return run_to_end(lambda: _run(options, Console(highlight=False, markup=False)))
-    except (UsageError, WorkloadError, PoolError, OSError) as error:
+    except (BenchmarkUsageError, WorkloadError, PoolError, OSError) as error:
         sys.stderr.write(f"benchmark_e2e.py: {error}\n")
         return 2
 

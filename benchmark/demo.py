@@ -20,17 +20,17 @@ from rich.console import Console
 
 from aegaeon.core.slo import Slo
 from aegaeon.workload import QuantileTable, SyntheticSpec, WorkloadError, synthesize
-from benchmark.e2e_options import amount
-from benchmark.interrupt import run_to_end
-from benchmark.job import LengthLimits, plan_jobs
-from benchmark.live_view import Progress, showing
-from benchmark.occupancy import occupancies, switches
-from benchmark.policy_choice import DEFAULT_POLICY
-from benchmark.pool import PoolError, PoolProcess
-from benchmark.pool_state import PoolState
-from benchmark.replay import Replay, Reply, http_client, served_models
-from benchmark.results import failures, model_table, record_file_name, summary_table, write_records
-from benchmark.small_models import CACHE_DIR, demo_models, ensure_models
+from benchmark.e2e.interrupt import run_to_end
+from benchmark.e2e.job import LengthLimits, plan_jobs
+from benchmark.e2e.live_view import ReplayProgress, showing
+from benchmark.e2e.occupancy import occupancies, switches
+from benchmark.e2e.options import amount
+from benchmark.e2e.policy_choice import DEFAULT_POLICY
+from benchmark.e2e.pool import PoolError, PoolProcess
+from benchmark.e2e.pool_state import PoolState
+from benchmark.e2e.replay import Replay, Replayed, http_client, served_models
+from benchmark.e2e.results import failures, model_table, record_file_name, summary_table, write_records
+from benchmark.e2e.small_models import CACHE_DIR, demo_models, ensure_models
 from plots.timeline import plot_timeline
 
 INSTANCES = "3"
@@ -54,21 +54,21 @@ async def say_hello(client: httpx.AsyncClient, console: Console) -> None:
         console.print(f"{card['id']} ({card['architecture']}): {text}", soft_wrap=True)
 
 
-async def send_traffic(client: httpx.AsyncClient, options: argparse.Namespace, console: Console) -> list[Reply]:
+async def send_traffic(client: httpx.AsyncClient, options: argparse.Namespace, console: Console) -> list[Replayed]:
     """Generated traffic for all models, shown while it runs."""
     models = await served_models(client)
     spec = SyntheticSpec(
         models=len(models), rate_per_s=RATE_PER_S, duration_s=options.seconds, input_scale=0.1, output_scale=0.2
     )
     jobs = plan_jobs(synthesize(spec, QuantileTable.shipped()), models, LengthLimits(256, 128))
-    progress, pool = Progress(jobs), PoolState(client)
+    progress, pool = ReplayProgress(jobs), PoolState(client)
     console.print(f"\n{len(jobs)} requests in {options.seconds:g} s, for {len(models)} models on {INSTANCES} instances")
     shown = showing(console, lambda: pool.view(progress), lambda: pool.line(progress), options.live)
     async with pool.watched(), shown:
         return await Replay(client, Slo(), progress).run(jobs)
 
 
-def show_results(replies: Sequence[Reply], duration_s: float, out: Path, console: Console) -> None:
+def show_results(replies: Sequence[Replayed], duration_s: float, out: Path, console: Console) -> None:
     """The tables, the record file and the figure."""
     records = [reply.record for reply in replies]
     ran = occupancies((reply.record.model, reply.spans) for reply in replies)
@@ -83,7 +83,7 @@ def show_results(replies: Sequence[Reply], duration_s: float, out: Path, console
     console.print(f"timeline of models per instance: {out / 'timeline.png'}")
 
 
-async def _visit(url: str, options: argparse.Namespace, console: Console) -> tuple[list[Reply], float]:
+async def _visit(url: str, options: argparse.Namespace, console: Console) -> tuple[list[Replayed], float]:
     async with http_client(url, TIMEOUT_S) as client:
         await say_hello(client, console)
         start_s = time.monotonic()

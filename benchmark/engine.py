@@ -34,13 +34,13 @@ from rich.table import Table
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.sampling import SamplingParams
-from aegaeon.engine.architecture import inspect_model
-from aegaeon.engine.batch import SequenceSlice
-from aegaeon.engine.kv_arena import KvArena
-from aegaeon.engine.model import Model
-from aegaeon.engine.packing import WeightPacker
-from aegaeon.engine.runner import Runner
-from aegaeon.engine.sampler import Sampler, SamplingState
+from aegaeon.engine.architecture.architecture import inspect_model
+from aegaeon.engine.attention.batch import SequenceSlice
+from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.sampling.sampler import Sampler, SamplingState
+from aegaeon.engine.step.model import Model
+from aegaeon.engine.step.packing import WeightPacker
+from aegaeon.engine.step.runner import Runner
 
 TARGETS = {1: 1.0, 8: 1.2, 32: 1.5}
 REBIND_TARGET_MS = 5.0
@@ -141,7 +141,7 @@ class Engine:
         for step in range(new_tokens - 1):
             position = len(prompts[0]) + step
             slices = [SequenceSlice([token], position, table) for token, table in zip(last, tables, strict=True)]
-            last = self._sampler.sample(self._runner.step(slices, arena), states)
+            last = _chosen(self._sampler.sample(self._runner.step(slices, arena), states))
         return Timing(time.perf_counter() - start_s, first_token_s)
 
     def _prefill(
@@ -156,7 +156,7 @@ class Engine:
             pieces = [prompt[start : start + CHUNK_TOKENS] for prompt in prompts]
             slices = [SequenceSlice(piece, start, table) for piece, table in zip(pieces, tables, strict=True)]
             logits = self._runner.step(slices, arena)
-        return self._sampler.sample(logits, states)
+        return _chosen(self._sampler.sample(logits, states))
 
     def _place(self, sequences: int, tokens: int) -> tuple[KvArena, list[list[int]]]:
         """An arena, and block tables whose neighbours are not neighbours in memory."""
@@ -166,6 +166,12 @@ class Engine:
         offsets = [s * self._slab_bytes + i * self._shape.block_bytes for i in range(per_slab) for s in range(slabs)]
         arena = KvArena(torch.zeros(slabs * self._slab_bytes, dtype=torch.uint8), self._slab_bytes)
         return arena, [offsets[i : sequences * blocks : sequences] for i in range(sequences)]
+
+
+def _chosen(tokens: Sequence[int | None]) -> list[int]:
+    """Every one is: these models have no logits that are not finite."""
+    assert None not in tokens
+    return [token for token in tokens if token is not None]
 
 
 def compare(generate: HuggingFace, engine: Engine, options: argparse.Namespace, console: Console) -> list[Rate]:
@@ -197,7 +203,7 @@ def switch_phases(path: Path, weights: dict[str, torch.Tensor], rounds: int = 9)
     shape = inspect_model(path).kv_shape
     arena = KvArena(torch.zeros(shape.block_bytes, dtype=torch.uint8), shape.block_bytes)
     fd, layout, size_bytes = _shared(weights)
-    watch = Stopwatch()
+    watch = StepStopwatch()
     token = [SequenceSlice([1], 0, [0])]
     for _ in range(rounds):
         with watch.phase("build the skeleton (once per model)"):
@@ -227,7 +233,7 @@ def switch_phases(path: Path, weights: dict[str, torch.Tensor], rounds: int = 9)
     return watch.medians_ms
 
 
-class Stopwatch:
+class StepStopwatch:
     """Times of named phases, over and over."""
 
     def __init__(self) -> None:

@@ -111,8 +111,8 @@ def _device(kind: str) -> dict[str, Any] | str:
     """What is measured; a text says why it cannot be."""
     if kind == "cpu":
         return {"name": platform.machine(), "kind": kind}
-    from aegaeon.device.cuda_driver import CudaError, NoCudaError
-    from aegaeon.device.cuda_inventory import find_gpus, kernel_driver
+    from aegaeon.device.cuda.driver import CudaError, NoCudaError
+    from aegaeon.device.cuda.inventory import find_gpus, kernel_driver
 
     try:
         gpu = find_gpus()[0]
@@ -187,7 +187,7 @@ def _run_stage(stage: str, options: SuiteOptions) -> int:
 
 
 def _measure(stage: str, options: SuiteOptions) -> Iterator[dict[str, Any]]:
-    from benchmark.gpu_models import write_model, write_models
+    from benchmark.gpu.models import write_model, write_models
 
     if stage == "models":
         yield from write_models(options.models, options.work)
@@ -195,11 +195,11 @@ def _measure(stage: str, options: SuiteOptions) -> Iterator[dict[str, Any]]:
     names = options.models[:1] if stage in ("limits", "tokens") else options.models
     folders = {name: write_model(name, options.work) for name in names}
     if stage == "profile":
-        from benchmark.gpu_profile import profile
+        from benchmark.gpu.profile import profile
 
         yield from profile(options.device, folders, options.work / "profiles")
     elif stage == "pool":
-        from benchmark.gpu_pool import PoolLoad, pool
+        from benchmark.gpu.pool import PoolLoad, pool
 
         load = PoolLoad(options.pool_models, options.pool_seconds)
         yield from pool(options.device, folders, options.work, load)
@@ -208,8 +208,8 @@ def _measure(stage: str, options: SuiteOptions) -> Iterator[dict[str, Any]]:
 
 
 def _on_rig(stage: str, folders: dict[str, Path], options: SuiteOptions) -> Iterator[dict[str, Any]]:
-    from benchmark import gpu_stages
-    from benchmark.gpu_rig import Rig
+    from benchmark.gpu import stages as gpu_stages
+    from benchmark.gpu.rig import Rig
 
     measure = getattr(gpu_stages, stage)
     if stage == "tokens":

@@ -27,20 +27,20 @@ if not __package__:  # run as a script: the folder above has the packages
 from rich.console import Console
 from rich.table import Table
 
-from aegaeon.cli.console import make_console
-from aegaeon.cli.logs import configure_logs
+from aegaeon.cli.terminal.console import make_console
+from aegaeon.cli.terminal.logs import configure_logs
 from aegaeon.core.record import mean_attainment
 from aegaeon.core.slo import Slo
-from aegaeon.device.local_cpu import local_cpu
+from aegaeon.device.common.local_cpu import local_cpu
 from aegaeon.profiling.errors import ProfilingError
-from aegaeon.scheduler.registry import POLICIES as REGISTERED
-from benchmark import policy_pool as real
-from benchmark.awake import awake_cores
-from benchmark.e2e_options import amount, count
-from benchmark.interrupt import run_to_end
-from benchmark.pool import PoolError
-from benchmark.results import by_model, failures
-from benchmark.small_models import CACHE_DIR
+from aegaeon.scheduler.policies.registry import POLICIES as REGISTERED
+from benchmark.e2e.awake import awake_cores
+from benchmark.e2e.interrupt import run_to_end
+from benchmark.e2e.options import amount, count
+from benchmark.e2e.pool import PoolError
+from benchmark.e2e.results import by_model, failures
+from benchmark.e2e.small_models import CACHE_DIR
+from benchmark.policies import real_pool as real
 
 POLICIES = ("slack", "aegaeon", "sllm")
 RATES = (1.0, 2.0, 3.0)  # requests per second of all models together
@@ -48,7 +48,7 @@ SLO = Slo(4.0, 0.15)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PolicyOutcome:
     """What came of one load under one policy; of several rounds, the medians.
 
     ``worst_model``: attainment of the model that has the least. ``other_cores`` were busy with what has nothing to do
@@ -67,7 +67,7 @@ class Outcome:
     other_cores: float
 
     @classmethod
-    def of(cls, leg: real.Leg) -> Outcome:
+    def of(cls, leg: real.Leg) -> PolicyOutcome:
         records = leg.records
         return cls(
             mean_attainment(records),
@@ -83,11 +83,11 @@ class Outcome:
         )
 
     @classmethod
-    def median_of(cls, outcomes: Sequence[Outcome]) -> Outcome:
+    def median_of(cls, outcomes: Sequence[PolicyOutcome]) -> PolicyOutcome:
         return cls(*(median(getattr(each, field.name) for each in outcomes) for field in fields(cls)))
 
 
-Outcomes = Mapping[float, Mapping[str, Sequence[Outcome]]]
+Outcomes = Mapping[float, Mapping[str, Sequence[PolicyOutcome]]]
 """By load (requests per second) and policy, one a round."""
 
 
@@ -108,12 +108,12 @@ def outcome_table(outcomes: Outcomes) -> Table:
         table.add_column(head, justify="left" if head == "policy" else "right")
     for rate, by_policy in outcomes.items():
         for policy, rounds in by_policy.items():
-            table.add_row(f"{rate:g}", policy, *_cells(Outcome.median_of(rounds)))
+            table.add_row(f"{rate:g}", policy, *_cells(PolicyOutcome.median_of(rounds)))
         table.add_section()
     return table
 
 
-def _cells(outcome: Outcome) -> list[str]:
+def _cells(outcome: PolicyOutcome) -> list[str]:
     return [
         f"{outcome.attainment:.1%}",
         f"{outcome.worst_model:.1%}",
@@ -162,14 +162,14 @@ def _measure(options: argparse.Namespace, console: Console, awake: frozenset[int
     console.print("profiling (what was measured before is kept) ...")
     profiles = options.work / "profiles"
     real.profile(models, profiles, datetime.now(UTC).date().isoformat(), lambda done, total, text: None)
-    outcomes: dict[float, dict[str, list[Outcome]]] = {
+    outcomes: dict[float, dict[str, list[PolicyOutcome]]] = {
         rate: {policy: [] for policy in options.policies} for rate in options.rates
     }
     for index in range(options.rounds):
         for rate in options.rates:
             jobs = real.make_jobs(list(models), rate, options.seconds, options.seed + index)
             for policy in order(options.policies, index):
-                outcome = Outcome.of(real.run_leg(policy, models, profiles, jobs, SLO, awake))
+                outcome = PolicyOutcome.of(real.run_leg(policy, models, profiles, jobs, SLO, awake))
                 outcomes[rate][policy].append(outcome)
                 console.print(f"round {index + 1}, {rate:g} req/s, {policy}: {outcome.attainment:.1%} on time")
     return outcomes
@@ -197,7 +197,7 @@ def _write(outcomes: Outcomes, options: argparse.Namespace) -> None:
                 "requests_per_s": rate,
                 "policies": {
                     policy: {
-                        "median": asdict(Outcome.median_of(rounds)),
+                        "median": asdict(PolicyOutcome.median_of(rounds)),
                         "rounds": [asdict(each) for each in rounds],
                     }
                     for policy, rounds in by_policy.items()

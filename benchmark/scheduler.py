@@ -33,8 +33,8 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.request import Request
 from aegaeon.scheduler.limits import PoolLimits
-from aegaeon.scheduler.registry import POLICIES, make_scheduler
-from benchmark.policy_choice import DEFAULT_POLICY
+from aegaeon.scheduler.policies.registry import POLICIES, make_scheduler
+from benchmark.e2e.policy_choice import DEFAULT_POLICY
 
 GIB = 1 << 30
 LAYOUTS = {
@@ -48,7 +48,7 @@ STEPS = 25  # at once
 
 
 @dataclass
-class Turn:
+class ModelTurn:
     """A turn under way: prompts still to process, and the tokens that each decoding member still wants."""
 
     turn_id: int
@@ -75,7 +75,7 @@ class Bench:
         self.commands: defaultdict[str, int] = defaultdict(int)
         self.contexts: dict[str, int] = {}
         self.left: dict[str, int] = {}
-        self.turns: dict[str, Turn] = {}
+        self.turns: dict[str, ModelTurn] = {}
         self.heap: list[tuple[float, int, str]] = []
         self.made = 0
         for index, role in enumerate(LAYOUTS[layout]):
@@ -100,7 +100,7 @@ class Bench:
     def carry_out(self, command: Command) -> None:
         if isinstance(command, StartTurn):
             end_s = self.now_s + (1e9 if command.quota_s is None else command.quota_s)
-            turn = Turn(command.turn_id, end_s, command.keep_prefilled)
+            turn = ModelTurn(command.turn_id, end_s, command.keep_prefilled)
             turn.prompts, turn.members = list(command.prefill), list(command.decode)
             self.turns[command.instance_id] = turn
             self.plan(command.instance_id, turn)
@@ -111,7 +111,7 @@ class Bench:
         elif isinstance(command, EndTurn):
             self.turns[command.instance_id].end_s = self.now_s
 
-    def plan(self, instance_id: str, turn: Turn) -> None:
+    def plan(self, instance_id: str, turn: ModelTurn) -> None:
         """When something next happens in a turn: a prompt is done, or the batch is a few steps further."""
         wait_s = PROMPT_S if turn.prompts else STEPS * STEP_S
         heapq.heappush(self.heap, (self.now_s + wait_s, turn.turn_id, instance_id))
@@ -130,14 +130,14 @@ class Bench:
             self.tell(TurnEnded(instance_id, turn_id, reason, contexts))
         return prefilled
 
-    def prefill(self, instance_id: str, turn: Turn) -> None:
+    def prefill(self, instance_id: str, turn: ModelTurn) -> None:
         name = turn.prompts.pop(0)
         self.contexts[name] += 1
         if turn.keep:
             turn.members.append(name)
         self.tell(RequestPrefilled(instance_id, turn.turn_id, name, self.contexts[name]))
 
-    def decode(self, instance_id: str, turn: Turn) -> None:
+    def decode(self, instance_id: str, turn: ModelTurn) -> None:
         for name in list(turn.members):
             made = min(STEPS, self.left[name])
             self.contexts[name] += made

@@ -25,15 +25,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from aegaeon.latency.profile_book import ProfileBook
-from aegaeon.latency.shipped import shipped_profiles
+from aegaeon.latency.files.profile_book import ProfileBook
+from aegaeon.latency.files.shipped import shipped_profiles
+from aegaeon.scheduler.layout import NoPlacementError
 from aegaeon.workload import SyntheticSpec, default_lengths, read_trace, synthesize
-from sim.hardware import Hardware, HardwareOptions, make_hardware
-from sim.run import RunResult, simulate
-from sim.scenario import Scenario, make_scenario
-from sim.system import NoPlacementError
-from sim.systems import DEFAULT_SYSTEMS, PAPER_SYSTEMS, find_system
-from sim.tally import Tally
+from sim.records.tally import Tally
+from sim.study.hardware import Hardware, HardwareOptions, make_hardware
+from sim.study.run import RunResult, simulate
+from sim.study.scenario import Scenario, make_scenario
+from sim.systems.systems import DEFAULT_SYSTEMS, PAPER_SYSTEMS, find_system
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL_MODELS_BYTES = 20 * 10**12

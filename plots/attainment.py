@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from plots.crossing import LEVEL, Crossing, Kind, bound_crossing
+from plots.crossing import LEVEL, Crossing, CrossingKind, bound_crossing
 from plots.curve import Curve
 from plots.style import INK, Look, add_legend
 
@@ -39,11 +39,11 @@ def draw_bound(axes: Axes, points: Sequence[tuple[float, float]], digits: int = 
     A line where the load is 1; at the edge what it is there, if that is elsewhere.
     """
     limit = bound_crossing(points)
-    if limit.kind is Kind.CROSSES:
+    if limit.kind is CrossingKind.CROSSES:
         x, text = limit.x, f"bound: {limit.text(digits)}"
         axes.axvline(x, color=INK, linewidth=1.0, linestyle="--", zorder=1.5)
     else:
-        x, load = points[-1] if limit.kind is Kind.BEYOND else points[0]
+        x, load = points[-1] if limit.kind is CrossingKind.BEYOND else points[0]
         text = f"bound: load {load:.2f} at {x:g}"
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
     axes.annotate(
@@ -59,7 +59,7 @@ def legend_text(curve: Curve, digits: int, with_source: bool = True) -> str:
 
 def reach(curve: Curve, digits: int) -> str:
     """How far a curve holds the level, and why nobody knows what is beyond it."""
-    ends_early = curve.crossing.kind is Kind.BEYOND and curve.end
+    ends_early = curve.crossing.kind is CrossingKind.BEYOND and curve.end
     return f"{curve.crossing.x:g}, then {curve.end}" if ends_early else curve.crossing.text(digits)
 
 
@@ -68,7 +68,7 @@ def _mark_crossings(axes: Axes, curves: Sequence[Curve], looks: Sequence[Look], 
     rows: list[float] = []  # where the last number of each row stands, in shares of the width
     marks = [(curve.crossing, look) for curve, look in zip(curves, looks, strict=True)]
     for point, look in sorted(marks, key=lambda mark: mark[0].x):
-        if point.kind is Kind.CROSSES:
+        if point.kind is CrossingKind.CROSSES:
             place = _share_of_width(axes, point.x)
             free = [row for row, last in enumerate(rows) if place - last > LABEL_WIDTH]
             row = free[0] if free else len(rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from plots.crossing import Crossing, Kind
+from plots.crossing import Crossing, CrossingKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +26,9 @@ class Bounds:
     def of(cls, crossing: Crossing, known_end: bool = False) -> Bounds:
         """Where the curve crosses. ``known_end``: the system takes no more than its last point, whatever the curve."""
         match crossing.kind:
-            case Kind.NEVER:
+            case CrossingKind.NEVER:
                 return cls(0.0, crossing.x)
-            case Kind.BEYOND if not known_end:
+            case CrossingKind.BEYOND if not known_end:
                 return cls(crossing.x, inf)
         return cls(crossing.x, crossing.x)
 

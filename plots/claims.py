@@ -67,8 +67,9 @@ PROJECT = """\
 
 The same workloads with other seeds, as far as it goes, on two nodes with today's constants (50 GB/s for weights and KV,
 2 TB of host memory a node), by `slo_attainment`; figures in `plots/figures`. Beyond the *bound* no policy at all can
-keep every deadline (`sim/bound.py`); at 90 % on time a policy may be beyond it. Aegaeon is as published, 3 devices of 8
-for prefill; [docs/scheduling.md](../docs/scheduling.md) has its best splits, other markets and more seeds.
+keep every deadline (`sim/study/bound.py`); at 90 % on time a policy may be beyond it. Aegaeon is as published, 3
+devices of 8 for prefill; [docs/experiments/slack.md](../docs/experiments/slack.md) has its best splits, other markets
+and more seeds.
 """
 
 SwitchTimes = Mapping[str, Mapping[str, Distribution]]

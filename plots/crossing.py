@@ -13,7 +13,7 @@ from itertools import pairwise
 LEVEL = 0.9
 
 
-class Kind(StrEnum):
+class CrossingKind(StrEnum):
     """How a curve meets the level."""
 
     CROSSES = "crosses"  # between two points
@@ -25,19 +25,19 @@ class Kind(StrEnum):
 class Crossing:
     """``x``: where the curve falls through the level, or the first (never) or last (beyond) x there is."""
 
-    kind: Kind
+    kind: CrossingKind
     x: float
 
     @property
     def lower_bound(self) -> float | None:
         """The system holds the level at least up to here; None if it never does."""
-        return None if self.kind is Kind.NEVER else self.x
+        return None if self.kind is CrossingKind.NEVER else self.x
 
     def text(self, digits: int = 0) -> str:
         """``74``, ``> 80`` or ``never``, as it is written on a figure."""
-        if self.kind is Kind.NEVER:
+        if self.kind is CrossingKind.NEVER:
             return "never"
-        return f"> {self.x:g}" if self.kind is Kind.BEYOND else f"{self.x:.{digits}f}"
+        return f"> {self.x:g}" if self.kind is CrossingKind.BEYOND else f"{self.x:.{digits}f}"
 
 
 def crossing(points: Sequence[tuple[float, float]], level: float = LEVEL) -> Crossing:
@@ -49,11 +49,11 @@ def crossing(points: Sequence[tuple[float, float]], level: float = LEVEL) -> Cro
         raise ValueError("a curve needs at least one point")
     ordered = sorted(points)
     if ordered[0][1] < level:
-        return Crossing(Kind.NEVER, ordered[0][0])
+        return Crossing(CrossingKind.NEVER, ordered[0][0])
     for (left, above), (right, below) in pairwise(ordered):
         if below < level:
-            return Crossing(Kind.CROSSES, left + (above - level) / (above - below) * (right - left))
-    return Crossing(Kind.BEYOND, ordered[-1][0])
+            return Crossing(CrossingKind.CROSSES, left + (above - level) / (above - below) * (right - left))
+    return Crossing(CrossingKind.BEYOND, ordered[-1][0])
 
 
 def bound_crossing(points: Sequence[tuple[float, float]]) -> Crossing:

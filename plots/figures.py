@@ -35,7 +35,7 @@ from plots.outcome import Load
 from plots.panel import A10_PANELS, BASE_SLO, FAR_PANELS, PANELS, TP4_PANELS, Panel
 from plots.records import bound_of, curves_of, read_records
 from plots.token_gaps import Metric
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 BLIND = frozenset({"sllm", "sllm+", "muxserve", "dedicated"})  # to targets: one run is scored by any
 MEASURED = PLOTS.parent / "benchmark" / "results"  # real runs that are part of the project
@@ -73,7 +73,7 @@ class FigureSet:
         ]
 
     def results(self, records: Path) -> list[Result]:
-        """The curves of all panels. Raises ``UsageError`` where one has no records."""
+        """The curves of all panels. Raises ``PlotUsageError`` where one has no records."""
         outcomes = read_records([records / self.name])
         return [
             Result.of(
@@ -85,11 +85,13 @@ class FigureSet:
         ]
 
     def missing(self, records: Path) -> list[str]:
-        """Points without a record. Raises ``UsageError`` where a whole panel has none."""
+        """Points without a record. Raises ``PlotUsageError`` where a whole panel has none."""
         outcomes = read_records([records / self.name])
         for panel in self.panels.values():
             if all(panel.x_of(outcome.load) is None for outcome in outcomes):
-                raise UsageError(f"no records for {panel.figure}, {panel.title} in {records / self.name}; omit --keep")
+                raise PlotUsageError(
+                    f"no records for {panel.figure}, {panel.title} in {records / self.name}; omit --keep"
+                )
         there = {(outcome.policy, outcome.load, outcome.slo) for outcome in outcomes}
         return [
             f"{policy} at {x:g}, {panel.title}"
@@ -129,12 +131,12 @@ class Sweep:
         return cls((*panel.simulate_arguments, *more, *where), sum(map(panel.requests_per_s, panel.xs)) * len(policies))
 
     def run(self) -> None:
-        """Raises ``UsageError`` with the simulator's own words if it fails."""
+        """Raises ``PlotUsageError`` with the simulator's own words if it fails."""
         command = [sys.executable, "-m", "sim.simulate", *self.arguments]
         done = subprocess.run(command, cwd=PLOTS.parent, capture_output=True, text=True, check=False)
         if done.returncode:
             said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-ERROR_LINES:])
-            raise UsageError(f"{' '.join(command)}\nended with status {done.returncode}:\n{said}")
+            raise PlotUsageError(f"{' '.join(command)}\nended with status {done.returncode}:\n{said}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ class Drawing:
     arguments: tuple[str, ...]
 
     def draw(self) -> None:
-        """Raises ``UsageError`` if there is nothing to draw."""
+        """Raises ``PlotUsageError`` if there is nothing to draw."""
         self.script.draw(self.script.options().parse_args(self.arguments))
 
 
@@ -198,7 +200,7 @@ def write_claims(records: Path, page: Path, paper: FigureSet = PAPER, far: Figur
 
 
 def simulate(jobs: Sequence[Sweep], progress: Progress) -> None:
-    """Run the sweeps on all cores, the longest first. Raises ``UsageError`` for the first that fails."""
+    """Run the sweeps on all cores, the longest first. Raises ``PlotUsageError`` for the first that fails."""
     task = progress.add_task("simulating", total=len(jobs))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         running = [pool.submit(job.run) for job in sorted(jobs, key=lambda job: -job.weight)]
@@ -211,7 +213,7 @@ def simulate(jobs: Sequence[Sweep], progress: Progress) -> None:
 
 
 def make(options: argparse.Namespace, console: Console) -> None:
-    """Simulate, draw, write. Raises ``UsageError``."""
+    """Simulate, draw, write. Raises ``PlotUsageError``."""
     began_s = time.monotonic()
     sets = [one.of_policies(options.policy) for one in (PAPER, FAR)]
     out = options.out or (PLOTS / "out" if options.policy else FIGURES)
@@ -231,11 +233,11 @@ def make(options: argparse.Namespace, console: Console) -> None:
 
 
 def _require_all(one: FigureSet, records: Path) -> None:
-    """A figure of the project never shows a part of its sweep. Raises ``UsageError``."""
+    """A figure of the project never shows a part of its sweep. Raises ``PlotUsageError``."""
     missing = one.missing(records)
     if missing:
         some = "; ".join(missing[:SOME_POINTS])
-        raise UsageError(
+        raise PlotUsageError(
             f"no record in {records / one.name} for {len(missing)} points, such as {some}; omit --keep, or draw "
             "what there is with plot_e2e.py"
         )
@@ -253,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--keep", action="store_true", help="draw the records that are there, simulate nothing")
     try:
         make(options.parse_args(arguments), Console(highlight=False))
-    except UsageError as error:
+    except PlotUsageError as error:
         say(f"error: {error}")
         return 2
     return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from aegaeon.core.slo import Slo
 from plots.outcome import Load
 from plots.token_gaps import Metric
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 PLOTS = Path(__file__).parent
 RECORDS = PLOTS / "json"
@@ -148,7 +148,7 @@ def run(draw: Callable[[argparse.Namespace], Sequence[Path]], options: argparse.
     """Draw, name the files that were written; an exit status. Errors of the person asking are told in a line."""
     try:
         files = draw(options)
-    except UsageError as error:
+    except PlotUsageError as error:
         say(f"error: {error}")
         return 2
     for file in files:

@@ -22,7 +22,7 @@ from plots.options import add_load, chosen_load, destinations, parser, run
 from plots.records import read_records
 from plots.selection import at_load, load_name
 from plots.style import figure_style, model_name, new_figure, system_name, write_figure
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 
 def draw(options: argparse.Namespace) -> list[Path]:
@@ -32,7 +32,7 @@ def draw(options: argparse.Namespace) -> list[Path]:
     fastest_first = sorted(outcome.detail().switch_s.items(), key=lambda item: item[1].mean)
     switch_s = {model_name(kind): times_s for kind, times_s in fastest_first}
     if not switch_s:
-        raise UsageError(f"the records of {load_name(load)} ({outcome.source}) do not tell switch times")
+        raise PlotUsageError(f"the records of {load_name(load)} ({outcome.source}) do not tell switch times")
     with figure_style():
         figure, axes = new_figure(4.7, 3.3 + 0.2 * len(switch_s))
         draw_cdf(axes, switch_s)

@@ -26,7 +26,7 @@ from plots.outcome import Outcome
 from plots.records import read_records
 from plots.selection import load_name, typical
 from plots.style import PALETTE, figure_style, new_figure, system_name, tint, write_figure
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 PARTS = (  # in the order of LatencyParts
     Part("waiting for prefill", tint(PALETTE[0])),
@@ -48,7 +48,9 @@ def draw(options: argparse.Namespace) -> list[Path]:
         else:
             bars[_row_name(outcome, options.policy)] = list(astuple(parts))
     if not bars:
-        raise UsageError("no record has latency parts; simulate again, or replay against a server that tells timelines")
+        raise PlotUsageError(
+            "no record has latency parts; simulate again, or replay against a server that tells timelines"
+        )
     with figure_style():
         figure, axes = new_figure(6.6, 1.5 + 0.42 * len(bars))
         draw_shares(axes, bars, PARTS, remarks=[duration(sum(parts)) for parts in bars.values()])

@@ -27,13 +27,13 @@ from plots.options import add_metric, add_slo, destinations, parser, run, say
 from plots.panel import DIGITS, FAR_PANELS, PANELS
 from plots.records import bound_of, curves_of, read_records
 from plots.style import figure_style, metric_label, new_figure, system_look, write_figure
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 
 def draw(options: argparse.Namespace) -> list[Path]:
     """Draw one panel, return the files."""
     if options.far and options.spec not in FAR_PANELS:
-        raise UsageError(f"--far is there for {', '.join(FAR_PANELS)}")
+        raise PlotUsageError(f"--far is there for {', '.join(FAR_PANELS)}")
     panel = (FAR_PANELS if options.far else PANELS)[options.spec]
     records = read_records(options.json, options.measured_on)
     found = curves_of(panel, records, options.metric, options.slo, say)

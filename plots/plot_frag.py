@@ -24,7 +24,7 @@ from plots.outcome import SlabUse
 from plots.records import read_records
 from plots.selection import at_load, load_name
 from plots.style import PALETTE, figure_style, new_figure, system_name, write_figure
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 PARTS = (Part("used", PALETTE[0]), Part("fragmented", PALETTE[1]))
 GIB = 1 << 30
@@ -36,7 +36,7 @@ def draw(options: argparse.Namespace) -> list[Path]:
     load = outcome.load
     slabs = outcome.detail().slabs
     if not slabs:
-        raise UsageError(f"the records of {load_name(load)} ({outcome.source}) do not tell the use of slabs")
+        raise PlotUsageError(f"the records of {load_name(load)} ({outcome.source}) do not tell the use of slabs")
     rows = {**slabs, "over all": _sum(slabs)}
     with figure_style():
         figure, axes = new_figure(6.2, 1.5 + 0.42 * len(rows))

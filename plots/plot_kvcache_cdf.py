@@ -23,7 +23,7 @@ from plots.outcome import Distribution
 from plots.records import read_records
 from plots.selection import load_name, typical
 from plots.style import figure_style, new_figure, system_name, write_figure
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 
 def draw(options: argparse.Namespace) -> list[Path]:
@@ -38,7 +38,7 @@ def draw(options: argparse.Namespace) -> list[Path]:
         else:
             curves[name] = kv_sync_s
     if not curves:
-        raise UsageError(
+        raise PlotUsageError(
             "no record tells KV synchronisation; simulate again, or replay against a server with timelines"
         )
     with figure_style():

@@ -17,7 +17,7 @@ from plots.run_file import read_artifact_run, read_run
 from plots.sim_file import SUMMARY_SUFFIX, read_simulation
 from plots.style import system_name, system_rank
 from plots.token_gaps import Metric
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 NO_PLACEMENT = "no placement"
 
@@ -50,19 +50,19 @@ def curves_of(
 ) -> list[tuple[str, Curve]]:
     """(policy, curve) of each system that has records for the panel, scored by ``slo`` (None: the panel's).
 
-    Raises ``UsageError`` if there is none.
+    Raises ``PlotUsageError`` if there is none.
     """
     systems = _by_system(panel, outcomes)
     if not systems:
         command = " ".join(["python3 -m sim.simulate", *panel.simulate_arguments])
-        raise UsageError(f"no records for {panel.figure}, {panel.title}; make them with: {command}")
+        raise PlotUsageError(f"no records for {panel.figure}, {panel.title}; make them with: {command}")
     ordered = sorted(systems.items(), key=lambda item: (system_rank(item[0][0]), str(item[0][1])))
     made = [(key[0], _curve(panel, key, points, metric, slo or panel.slo, say)) for key, points in ordered]
     return [(policy, curve) for policy, curve in made if curve is not None]
 
 
 def bound_of(panel: Panel, outcomes: Iterable[Outcome]) -> list[tuple[float, float]]:
-    """(x, load of the bound) along a panel, ascending. Raises ``UsageError`` if no record has it."""
+    """(x, load of the bound) along a panel, ascending. Raises ``PlotUsageError`` if no record has it."""
     found = {
         x: outcome.bound_load
         for outcome in outcomes
@@ -70,7 +70,7 @@ def bound_of(panel: Panel, outcomes: Iterable[Outcome]) -> list[tuple[float, flo
     }
     if not found:
         command = " ".join(["python3 -m sim.simulate", *panel.simulate_arguments, "--bound"])
-        raise UsageError(f"no record for {panel.figure} has the bound; make them with: {command}")
+        raise PlotUsageError(f"no record for {panel.figure} has the bound; make them with: {command}")
     return sorted(found.items())
 
 

@@ -21,7 +21,7 @@ from plots.curve import Origin, Source
 from plots.json_file import read_object, reading
 from plots.outcome import Detail, Distribution, Load, Outcome
 from plots.token_gaps import TokenGaps
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 NUMBER = r"(\d+(?:\.\d+)?)"
 NAME = re.compile(rf"run-(\d+)-{NUMBER}-{NUMBER}-{NUMBER}-ttft{NUMBER}-tpot{NUMBER}\.json")
@@ -34,7 +34,7 @@ PARTS = ("prefill_wait_time", "prefill_time", "decode_wait_time", "decode_time",
 def read_run(path: Path, device: str) -> Outcome | None:
     """What the file holds, ``device`` being what it was measured on; None if it is not the run of a synthetic workload.
 
-    Raises ``UsageError`` if the file holds no records.
+    Raises ``PlotUsageError`` if the file holds no records.
     """
     matched = NAME.fullmatch(path.name)
     if matched is None:
@@ -82,9 +82,9 @@ class _Contents:
         with reading(self._path, "policy"):
             stated = {str(request["policy"]) for request in self._requests.values() if "policy" in request}
         if len(stated) > 1:
-            raise UsageError(f"{self._path} has records of several policies: {', '.join(sorted(stated))}")
+            raise PlotUsageError(f"{self._path} has records of several policies: {', '.join(sorted(stated))}")
         if not stated and any(map(OUR_IDS.fullmatch, self._requests)):
-            raise UsageError(f"{self._path} does not say which policy ran (earlier versions did not): move it away")
+            raise PlotUsageError(f"{self._path} does not say which policy ran (earlier versions did not): move it away")
         return stated.pop() if stated else POLICY
 
     @cached_property

@@ -11,7 +11,7 @@ from plots.curve import Origin
 from plots.options import TYPICAL_LOAD
 from plots.outcome import Load, Outcome
 from plots.panel import BASE_SLO
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 LOADS = (Load(16, 0.1), Load(32, 0.1), Load(64, 0.1), Load(16, 0.5), Load(32, 0.5))
 """Of Figures 14 and 15(b) in the artifact."""
@@ -20,19 +20,19 @@ LOADS = (Load(16, 0.1), Load(32, 0.1), Load(64, 0.1), Load(16, 0.5), Load(32, 0.
 def typical(outcomes: Iterable[Outcome], policy: str, loads: Sequence[Load] | None = None) -> list[Outcome]:
     """The policy's outcomes at these loads, lightest rate first, and all measured ones, whatever the policy.
 
-    Without ``loads``: at those of the artifact, else at all there are. Raises ``UsageError``.
+    Without ``loads``: at those of the artifact, else at all there are. Raises ``PlotUsageError``.
     """
     base = [outcome for outcome in outcomes if _is_base(outcome)]
     latest = {(o.load.rate, o.load.models, str(o.source), o.policy): o for o in base if _is_shown(o, policy)}
     ordered = [outcome for _, outcome in sorted(latest.items())]
     chosen = [o for o in ordered if o.load in (loads or LOADS) or o.source.origin is Origin.MEASURED]
     if not chosen and (loads or not ordered):
-        raise UsageError(_nothing(policy, "at any of " + ", ".join(map(load_name, loads or LOADS))))
+        raise PlotUsageError(_nothing(policy, "at any of " + ", ".join(map(load_name, loads or LOADS))))
     return chosen or ordered
 
 
 def at_load(outcomes: Sequence[Outcome], policy: str, load: Load | None) -> Outcome:
-    """The policy's latest outcome at one load. Raises ``UsageError`` that lists the loads there are.
+    """The policy's latest outcome at one load. Raises ``PlotUsageError`` that lists the loads there are.
 
     Without ``load``: at the artifact's, else at the largest there is.
     """
@@ -43,7 +43,9 @@ def at_load(outcomes: Sequence[Outcome], policy: str, load: Load | None) -> Outc
     if not there:
         known = sorted({(outcome.load.rate, outcome.load.models) for outcome in served})
         listed = ", ".join(load_name(Load(models, rate)) for rate, models in known) or "none"
-        raise UsageError(f"{_nothing(policy, 'at ' + load_name(load or TYPICAL_LOAD))}; records there are: {listed}")
+        raise PlotUsageError(
+            f"{_nothing(policy, 'at ' + load_name(load or TYPICAL_LOAD))}; records there are: {listed}"
+        )
     return there[-1]
 
 

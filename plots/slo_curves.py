@@ -17,23 +17,23 @@ from plots.outcome import Outcome
 from plots.panel import DIGITS, Panel
 from plots.records import curves_of, read_artifact_runs, read_records
 from plots.style import LOOKS, Look, figure_style, metric_label, new_figure, system_name, write_figure
-from plots.usage import UsageError
+from plots.usage import PlotUsageError
 
 
 def draw_slo_curves(panels: Sequence[Panel], options: argparse.Namespace, name: str) -> list[Path]:
-    """Draw the panels, which differ in their SLO, into one plot; return the files. Raises ``UsageError``."""
+    """Draw the panels, which differ in their SLO, into one plot; return the files. Raises ``PlotUsageError``."""
     outcomes = [outcome for outcome in _outcomes(panels, options, name) if outcome.policy == options.policy]
     found: list[tuple[Curve, Look]] = []
     for panel, look in zip(panels, LOOKS, strict=False):
         try:
             curves = curves_of(panel, outcomes, options.metric, None, say)
-        except UsageError as error:
+        except PlotUsageError as error:
             say(f"{error}; skipped")
         else:
             label = f"TTFT {panel.slo.ttft_s:g} s, TPOT {panel.slo.tpot_s:g} s"
             found += [(replace(curve, label=label), _look(look, curve)) for _, curve in curves]
     if not found:
-        raise UsageError(f"no records of {options.policy} for {panels[0].figure}; make them with: make figures")
+        raise PlotUsageError(f"no records of {options.policy} for {panels[0].figure}; make them with: make figures")
     with figure_style():
         figure, axes = new_figure(4.9, 3.4 + 0.2 * len(found))
         shown, looks = [curve for curve, _ in found], [look for _, look in found]

@@ -1,4 +1,4 @@
-"""How figures look: the one table of systems (name, colour, marker, dash, order), fonts, and how files are written.
+"""How figures look: systems as their records have it (name, colour, marker, dash, order), fonts, how files are written.
 
 Systems can be told apart without colour. Files are the same bytes for the same numbers.
 
@@ -19,9 +19,12 @@ import matplotlib as mpl
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from aegaeon.scheduler.policy import Policy
 from plots.token_gaps import Metric
+from sim.systems.systems import SYSTEMS as POLICIES
 
 INK = "#333333"
 GREY = "#8a8a8a"
@@ -31,7 +34,7 @@ HATCHES = ("", "////", "", "\\\\\\\\", "....", "xxxx")
 Colour = tuple[float, float, float]
 
 PALETTE: list[Colour] = sns.color_palette("colorblind")
-_BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _GREY = (PALETTE[index] for index in (0, 1, 2, 3, 4, 5, 7))
+_GREY = PALETTE[7]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class System:
+class SystemStyle:
     """How a system is called and drawn in every figure. ``aliases``: its names in other people's records."""
 
     name: str
@@ -69,15 +72,15 @@ class System:
     aliases: tuple[str, ...] = ()
 
 
-SYSTEMS: Mapping[str, System] = MappingProxyType(  # by policy, in the order of legends
-    {
-        "slack": System("this project (slack)", Look(_RED, "o", (), bold=True)),
-        "aegaeon": System("Aegaeon (SOSP'25)", Look(_BLUE, "s", ())),
-        "sllm": System("ServerlessLLM", Look(_GREEN, "^", (4, 1.5)), ("SeLLMPolicy",)),
-        "sllm+": System("ServerlessLLM+", Look(_ORANGE, "D", (1, 1)), ("SeLLMPlusPolicy",)),
-        "muxserve": System("MuxServe", Look(_PINK, "v", (5, 1.2, 1, 1.2))),
-        "dedicated": System("one GPU per model", Look(_BROWN, "P", (7, 2))),
-    }
+def _style(policy: Policy) -> SystemStyle:
+    style = policy.style
+    return SystemStyle(
+        policy.title, Look(to_rgb(style.colour), style.marker, style.dash, bold=style.bold), policy.aliases
+    )
+
+
+SYSTEMS: Mapping[str, SystemStyle] = MappingProxyType(  # by policy, in the order of legends
+    {name: _style(policy) for name, policy in POLICIES.items()}
 )
 _OTHER = Look(_GREY, "X", (2, 2))
 LOOKS = (*(system.look for system in SYSTEMS.values()), _OTHER)

@@ -6,5 +6,5 @@ Does not know: how it is shown.
 from __future__ import annotations
 
 
-class UsageError(Exception):
+class PlotUsageError(Exception):
     """The message says what is wrong, and what to do."""

@@ -17,7 +17,7 @@ if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from aegaeon.cli import main
-from benchmark.small_models import BENCH_MODELS_DIR, bench_models, ensure_models
+from benchmark.e2e.small_models import BENCH_MODELS_DIR, bench_models, ensure_models
 
 _SERVE_FLAGS = ("--prefill-chunk-tokens", "--max-batch-requests")
 _MODELS = 4  # one of each architecture

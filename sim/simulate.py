@@ -17,15 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from aegaeon.latency.errors import LatencyError
+from aegaeon.latency.estimate.errors import LatencyError
+from aegaeon.scheduler.contract import ContractError
 from aegaeon.workload import WorkloadError
-from sim.chrome_trace import write_trace
-from sim.errors import InputError
-from sim.hardware import Hardware
-from sim.options import SweepPlan, make_plans, make_setting, parser
-from sim.output import PointOutput, write_sweep
-from sim.sweep import Point, Setting, prepare, run_point, run_sweep
-from sim.trace_recorder import TraceRecorder
+from sim.records.chrome_trace import write_trace
+from sim.records.output import PointOutput, write_sweep
+from sim.records.trace_recorder import TraceRecorder
+from sim.study.hardware import Hardware
+from sim.study.options import SweepPlan, make_plans, make_setting, parser
+from sim.study.sweep import Point, Setting, prepare, run_point, run_sweep
+from sim.systems.errors import InputError
 
 _PIPE_WIDTH = 140
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "sim.simulate") 
     options = parser(program).parse_args(arguments)
     try:
         _simulate(options, _console(stderr=False), _console(stderr=True))
-    except (InputError, WorkloadError, LatencyError, OSError) as error:
+    except (InputError, WorkloadError, LatencyError, ContractError, OSError) as error:
         sys.stderr.write(f"{program}: {error}\n")
         return 2
     except KeyboardInterrupt:

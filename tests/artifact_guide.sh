@@ -24,7 +24,7 @@ python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 18) --arrival-rate 0
 python3 aegaeon/aegaeon/workload.py --num-models 40 --arrival-rate $(seq 0.05 0.05 0.10)  --duration 60
 ls workloads | grep -x "synth-16-0.1-1.0-1.0.csv"
 
-# Generate profile data: see tests/runtime/test_profiling.py
+# Generate profile data: see tests/profiling/test_profiling.py
 
 # Run aegaeon
 cd aegaeon

@@ -1,6 +1,18 @@
 """What all tests share: no test depends on how fast the machine is."""
 
+import pytest
 from hypothesis import settings
+
+from tests.worlds.pool_fixtures import model_paths, pool
+
+__all__ = ["model_paths", "pool"]
 
 settings.register_profile("aegaeon", deadline=None)
 settings.load_profile("aegaeon")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever has a model made waits for torch."""
+    for item in items:
+        if "model_paths" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.models)

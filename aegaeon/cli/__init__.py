@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from aegaeon.cli.failure import ReportedBugError, report_bug, report_mistake
+from aegaeon.cli.terminal.failure import ReportedBugError, report_bug, report_mistake
 from aegaeon.core.service import ServiceDiedError, ServiceError
 from aegaeon.settings.error import SettingsError
 

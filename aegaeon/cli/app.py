@@ -6,12 +6,13 @@ Does not know: how anything is done.
 # No ``from __future__ import annotations``: typer evaluates these annotations.
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from aegaeon import __version__
-from aegaeon.cli.flags import with_pool_flags
+from aegaeon.cli.terminal.flags import with_pool_flags
 from aegaeon.settings.options import CONFIG_VARIABLE, MODELS_VARIABLE
 
 # Without Rich's markup the help is there in a third of the time.
@@ -115,8 +116,20 @@ def doctor() -> None:
     raise typer.Exit(int(any(finding.broken for finding in findings)))
 
 
-@app.command()
-def profile(
+class _ProfileGroup(TyperGroup):
+    """``aegaeon profile DIR...`` is ``aegaeon profile run DIR...``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = bool(args) and args[0] in {*self.commands, *ctx.help_option_names}
+        return super().parse_args(ctx, args if named else ["run", *args])
+
+
+profile = typer.Typer(cls=_ProfileGroup, rich_markup_mode=None, help="Latency profiles: measure, fit, estimate, check.")
+app.add_typer(profile, name="profile")
+
+
+@profile.command("run")
+def profile_run(
     models: Annotated[
         list[str] | None,
         typer.Argument(metavar="[NAME=]DIR...", help="Models to measure: their folders", show_default=False),
@@ -155,6 +168,30 @@ def profile(
         max_batch_requests,
     )
     raise typer.Exit(run(options))
+
+
+@profile.command("fit", **_FORWARD)  # type: ignore[arg-type]
+def profile_fit(context: typer.Context) -> None:
+    """Fit profiles to measurements; --help says more."""
+    _latency("fit", context)
+
+
+@profile.command("estimate", **_FORWARD)  # type: ignore[arg-type]
+def profile_estimate(context: typer.Context) -> None:
+    """Estimate a profile from a model's config.json; --help says more."""
+    _latency("estimate", context)
+
+
+@profile.command("check", **_FORWARD)  # type: ignore[arg-type]
+def profile_check(context: typer.Context) -> None:
+    """Calibrate estimates on measurements, and test them on those left out; --help says more."""
+    _latency("check", context)
+
+
+def _latency(command: str, context: typer.Context) -> NoReturn:
+    from aegaeon.latency.__main__ import main
+
+    raise typer.Exit(main([command, *context.args], program="aegaeon profile"))
 
 
 @app.command(**_FORWARD)  # type: ignore[arg-type]

@@ -20,15 +20,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from aegaeon.cli.console import make_console
 from aegaeon.cli.gpus import gpus
+from aegaeon.cli.terminal.console import make_console
 from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
 from aegaeon.core.instance import Role
 from aegaeon.core.service import ServiceError
 from aegaeon.descriptors import needed, shortage
-from aegaeon.machine import OTHER_PROCESSES, PROCESS_BYTES, default_instances, read_machine
-from aegaeon.runtime.run_folder import RunFolder
+from aegaeon.runtime.process.run_folder import RunFolder
 from aegaeon.settings.cache_dir import default_cache_dir
+from aegaeon.settings.machine import OTHER_PROCESSES, PROCESS_BYTES, default_instances, read_machine
 from aegaeon.settings.sizes import format_bytes
 
 _LEAST_BYTES = (OTHER_PROCESSES + 1) * PROCESS_BYTES + (256 << 20)
@@ -163,7 +163,7 @@ def _example_pool() -> PoolConfig:
 
 
 def _gpu() -> Finding:
-    from aegaeon.device.cuda_inventory import unseen_devices
+    from aegaeon.device.cuda.inventory import unseen_devices
 
     found, problem = gpus()
     if not found:
@@ -175,8 +175,8 @@ def _gpu() -> Finding:
 
 def _cuda_advice() -> str:
     """What is missing for torch to use the GPUs that the driver has; and for them to be fast."""
-    from aegaeon.device.cuda_driver import NoCudaError
-    from aegaeon.device.cuda_torch import use
+    from aegaeon.device.cuda.driver import NoCudaError
+    from aegaeon.device.cuda.torch_streams import use
 
     try:
         use(0)

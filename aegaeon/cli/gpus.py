@@ -9,10 +9,10 @@ import ctypes
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aegaeon.machine import Machine, read_machine
+from aegaeon.settings.machine import Machine, read_machine
 
 if TYPE_CHECKING:
-    from aegaeon.device.cuda_inventory import Gpu
+    from aegaeon.device.cuda.inventory import Gpu
 
 _DRIVER = "libcuda.so.1"
 
@@ -23,8 +23,8 @@ def gpus() -> tuple[tuple[Gpu, ...], str]:
         ctypes.CDLL(_DRIVER)
     except OSError:
         return (), "there is no NVIDIA driver here"
-    from aegaeon.device.cuda_driver import CudaError, NoCudaError
-    from aegaeon.device.cuda_inventory import find_gpus
+    from aegaeon.device.cuda.driver import CudaError, NoCudaError
+    from aegaeon.device.cuda.inventory import find_gpus
 
     try:
         return find_gpus(), ""

@@ -11,11 +11,11 @@ from pathlib import Path
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from aegaeon.cli.console import make_console
-from aegaeon.cli.logs import configure_logs
-from aegaeon.model_request import MakeModelError, ModelSizes, check_request
+from aegaeon.cli.terminal.console import make_console
+from aegaeon.cli.terminal.logs import configure_logs
 from aegaeon.settings.error import SettingsError
 from aegaeon.settings.sizes import format_bytes, format_count
+from aegaeon.toy_models.model_request import MakeModelError, ModelSizes, check_request
 
 
 def make(
@@ -34,7 +34,7 @@ def make(
         check_request(directory, dtype, learn, steps)  # now: the import below takes a while
     except MakeModelError as error:
         raise SettingsError(str(error)) from error
-    from aegaeon.make_model import MadeModel, make_model
+    from aegaeon.toy_models.make_model import MadeModel, make_model
 
     def attempt(bar: Progress) -> MadeModel:
         task = bar.add_task("learning", total=steps, visible=learn is not None, loss="")

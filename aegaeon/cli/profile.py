@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from aegaeon.cli.console import make_console
 from aegaeon.cli.gpus import gpus
-from aegaeon.cli.logs import configure_logs
-from aegaeon.cli.progress import progress_on
-from aegaeon.machine import default_instances, gpu_room_bytes, read_machine
+from aegaeon.cli.terminal.console import make_console
+from aegaeon.cli.terminal.logs import configure_logs
+from aegaeon.cli.terminal.progress import progress_on
 from aegaeon.settings.checkpoint import weight_bytes
 from aegaeon.settings.error import SettingsError
+from aegaeon.settings.machine import default_instances, gpu_room_bytes, read_machine
 
 if TYPE_CHECKING:
     from aegaeon.profiling.campaign import Campaign

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aegaeon.cli.gpus import machine_with_gpus
-from aegaeon.cli.logs import our_level
-from aegaeon.cli.serve_console import ServeConsole
-from aegaeon.cli.service import listen, run_service
+from aegaeon.cli.service.serve_console import ServeConsole
+from aegaeon.cli.service.service import listen, run_service
 from aegaeon.cli.surroundings import settle_process, surroundings
-from aegaeon.runtime.process_log import place_logs
-from aegaeon.runtime.run_folder import remove_abandoned
+from aegaeon.cli.terminal.logs import our_level
+from aegaeon.runtime.process.process_log import place_logs
+from aegaeon.runtime.process.run_folder import remove_abandoned
 from aegaeon.settings.load import read_settings
 
 

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from aegaeon.cli.logs import configure_logs
+from aegaeon.cli.terminal.logs import configure_logs
 from aegaeon.core.config import PoolConfig
 from aegaeon.descriptors import raise_file_limit
-from aegaeon.runtime.log_reader import LogWatch
-from aegaeon.runtime.ray_environment import settle_environment
-from aegaeon.runtime.run_folder import RunFolder
+from aegaeon.runtime.cluster.ray_environment import settle_environment
+from aegaeon.runtime.process.log_reader import LogWatch
+from aegaeon.runtime.process.run_folder import RunFolder
 
 _OTHERS = 0o077  # the bits of a file mode that are not its owner's
 

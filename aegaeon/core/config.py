@@ -68,6 +68,7 @@ class PoolConfig:
     ray_address: str | None = None
     nodes: int = 1
     event_log: Path | None = None
+    check: bool = False
     log_file: Path | None = None
     cache_dir: Path | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.slo import Slo
-from aegaeon.core.timeline import Span
+from aegaeon.core.timeline import PhaseSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,7 @@ class Generation(Protocol):
         ...
 
     @property
-    def timeline(self) -> Sequence[Span]: ...
+    def timeline(self) -> Sequence[PhaseSpan]: ...
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...
 

@@ -27,6 +27,10 @@ class Role(StrEnum):
         return self is not Role.PREFILL
 
 
+BATCH_REQUESTS = 256
+"""The most that an instance decodes together, unless somebody says otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceSpec:
     """Capacities of an instance, as numbers.
@@ -41,7 +45,7 @@ class InstanceSpec:
     kv_bytes: int
     weight_bytes: int
     max_resident_models: int = 2
-    max_batch_requests: int = 256
+    max_batch_requests: int = BATCH_REQUESTS
     memory_bytes: int | None = None
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class PhaseSpan:
     """One stretch of a request's life, ``[start_s, end_s)``."""
 
     phase: Phase
@@ -46,7 +46,7 @@ class LatencyParts:
     block_s: float
 
     @classmethod
-    def of(cls, arrival_s: float, first_token_s: float, finish_s: float, spans: Iterable[Span]) -> LatencyParts:
+    def of(cls, arrival_s: float, first_token_s: float, finish_s: float, spans: Iterable[PhaseSpan]) -> LatencyParts:
         """Split ``[arrival_s, finish_s]`` by spans; what no span covers is waiting, before or after the first token.
 
         A switch is waiting too: it counts to the wait of the phase it happened in, as in the artifact's records. What

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from aegaeon.device import cuda_torch
-from aegaeon.device.cpu import CpuDevice
-from aegaeon.device.cuda import CudaDevice
-from aegaeon.device.cuda_bindings import Bindings, BindingsDriver, load_bindings
-from aegaeon.device.cuda_memory import DlDeviceType, bytes_at
-from aegaeon.device.lazy import LazyDevice
-from aegaeon.device.protocol import Device, DeviceError
+from aegaeon.device.common.protocol import Device, DeviceError
+from aegaeon.device.cpu.device import CpuDevice
+from aegaeon.device.cpu.lazy import LazyDevice
+from aegaeon.device.cuda import torch_streams as cuda_torch
+from aegaeon.device.cuda.bindings import Bindings, BindingsDriver, load_bindings
+from aegaeon.device.cuda.device import CudaDevice
+from aegaeon.device.cuda.memory import DlDeviceType, bytes_at
 
 KINDS = ("cpu", "lazy", "cuda")
 

@@ -13,38 +13,38 @@ from pathlib import Path
 
 from rich.console import Console
 
-from aegaeon.latency.calibration import MeasuredSet, calibrate
-from aegaeon.latency.device_spec import device_spec
-from aegaeon.latency.errors import LatencyError, UnknownNameError, plain
-from aegaeon.latency.estimated_file import estimated_file
-from aegaeon.latency.fit import MAX_ERROR, Fit, fit
-from aegaeon.latency.fitted_file import fitted_file
-from aegaeon.latency.measurement import Measurement, read_measurements
-from aegaeon.latency.model_facts import ModelFacts
-from aegaeon.latency.profile_file import Provenance
+from aegaeon.latency.estimate.device_spec import device_spec
+from aegaeon.latency.estimate.errors import LatencyError, UnknownNameError, plain
+from aegaeon.latency.estimate.model_facts import CatalogueModel
+from aegaeon.latency.estimate.roofline import fastest
+from aegaeon.latency.files.estimated_file import estimated_file
+from aegaeon.latency.files.fitted_file import fitted_file
+from aegaeon.latency.files.profile_file import Provenance
+from aegaeon.latency.files.shipped import shipped_profiles
+from aegaeon.latency.fit.calibration import MeasuredSet, calibrate
+from aegaeon.latency.fit.measurement import Measurement, read_measurements
+from aegaeon.latency.fit.part_fit import MAX_ERROR, Fit, fit
 from aegaeon.latency.report import check_table, fit_table, slowdown_table
-from aegaeon.latency.roofline import fastest
-from aegaeon.latency.shipped import shipped_profiles
 
 _PIPE_WIDTH = 140  # a pipe has no width
 _FIT_TOOL = "python -m aegaeon.latency fit"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m aegaeon.latency") -> int:
     """Run a subcommand; returns the exit status."""
-    chosen = _parser().parse_args(arguments)
+    chosen = _parser(program).parse_args(arguments)
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
     try:
         chosen.run(chosen, console)
     except (LatencyError, OSError) as error:
-        sys.stderr.write(f"aegaeon.latency: {error}\n")
+        sys.stderr.write(f"{program}: {error}\n")
         return 1
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m aegaeon.latency", description="Latency profiles of models.")
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="Latency profiles of models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands)
     _add_estimate(commands)
@@ -96,9 +96,9 @@ def _fit(chosen: argparse.Namespace, console: Console) -> None:
 
 def _fit_set(
     chosen: argparse.Namespace, name: tuple[str, str], points: Sequence[Measurement]
-) -> tuple[ModelFacts, str, Fit]:
+) -> tuple[CatalogueModel, str, Fit]:
     model, device = name
-    facts = _known(model, ModelFacts.read_all(chosen.models), chosen.models)
+    facts = _known(model, CatalogueModel.read_all(chosen.models), chosen.models)
     limit = getattr(chosen, "max_error", MAX_ERROR)
     try:
         return facts, device, fit(points, fastest(facts.architecture, device_spec(device)), limit)
@@ -106,7 +106,7 @@ def _fit_set(
         raise LatencyError(f"{model} on {device}: {error}") from None
 
 
-def _known(model: str, known: Sequence[ModelFacts], folder: Path) -> ModelFacts:
+def _known(model: str, known: Sequence[CatalogueModel], folder: Path) -> CatalogueModel:
     for facts in known:
         if plain(model) in map(plain, (facts.model, *facts.aliases)):
             return facts
@@ -123,18 +123,18 @@ def _estimate(chosen: argparse.Namespace, console: Console) -> None:
     console.print(f"written to {path}")
 
 
-def _facts(chosen: argparse.Namespace) -> ModelFacts:
+def _facts(chosen: argparse.Namespace) -> CatalogueModel:
     """From a file of ``profiles/models``, or around a bare config."""
     try:
         document = json.loads(chosen.config.read_bytes())
     except (OSError, ValueError) as error:
         raise LatencyError(f"cannot read {chosen.config} as JSON: {error}") from None
     if isinstance(document, dict) and "repository" in document:
-        return ModelFacts.read(chosen.config)
+        return CatalogueModel.read(chosen.config)
     if not isinstance(document, dict):
         raise LatencyError(f"{chosen.config} holds no JSON object; give a Hugging Face config.json")
     name = chosen.name or chosen.config.resolve().parent.name
-    return ModelFacts(model=name, repository=name, config=document)
+    return CatalogueModel(model=name, repository=name, config=document)
 
 
 def _check(chosen: argparse.Namespace, console: Console) -> None:

@@ -11,9 +11,9 @@ from statistics import median
 
 from rich.table import Table
 
-from aegaeon.latency.calibration import EstimateError, MeasuredSet, leave_one_out
-from aegaeon.latency.profile_file import ProfileFile, Validity
-from aegaeon.latency.roofline import CALIBRATED, Slowdown
+from aegaeon.latency.estimate.roofline import CALIBRATED, Slowdown
+from aegaeon.latency.files.profile_file import ProfileFile, Validity
+from aegaeon.latency.fit.calibration import EstimateError, MeasuredSet, leave_one_out
 
 
 def fit_table(files: Sequence[ProfileFile]) -> Table:

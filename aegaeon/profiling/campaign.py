@@ -14,7 +14,8 @@ import torch
 
 from aegaeon import __version__
 from aegaeon.core.config import ModelConfig
-from aegaeon.latency.profile_file import ProfileFile, Provenance
+from aegaeon.engine.architecture.prepare import PreparedModel, prepare_models
+from aegaeon.latency.files.profile_file import ProfileFile, Provenance
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.profiling.grid import GridLimits
 from aegaeon.profiling.journal import Journal
@@ -23,7 +24,6 @@ from aegaeon.profiling.probe import RESIDENT_MODELS, Probe, ProbeOptions
 from aegaeon.profiling.profiler import Effort, ModelProfiler, Progress, run_rounds, subject_of
 from aegaeon.profiling.step_fit import StepFit
 from aegaeon.profiling.target import Target, cpu_target
-from aegaeon.runtime.prepare import PreparedModel, prepare_models
 
 _TOOL = f"aegaeon profile {__version__}"
 _BLOCK_TOKENS = 16

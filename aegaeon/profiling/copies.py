@@ -16,11 +16,11 @@ from typing import Self
 
 import torch
 
+from aegaeon.device.common.protocol import CopyPair, Device, Stream
+from aegaeon.device.common.shared_memory import create_memfd, map_fd
 from aegaeon.device.factory import make_device
-from aegaeon.device.protocol import CopyPair, Device, Stream
-from aegaeon.device.shared_memory import create_memfd, map_fd
 from aegaeon.profiling.point import Copied
-from aegaeon.runtime.device_kv import copy_in_batches
+from aegaeon.runtime.instance.device_kv import copy_in_batches
 
 _BYTES = 128 << 20
 _FLAG = "--kv-cache"

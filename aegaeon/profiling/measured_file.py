@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aegaeon.core.kv_shape import KvShape
-from aegaeon.latency.profile_file import (
+from aegaeon.engine.architecture.prepare import PreparedModel
+from aegaeon.latency.files.profile_file import (
     Coefficients,
     Copying,
     FitError,
@@ -23,7 +24,6 @@ from aegaeon.profiling.grid import DECODE_STEPS
 from aegaeon.profiling.journal import Journal
 from aegaeon.profiling.point import Copied, CopyPoint, DecodePoint, HandOverPoint, Point, PrefillPoint, SwitchPoint
 from aegaeon.profiling.step_fit import DecodeSample, PrefillSample, StepFit, fit_steps
-from aegaeon.runtime.prepare import PreparedModel
 
 
 def fit_journal(points: Sequence[Point], journal: Journal, chunk_tokens: int, max_error: float) -> StepFit:

@@ -21,21 +21,21 @@ from typing import Self
 import quick_model_loader as qml
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.sampling import SamplingParams
-from aegaeon.core.timeline import Span
+from aegaeon.core.timeline import PhaseSpan
+from aegaeon.engine.architecture.prepare import PreparedModel
 from aegaeon.profiling.copies import CopyBench
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.profiling.point import Copied
 from aegaeon.profiling.target import Target
 from aegaeon.profiling.turn_times import TurnTimes
-from aegaeon.runtime import messages as m
-from aegaeon.runtime.clock import MonotonicClock
-from aegaeon.runtime.fd_exchange import FdServer
-from aegaeon.runtime.host_weights import chunk_bytes, wait_until_prepared
-from aegaeon.runtime.link import create_link
-from aegaeon.runtime.node_kv import NodeKv
-from aegaeon.runtime.prepare import PreparedModel
-from aegaeon.runtime.ring import RingReader, create_ring, duplicate_fds
-from aegaeon.runtime.worker import WorkerModel, WorkerOptions, run_worker
+from aegaeon.runtime.instance.worker import WorkerModel, WorkerOptions, run_worker
+from aegaeon.runtime.node.host_weights import chunk_bytes, wait_until_prepared
+from aegaeon.runtime.node.node_kv import NodeKv
+from aegaeon.runtime.wire import messages as m
+from aegaeon.runtime.wire.clock import MonotonicClock
+from aegaeon.runtime.wire.fd_exchange import FdServer
+from aegaeon.runtime.wire.link import create_link
+from aegaeon.runtime.wire.ring import RingReader, create_ring, duplicate_fds
 
 _KEY = "probe:0"
 _FRONTEND = "probe-frontend"
@@ -86,7 +86,7 @@ class Probe:
             wait_until_prepared(self._store)  # the instance pins it, which would give it small pages
         self._link, self._link_fds = create_link()
         self._tokens_fds = create_ring()
-        self._tokens = RingReader(duplicate_fds(self._tokens_fds))
+        self._tokens = RingReader[m.Output](duplicate_fds(self._tokens_fds))
         self._server = FdServer(self._provide)
         self._process = multiprocessing.get_context("spawn").Process(
             target=run_worker, args=(self._worker_options(),), name="aegaeon-probe", daemon=True
@@ -98,7 +98,7 @@ class Probe:
         self._started = False
         self._turn: int | None = None
         self._token_times_s: list[float] = []
-        self._spans: list[Span] = []
+        self._spans: list[PhaseSpan] = []
 
     # --- life -------------------------------------------------------------------------------------------------------
 

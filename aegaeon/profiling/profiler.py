@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from aegaeon.engine.architecture.prepare import PreparedModel
 from aegaeon.profiling.grid import GridLimits, make_grid
 from aegaeon.profiling.journal import Journal
 from aegaeon.profiling.measure import measure, warm_up
 from aegaeon.profiling.point import DecodePoint, Point, PrefillPoint, SwitchPoint
 from aegaeon.profiling.probe import Probe, ProbeOptions
-from aegaeon.runtime.prepare import PreparedModel
 
 QUICK_ROUNDS, ROUNDS = 2, 5
 _QUICK_POINT_S, _POINT_S = 1.0, 20.0

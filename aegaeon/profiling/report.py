@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from aegaeon.latency.profile_file import ProfileFile
+from aegaeon.latency.files.profile_file import ProfileFile
 
 
 def switching_table(files: Sequence[ProfileFile]) -> Table:

@@ -1,11 +1,11 @@
 """Fits the linear latency model to measured turns of this engine, and says where the fit holds.
 
-It differs from ``aegaeon.latency.fit``, which is for batches of prompts prefilled together, in what a prefill is: this
-engine processes a prompt in chunks, each of which costs ``p0``, so with k chunks
+It differs from ``aegaeon.latency.fit.part_fit``, which is for batches of prompts prefilled together, in what a prefill
+is: this engine processes a prompt in chunks, each of which costs ``p0``, so with k chunks
 
     prefill(n) = k * p0 + p1 * n + p2 * n^2         decode(batch) = d0 + d1 * sum(context) + d2 * batch size
 
-Least squares of relative errors, no coefficient negative (``aegaeon.latency.least_squares``).
+Least squares of relative errors, no coefficient negative (``aegaeon.latency.fit.least_squares``).
 
 Does not know: how anything was measured, files, names.
 """
@@ -20,8 +20,8 @@ from typing import TypeVar
 import numpy as np
 
 from aegaeon.core.profile import LatencyProfile
-from aegaeon.latency.fit import MAX_ERROR
-from aegaeon.latency.least_squares import Matrix, fit_relative, mean_relative_error
+from aegaeon.latency.fit.least_squares import Matrix, fit_relative, mean_relative_error
+from aegaeon.latency.fit.part_fit import MAX_ERROR
 
 MIN_POINTS = 6
 
@@ -57,7 +57,7 @@ _S = TypeVar("_S", bound=Sample)
 
 
 @dataclass(frozen=True, slots=True)
-class PartFit:
+class StepPartFit:
     """Coefficients in seconds, mean relative error, and the range (prompt tokens, or batch size) that they hold for."""
 
     coefficients_s: tuple[float, float, float]
@@ -71,8 +71,8 @@ class PartFit:
 class StepFit:
     """Both parts; ``good`` where neither is off by more than ``max_error`` on average."""
 
-    prefill: PartFit
-    decode: PartFit
+    prefill: StepPartFit
+    decode: StepPartFit
     max_error: float
 
     @property
@@ -112,14 +112,14 @@ def _enough(ranges: Sequence[Sequence[_S]]) -> list[Sequence[_S]]:
     return [samples for samples in ranges if len(samples) >= least]
 
 
-def _widest(fits: Sequence[PartFit], max_error: float) -> PartFit:
+def _widest(fits: Sequence[StepPartFit], max_error: float) -> StepPartFit:
     """``fits`` of ever narrower ranges."""
     return next((fit for fit in fits if fit.mean_error <= max_error), fits[0])
 
 
-def _fit(samples: Sequence[Sample], low: int, high: int) -> PartFit:
+def _fit(samples: Sequence[Sample], low: int, high: int) -> StepPartFit:
     features: Matrix = np.array([sample.features for sample in samples], dtype=np.float64)
     seconds = np.array([sample.seconds for sample in samples], dtype=np.float64)
     found = fit_relative(features, seconds, np.zeros(3))
     first, second, third = map(float, found)
-    return PartFit((first, second, third), mean_relative_error(features, seconds, found), len(samples), low, high)
+    return StepPartFit((first, second, third), mean_relative_error(features, seconds, found), len(samples), low, high)

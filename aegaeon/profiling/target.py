@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aegaeon.device.cuda_inventory import Gpu, kernel_driver
-from aegaeon.device.local_cpu import local_cpu
-from aegaeon.runtime.device_rates import gpu_name
+from aegaeon.device.common.local_cpu import local_cpu
+from aegaeon.device.cuda.inventory import Gpu, kernel_driver
+from aegaeon.latency.online.node_device import gpu_name
 
 _CUDA_PAGE_BYTES = 64 << 20
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from aegaeon.core.timeline import Phase, Span
+from aegaeon.core.timeline import Phase, PhaseSpan
 
 _COMPUTE = (Phase.PREFILL, Phase.DECODE)
 
@@ -23,7 +23,7 @@ class TurnTimes:
 
     issued_s: float
     token_times_s: tuple[float, ...]
-    spans: tuple[Span, ...]
+    spans: tuple[PhaseSpan, ...]
 
     @property
     def first_step_s(self) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from aegaeon.core.command import RejectReason, RejectRequest
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.request import Request
-from aegaeon.scheduler.facts import ModelFacts
+from aegaeon.scheduler.facts import PolicyFacts
 from aegaeon.scheduler.job import Job
 
 
@@ -34,7 +34,7 @@ def misfit(job: Job, slab_blocks: int, specs: Sequence[InstanceSpec]) -> RejectR
     return _no_room(job, prefilling) or _no_room(job, decoding)
 
 
-def most_kv_bytes(facts: ModelFacts, specs: Sequence[InstanceSpec]) -> float:
+def most_kv_bytes(facts: PolicyFacts, specs: Sequence[InstanceSpec]) -> float:
     """The longest context of a model, in KV bytes, that ``misfit`` lets pass; 0 where its weights fit nowhere."""
     roles = ([spec for spec in specs if spec.role.prefills], [spec for spec in specs if spec.role.decodes])
     most = [
@@ -51,11 +51,6 @@ def overload(job: Job, queued: int, max_queued: int, retry_after_s: float) -> Re
         return None
     detail = f"{queued} requests wait already; at most {max_queued} may"
     return RejectRequest(job.request_id, RejectReason.OVERLOADED, detail, retry_after_s)
-
-
-def retry_after_s(drains_s: Sequence[float], least_s: float) -> float:
-    """When to come again: the time that the prefill instances need for what waits, were it shared out evenly."""
-    return max(least_s, sum(drains_s) / len(drains_s)) if drains_s else least_s
 
 
 def _no_room(job: Job, specs: Sequence[InstanceSpec]) -> RejectRequest | None:

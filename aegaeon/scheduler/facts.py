@@ -13,7 +13,7 @@ from aegaeon.core.model import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class PolicyFacts:
     """A model in small numbers. ``shape_id`` tells KV shapes apart (models of one shape share slabs)."""
 
     name: str
@@ -28,11 +28,11 @@ class ModelFacts:
         return -(-tokens // self.block_tokens)
 
 
-def model_facts(models: Sequence[ModelSpec]) -> dict[str, ModelFacts]:
+def model_facts(models: Sequence[ModelSpec]) -> dict[str, PolicyFacts]:
     """Facts by model name. Raises ``ValueError`` when two models have one name."""
     shape_ids: dict[KvShape, int] = {}
     same_object: dict[int, int] = {}  # by identity first: hashing a shape of many layers takes long
-    facts: dict[str, ModelFacts] = {}
+    facts: dict[str, PolicyFacts] = {}
     for model in models:
         if model.name in facts:
             raise ValueError(f"two models are called {model.name!r}")
@@ -40,7 +40,7 @@ def model_facts(models: Sequence[ModelSpec]) -> dict[str, ModelFacts]:
         shape_id = same_object.get(id(shape))
         if shape_id is None:
             shape_id = same_object[id(shape)] = shape_ids.setdefault(shape, len(shape_ids))
-        facts[model.name] = ModelFacts(
+        facts[model.name] = PolicyFacts(
             model.name, model.weight_bytes, model.max_context_tokens, shape.block_tokens, shape.block_bytes, shape_id
         )
     return facts

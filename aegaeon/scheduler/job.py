@@ -9,13 +9,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from aegaeon.core.request import Request
-from aegaeon.scheduler.batch import Batch
-from aegaeon.scheduler.facts import ModelFacts
-from aegaeon.scheduler.group import Group
-from aegaeon.scheduler.turn import Turn
+from aegaeon.scheduler.facts import PolicyFacts
 
 
-class Phase(StrEnum):
+class JobPhase(StrEnum):
     """What a request waits for."""
 
     WAITING = "waiting"  # for its prompt (or, after a recompute, its whole context) to be processed
@@ -25,20 +22,13 @@ class Phase(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Where a request is.
-
-    Waiting: in a group, or in the batch of a running turn that it joined to be prefilled, or homeless (no instance
-    takes it). Decoding: in a batch, or homeless. Dropping: nowhere. ``turn``: the turn it takes part in, if any.
-    """
+    """What every policy follows of a request; each adds where it is."""
 
     request: Request
-    facts: ModelFacts
+    facts: PolicyFacts
     order: tuple[float, int]  # arrival time, then order of arrival events
     context_tokens: int
-    phase: Phase = Phase.WAITING
-    group: Group | None = None
-    batch: Batch | None = None
-    turn: Turn | None = None
+    phase: JobPhase = JobPhase.WAITING
     failed_turns: int = 0
     starved_alone: bool = False
     request_id: str = field(init=False)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from aegaeon.core.instance import InstanceSpec
-from aegaeon.scheduler.facts import ModelFacts
+from aegaeon.scheduler.facts import PolicyFacts
 
 
 class Residency:
     """Bounded in models and in bytes; the least recently used model goes first."""
 
-    def __init__(self, spec: InstanceSpec, facts: Mapping[str, ModelFacts]) -> None:
+    def __init__(self, spec: InstanceSpec, facts: Mapping[str, PolicyFacts]) -> None:
         self._max_models = spec.max_resident_models
         self._capacity_bytes = spec.weight_bytes
         self._facts = facts

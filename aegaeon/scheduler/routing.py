@@ -11,11 +11,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from aegaeon.scheduler.router import Router
+
 BUSIER = 1.5
 """A node is preferred up to so many times the requests of the idlest one ..."""
 
 MORE = 8
 """... and so many more."""
+
+
+def route(
+    router: Router | None,
+    model: str,
+    requests: Sequence[int],
+    of_model: Sequence[int],
+    is_warm: Callable[[int], bool],
+    now_s: float,
+) -> int:
+    """The place of the node that takes a new request of a model: the policy's router says, else ``choose_node``.
+
+    ``requests``: under way on each node; ``of_model``: those of the same model; ``is_warm``: whether a node has the
+    model's weights in memory.
+    """
+    if router is not None:
+        return router.route(model, requests, now_s)
+    return choose_node(requests, of_model, is_warm)
 
 
 def choose_node(requests: Sequence[int], of_model: Sequence[int], is_warm: Callable[[int], bool]) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from aegaeon.scheduler.facts import ModelFacts
+from aegaeon.scheduler.facts import PolicyFacts
 from aegaeon.scheduler.job import Job
 from aegaeon.scheduler.limits import PoolLimits
 
@@ -46,7 +46,7 @@ class SlabBudget:
         """Whether some KV is about to come free."""
         return bool(self._dropping)
 
-    def capacity_blocks(self, facts: ModelFacts) -> int:
+    def capacity_blocks(self, facts: PolicyFacts) -> int:
         """Blocks of the model's shape that the whole cache holds."""
         return self._slabs * (self._slab_bytes // facts.block_bytes)
 
@@ -118,12 +118,12 @@ class SlabBudget:
         extra_slabs = self._extra_slabs(job.facts, job.kv_blocks)
         return self._used_bytes + extra_bytes <= self._usable_bytes and self._used_slabs + extra_slabs <= self._slabs
 
-    def _count(self, facts: ModelFacts, blocks: int) -> None:
+    def _count(self, facts: PolicyFacts, blocks: int) -> None:
         self._used_slabs += self._extra_slabs(facts, blocks)
         self._used_bytes += blocks * facts.block_bytes
         self._shape_blocks[facts.shape_id] = self._shape_blocks.get(facts.shape_id, 0) + blocks
 
-    def _extra_slabs(self, facts: ModelFacts, blocks: int) -> int:
+    def _extra_slabs(self, facts: PolicyFacts, blocks: int) -> int:
         slab_blocks = self._slab_bytes // facts.block_bytes
         before = self._shape_blocks.get(facts.shape_id, 0)
         return -(-(before + blocks) // slab_blocks) - -(-before // slab_blocks)

@@ -22,17 +22,17 @@ from starlette.responses import JSONResponse, Response
 from aegaeon import __version__
 from aegaeon.core.generation import Frontend, GenerationError, GenerationRequest, ModelCard, UnknownModelError
 from aegaeon.server.admin import admin_router
-from aegaeon.server.answer import Answer
-from aegaeon.server.body import BodyReader
-from aegaeon.server.errors import ApiError, from_generation
-from aegaeon.server.keys import wants_key
-from aegaeon.server.limits import RequestLimits
-from aegaeon.server.metrics import Metrics
-from aegaeon.server.middleware import FailureMiddleware, RequestMiddleware
-from aegaeon.server.reply import Reply, ReplyContext, StreamReply, WholeReply
-from aegaeon.server.running import RunningRequests
-from aegaeon.server.schema import ChatRequest, CompletionRequest, GenerationFields, parse
-from aegaeon.server.wire import ChatWire, CompletionWire, Wire
+from aegaeon.server.http.body import BodyReader
+from aegaeon.server.http.errors import ApiError, from_generation
+from aegaeon.server.http.keys import wants_key
+from aegaeon.server.http.limits import RequestLimits
+from aegaeon.server.http.metrics import Metrics
+from aegaeon.server.http.middleware import FailureMiddleware, RequestMiddleware
+from aegaeon.server.openai.answer import Answer
+from aegaeon.server.openai.reply import Reply, ReplyContext, StreamReply, WholeReply
+from aegaeon.server.openai.running import RunningRequests
+from aegaeon.server.openai.schema import ChatRequest, CompletionRequest, GenerationFields, parse
+from aegaeon.server.openai.wire import ChatWire, CompletionWire, Wire
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from aegaeon.server.accept import accept
-from aegaeon.server.limits import ConnectionLimits
-from aegaeon.server.protocol import HttpProtocol
-from aegaeon.server.running import RunningRequests
+from aegaeon.accept import accept
+from aegaeon.server.http.limits import ConnectionLimits
+from aegaeon.server.http.protocol import HttpProtocol
+from aegaeon.server.openai.running import RunningRequests
 
 # What uvicorn waits after requests were cut off before it drops their connections.
 CUT_OFF_S = 5.0

@@ -15,15 +15,15 @@ from pydantic import BaseModel
 from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
 from aegaeon.core.instance import Role
 from aegaeon.core.slo import Slo
-from aegaeon.machine import Machine, fit, read_machine
+from aegaeon.scheduler.policies.registry import POLICIES
 from aegaeon.settings.cache_dir import default_cache_dir
 from aegaeon.settings.checkpoint import weight_bytes
 from aegaeon.settings.error import SettingsError
-from aegaeon.settings.options import OPTIONS, Kind, Scope
+from aegaeon.settings.machine import Machine, fit, read_machine
+from aegaeon.settings.options import OPTIONS, OptionKind, Scope
 from aegaeon.settings.schema import given, validate
 from aegaeon.settings.sources import Sources, read_sources
 
-_REQUEST_LEVEL = frozenset({"sllm"})
 _NO_MODEL = (
     "no model to serve; name some as NAME=DIR, or in a file: aegaeon serve --config pool.yaml with\n"
     "models:\n  my-model: path/to/its/folder"
@@ -80,13 +80,14 @@ def _pool_values(values: BaseModel, sources: Sources) -> dict[str, Any]:
     }
     profile_dir = _profile_dir(fields.get("profile_dir"), sources)
     instances = _instances(chosen.get("instances"), sources)
-    _require_mixed(fields.get("policy"), instances, sources)
+    _require_driven(fields.get("policy"), instances, sources)
     return fields | {"instances": instances, "profile_dir": profile_dir}
 
 
-def _require_mixed(policy: str | None, instances: Sequence[InstanceConfig], sources: Sources) -> None:
-    """A policy that runs requests to their end does both phases on one instance."""
-    if policy in _REQUEST_LEVEL and any(instance.role is not Role.MIXED for instance in instances):
+def _require_driven(policy: str | None, instances: Sequence[InstanceConfig], sources: Sources) -> None:
+    """A policy that runs requests to their end drives only instances that do both phases."""
+    roles = POLICIES[policy].roles if policy is not None else frozenset(Role)
+    if any(instance.role not in roles for instance in instances):
         raise SettingsError(
             f"{sources.label(('instances',))}: the policy {policy} prefills and decodes on the same instance; give a "
             "number, such as 3, or choose another policy"
@@ -99,8 +100,8 @@ def _profile_dir(given_dir: Path | None, sources: Sources) -> Path | None:
     return given_dir and given_dir.absolute()  # processes of the pool may run elsewhere
 
 
-def _resolved(value: Any, kind: Kind, folder: Path) -> Any:
-    return folder / value.expanduser() if kind is Kind.PATH else value
+def _resolved(value: Any, kind: OptionKind, folder: Path) -> Any:
+    return folder / value.expanduser() if kind is OptionKind.PATH else value
 
 
 def _instances(counts: Mapping[Role, int] | None, sources: Sources) -> tuple[InstanceConfig, ...]:

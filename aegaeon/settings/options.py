@@ -15,6 +15,7 @@ from enum import Enum
 
 from aegaeon.core.config import ModelConfig, PoolConfig
 from aegaeon.core.slo import LEAST_TARGET_S, MOST_TARGET_S, Slo
+from aegaeon.scheduler.policies.registry import POLICIES
 
 CONFIG_VARIABLE = "AEGAEON_CONFIG"  # the file
 MODELS_VARIABLE = "AEGAEON_MODELS"  # NAME=DIR, separated by commas
@@ -22,7 +23,7 @@ _TIB = 1 << 40
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+", re.IGNORECASE)
 
 
-class Kind(Enum):
+class OptionKind(Enum):
     """What a value is; the text says how to write it on the command line."""
 
     TEXT = "TEXT"
@@ -62,7 +63,7 @@ class Option:
     """
 
     key: str
-    kind: Kind
+    kind: OptionKind
     scope: Scope
     help: str
     field: str = ""
@@ -113,11 +114,11 @@ _DEFAULTS = {
 _FITS = "what fits the machine"
 
 OPTIONS = (
-    Option("host", Kind.TEXT, Scope.SERVER, "address to listen on; 0.0.0.0 is every interface"),
-    Option("port", Kind.INTEGER, Scope.SERVER, "TCP port to listen on; 0 picks a free one", low=0, high=65535),
+    Option("host", OptionKind.TEXT, Scope.SERVER, "address to listen on; 0.0.0.0 is every interface"),
+    Option("port", OptionKind.INTEGER, Scope.SERVER, "TCP port to listen on; 0 picks a free one", low=0, high=65535),
     Option(
         "api_keys",
-        Kind.TEXTS,
+        OptionKind.TEXTS,
         Scope.SERVER,
         "keys of which clients must send one; prefer the file or the variable, flags show in process lists",
         auto="no key asked for",
@@ -125,14 +126,14 @@ OPTIONS = (
     ),
     Option(
         "max_queued_requests",
-        Kind.INTEGER,
+        OptionKind.INTEGER,
         Scope.SERVER,
         "requests that may wait; one more is answered 429",
         high=1_000_000,
     ),
     Option(
         "metrics_keys",
-        Kind.TEXTS,
+        OptionKind.TEXTS,
         Scope.SERVER,
         "keys of which /metrics asks for one; api_keys do not open it",
         auto="no key asked for",
@@ -140,7 +141,7 @@ OPTIONS = (
     ),
     Option(
         "cors_origins",
-        Kind.TEXTS,
+        OptionKind.TEXTS,
         Scope.SERVER,
         "origins whose pages may use the API from a browser, such as http://localhost:3000; * is every one, without "
         "credentials",
@@ -150,14 +151,14 @@ OPTIONS = (
     ),
     Option(
         "max_connections",
-        Kind.INTEGER,
+        OptionKind.INTEGER,
         Scope.SERVER,
         "connections of clients at a time; one more is answered 503",
         high=1_000_000,
     ),
     Option(
         "max_header",
-        Kind.BYTES,
+        OptionKind.BYTES,
         Scope.SERVER,
         "request line and headers of a request; more is answered 431",
         field="max_header_bytes",
@@ -166,7 +167,7 @@ OPTIONS = (
     ),
     Option(
         "max_body",
-        Kind.BYTES,
+        OptionKind.BYTES,
         Scope.SERVER,
         "body of a request, also after decompression; more is answered 413",
         field="max_body_bytes",
@@ -174,18 +175,22 @@ OPTIONS = (
         high=1 << 30,
     ),
     Option(
-        "max_stop_strings", Kind.INTEGER, Scope.SERVER, "stop strings of a request; more are answered 400", high=1024
+        "max_stop_strings",
+        OptionKind.INTEGER,
+        Scope.SERVER,
+        "stop strings of a request; more are answered 400",
+        high=1024,
     ),
     Option(
         "max_stop_chars",
-        Kind.INTEGER,
+        OptionKind.INTEGER,
         Scope.SERVER,
         "characters of a stop string; more are answered 400",
         high=1_000_000,
     ),
     Option(
         "request_timeout",
-        Kind.SECONDS,
+        OptionKind.SECONDS,
         Scope.SERVER,
         "time for a request to arrive whole, headers and body, in seconds; a later one is answered 408",
         field="request_timeout_s",
@@ -194,7 +199,7 @@ OPTIONS = (
     ),
     Option(
         "keep_alive",
-        Kind.SECONDS,
+        OptionKind.SECONDS,
         Scope.SERVER,
         "time that a connection may be idle between two requests, in seconds",
         field="keep_alive_s",
@@ -203,7 +208,7 @@ OPTIONS = (
     ),
     Option(
         "send_timeout",
-        Kind.SECONDS,
+        OptionKind.SECONDS,
         Scope.SERVER,
         "time after which a client that takes none of its output has gone, in seconds",
         field="send_timeout_s",
@@ -212,24 +217,24 @@ OPTIONS = (
     ),
     Option(
         "grace",
-        Kind.SECONDS,
+        OptionKind.SECONDS,
         Scope.SERVER,
         "how long running requests may go on after SIGTERM or Ctrl-C, in seconds; a second signal ends them at once",
         field="grace_s",
         low=0,
         high=86400,
     ),
-    Option("log_file", Kind.PATH, Scope.SERVER, "file that the log is appended to", auto="standard error"),
+    Option("log_file", OptionKind.PATH, Scope.SERVER, "file that the log is appended to", auto="standard error"),
     Option(
         "cache_dir",
-        Kind.PATH,
+        OptionKind.PATH,
         Scope.SERVER,
         "folder of what is made once and kept: images of checkpoints that must be converted",
         auto="aegaeon in $XDG_CACHE_HOME, else in ~/.cache",
     ),
     Option(
         "slo.ttft_s",
-        Kind.SECONDS,
+        OptionKind.SECONDS,
         Scope.MODEL,
         "target for the time to the first token, in seconds",
         name="ttft_slo",
@@ -238,7 +243,7 @@ OPTIONS = (
     ),
     Option(
         "slo.tpot_s",
-        Kind.SECONDS,
+        OptionKind.SECONDS,
         Scope.MODEL,
         "target for the time per output token after the first, in seconds",
         name="tpot_slo",
@@ -247,7 +252,7 @@ OPTIONS = (
     ),
     Option(
         "max_context_tokens",
-        Kind.INTEGER,
+        OptionKind.INTEGER,
         Scope.MODEL,
         "limit on prompt and output together, in tokens",
         low=2,
@@ -256,7 +261,7 @@ OPTIONS = (
     ),
     Option(
         "dtype",
-        Kind.TEXT,
+        OptionKind.TEXT,
         Scope.MODEL,
         "type to compute in",
         choices=("bfloat16", "float16", "float32"),
@@ -264,38 +269,40 @@ OPTIONS = (
     ),
     Option(
         "chat_template",
-        Kind.TEXT,
+        OptionKind.TEXT,
         Scope.MODEL,
         "Jinja chat template: a file, or the text itself",
         auto="the model's own",
     ),
     Option(
         "generation_config",
-        Kind.TEXT,
+        OptionKind.TEXT,
         Scope.MODEL,
         "sampling where a request says nothing: as the model's generation_config.json says, or the API's defaults",
         choices=("auto", "none"),
     ),
-    Option("policy", Kind.TEXT, Scope.POOL, "scheduling policy", choices=("slack", "aegaeon", "sllm")),
+    Option("policy", OptionKind.TEXT, Scope.POOL, "scheduling policy", choices=tuple(POLICIES)),
     Option(
         "device",
-        Kind.TEXT,
+        OptionKind.TEXT,
         Scope.POOL,
         "where models run; auto: on GPUs where there are some",
         choices=("auto", "cpu", "cuda"),
     ),
     Option(
         "instances",
-        Kind.INSTANCES,
+        OptionKind.INSTANCES,
         Scope.POOL,
         "instances on every node: a number (mixed), or a number per role (prefill, decode, mixed)",
         high=1024,
         auto=_FITS,
     ),
-    Option("threads_per_instance", Kind.INTEGER, Scope.POOL, "compute threads of an instance", high=4096, auto=_FITS),
+    Option(
+        "threads_per_instance", OptionKind.INTEGER, Scope.POOL, "compute threads of an instance", high=4096, auto=_FITS
+    ),
     Option(
         "instance_timeout",
-        Kind.SECONDS,
+        OptionKind.SECONDS,
         Scope.POOL,
         "an instance that gives no sign of life for so many seconds is killed and replaced; one whose step takes 20 "
         "times what the slowest of its model took (its first two: 60 times this value) is, too",
@@ -305,7 +312,7 @@ OPTIONS = (
     ),
     Option(
         "spare_processes",
-        Kind.INTEGER,
+        OptionKind.INTEGER,
         Scope.POOL,
         "processes on every node that wait, everything imported, to take the place of an instance that dies; each "
         "takes 512 MiB; with 0 an instance that dies is back only when a new process has imported everything",
@@ -315,7 +322,7 @@ OPTIONS = (
     ),
     Option(
         "resident_models",
-        Kind.INTEGER,
+        OptionKind.INTEGER,
         Scope.POOL,
         "models whose weights may be on an instance's device at once; from 2 on the next one is prefetched",
         high=100_000,
@@ -323,28 +330,30 @@ OPTIONS = (
     ),
     Option(
         "profile_dir",
-        Kind.PATH,
+        OptionKind.PATH,
         Scope.POOL,
         "folder of latency profiles (aegaeon profile); models without one for this device are estimated, and corrected",
         auto="all estimated",
     ),
-    Option("max_batch_requests", Kind.INTEGER, Scope.POOL, "requests that an instance decodes together", high=65536),
+    Option(
+        "max_batch_requests", OptionKind.INTEGER, Scope.POOL, "requests that an instance decodes together", high=65536
+    ),
     Option(
         "prefill_chunk_tokens",
-        Kind.INTEGER,
+        OptionKind.INTEGER,
         Scope.POOL,
         "prompt tokens processed in one step; between two steps a turn can be preempted",
         high=1_000_000,
     ),
     Option(
         "copy_to_device",
-        Kind.SWITCH,
+        OptionKind.SWITCH,
         Scope.POOL,
         "on CPU: copy weights and KV into device pages, as a GPU must, instead of using them where they lie",
     ),
     Option(
         "weight_cache",
-        Kind.BYTES,
+        OptionKind.BYTES,
         Scope.MEMORY,
         "host memory for weights, per node",
         field="weight_cache_bytes",
@@ -354,7 +363,7 @@ OPTIONS = (
     ),
     Option(
         "kv_cache",
-        Kind.BYTES,
+        OptionKind.BYTES,
         Scope.MEMORY,
         "host memory for KV, per node",
         field="kv_cache_bytes",
@@ -364,7 +373,7 @@ OPTIONS = (
     ),
     Option(
         "device_memory",
-        Kind.BYTES,
+        OptionKind.BYTES,
         Scope.MEMORY,
         "device memory for pages, per instance (copying devices only)",
         field="device_bytes",
@@ -374,7 +383,7 @@ OPTIONS = (
     ),
     Option(
         "page_size",
-        Kind.BYTES,
+        OptionKind.BYTES,
         Scope.MEMORY,
         "device page; a multiple of 4KiB, and at least 64MiB on GPUs",
         field="page_bytes",
@@ -384,7 +393,7 @@ OPTIONS = (
     ),
     Option(
         "slab_size",
-        Kind.BYTES,
+        OptionKind.BYTES,
         Scope.MEMORY,
         "slab of the KV cache; at least one block of every model must fit in; a multiple of 4KiB",
         field="slab_bytes",
@@ -392,21 +401,27 @@ OPTIONS = (
         high=16 << 30,
         multiple=4096,
     ),
-    Option("block_tokens", Kind.INTEGER, Scope.MEMORY, "tokens of a KV block", high=4096),
+    Option("block_tokens", OptionKind.INTEGER, Scope.MEMORY, "tokens of a KV block", high=4096),
     Option(
         "ray_address",
-        Kind.TEXT,
+        OptionKind.TEXT,
         Scope.CLUSTER,
         "running Ray cluster to join (HOST:PORT or auto)",
         auto="a Ray of its own",
     ),
-    Option("nodes", Kind.INTEGER, Scope.CLUSTER, "nodes to use", high=4096),
+    Option("nodes", OptionKind.INTEGER, Scope.CLUSTER, "nodes to use", high=4096),
     Option(
         "event_log",
-        Kind.PATH,
+        OptionKind.PATH,
         Scope.CLUSTER,
         "file that every scheduling event and command is written to, for replay",
         auto="none",
+    ),
+    Option(
+        "check",
+        OptionKind.SWITCH,
+        Scope.CLUSTER,
+        "hold the policy to its contract: a node whose scheduler breaks it is started anew, with an error in the log",
     ),
 )
 

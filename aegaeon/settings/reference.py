@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from aegaeon.settings.options import Kind, Option, Scope, in_scope
+from aegaeon.settings.options import Option, OptionKind, Scope, in_scope
 from aegaeon.settings.sizes import format_bytes
 
 BEGIN = "<!-- begin of the generated table -->"
@@ -34,7 +34,7 @@ def describe_default(option: Option) -> str:
         return option.auto
     if isinstance(default, bool):
         return "on" if default else "off"
-    if isinstance(default, int) and option.kind is Kind.BYTES:
+    if isinstance(default, int) and option.kind is OptionKind.BYTES:
         return format_bytes(default).replace(" ", "")
     return str(default)
 
@@ -45,7 +45,7 @@ def _section(scope: Scope) -> list[str]:
 
 
 def _row(option: Option) -> str:
-    flag = option.flag if option.kind is Kind.SWITCH else f"{option.flag} {option.kind.value}".replace("|", "\\|")
+    flag = option.flag if option.kind is OptionKind.SWITCH else f"{option.flag} {option.kind.value}".replace("|", "\\|")
     choices = f" ({', '.join(option.choices)})" if option.choices else ""
     cells = (f"`{option.key}`", f"`{flag}`", f"`{option.variable}`", describe_default(option), option.help + choices)
     return f"| {' | '.join(cells)} |"

@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 from aegaeon.core.instance import Role
 from aegaeon.settings.document import KeyPath
 from aegaeon.settings.error import SettingsError
-from aegaeon.settings.options import OPTIONS, Kind, Option, Scope
+from aegaeon.settings.options import OPTIONS, Option, OptionKind, Scope
 from aegaeon.settings.sizes import parse_bytes
 from aegaeon.settings.sources import Sources
 
@@ -96,22 +96,22 @@ def _annotation(option: Option) -> Any:
     if option.choices:
         return Literal[option.choices]
     match option.kind:
-        case Kind.TEXT:
+        case OptionKind.TEXT:
             return Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
-        case Kind.TEXTS:
+        case OptionKind.TEXTS:
             text = Annotated[str, AfterValidator(option.check or str)]
             return Annotated[tuple[text, ...], BeforeValidator(_split)]
-        case Kind.INTEGER:
+        case OptionKind.INTEGER:
             return Annotated[int, BeforeValidator(_refuse_bool), bounds]
-        case Kind.SECONDS:
+        case OptionKind.SECONDS:
             return Annotated[float, BeforeValidator(_refuse_bool), bounds, Field(allow_inf_nan=False)]
-        case Kind.BYTES:
+        case OptionKind.BYTES:
             return Annotated[int, BeforeValidator(parse_bytes), bounds]
-        case Kind.SWITCH:
+        case OptionKind.SWITCH:
             return bool
-        case Kind.PATH:
+        case OptionKind.PATH:
             return Path
-        case Kind.INSTANCES:
+        case OptionKind.INSTANCES:
             count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=option.high)]
             return Annotated[dict[Role, count], BeforeValidator(_parse_instances)]
 

@@ -35,13 +35,13 @@ def bindings_named(source: str) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_torch_cuda_is_used_in_the_cuda_backend_only(path: Path) -> None:
-    allowed = path.parent == Path("aegaeon/device") and path.name.startswith("cuda")
+    allowed = path.parent == Path("aegaeon/device/cuda")
     assert allowed or not list(uses_of_torch_cuda((ROOT / path).read_text()))
 
 
 def test_the_bindings_are_imported_in_one_file() -> None:
     naming = [path for path in SOURCES if bindings_named((ROOT / path).read_text())]
-    assert naming == [Path("aegaeon/device/cuda_bindings.py")]
+    assert naming == [Path("aegaeon/device/cuda/bindings.py")]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
-from zoo import TinyModel, Zoo, build
+
+from tests.engine.zoo import TinyModel, Zoo, build
 
 
 @pytest.fixture(scope="session")

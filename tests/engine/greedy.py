@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from aegaeon.core.kv_shape import KvShape
-from aegaeon.engine.batch import SequenceSlice
-from aegaeon.engine.kv_arena import KvArena
-from aegaeon.engine.runner import Runner
+from aegaeon.engine.attention.batch import SequenceSlice
+from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.step.runner import Runner
 
 POISON = 0xFF
 """A byte that makes NaNs of all float types."""

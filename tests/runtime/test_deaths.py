@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmark.pool import PoolProcess
-from benchmark.process_tree import ProcessTree
+from benchmark.e2e.pool import PoolProcess
+from benchmark.e2e.process_tree import ProcessTree
 
 PROMPT = list(range(10, 40))
 WAIT_S = 240.0  # never waited for on a machine that works

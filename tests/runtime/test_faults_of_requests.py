@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_pool import generate_alone, prompt_for
 
 from aegaeon.core.generation import EngineError, FailureCause, FieldError, PromptError
 from aegaeon.core.sampling import SamplingParams
-from aegaeon.engine.batch import SequenceSlice
-from aegaeon.engine.runner import Runner
-from aegaeon.engine.sampler import Sampler, SamplingState
-from aegaeon.runtime.instance import Instance
-from aegaeon.runtime.kv_place import InPlaceKv
-from aegaeon.runtime.pulse import Pulse
-from aegaeon.runtime.turn_clock import TurnClock
-from aegaeon.runtime.weight_store import MappedWeights
+from aegaeon.engine.attention.batch import SequenceSlice
+from aegaeon.engine.sampling.sampler import Sampler, SamplingState
+from aegaeon.engine.step.runner import Runner
+from aegaeon.runtime.instance.instance import Instance
+from aegaeon.runtime.instance.kv_place import InPlaceKv
+from aegaeon.runtime.instance.turn_clock import TurnClock
+from aegaeon.runtime.instance.weight_store import MappedWeights
+from aegaeon.runtime.wire.pulse import Pulse
+from tests.runtime.test_pool import generate_alone, prompt_for
 
 VOCAB = 320
 POISON = 317

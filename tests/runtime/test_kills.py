@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from in_process_pool import InProcessPool, Output
 
 from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
 from aegaeon.core.generation import GenerationRequest, TokenPrompt
 from aegaeon.core.instance import Role
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.slo import Slo
-from aegaeon.runtime.node import Ended
-from aegaeon.runtime.worker import WorkerOptions, run_worker
+from aegaeon.runtime.instance.worker import WorkerOptions, run_worker
+from aegaeon.runtime.node.node import Ended
+from tests.worlds.in_process_pool import InProcessPool, Output
 
 KILLS = 3
 LONG_TOKENS = 400

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from message_world import (
+
+from aegaeon.core.command import RejectReason
+from aegaeon.core.generation import FinishReason, GenerationError, GenerationRequest
+from aegaeon.core.model import ModelSpec
+from aegaeon.runtime.frontend.frontend import PoolFrontend, ServedModel
+from aegaeon.runtime.instance.ordered_reports import OrderedReports
+from aegaeon.runtime.wire import messages as m
+from tests.worlds.message_world import (
     EOS,
     LAYOUTS,
     MODELS,
@@ -28,13 +35,6 @@ from message_world import (
     collect,
     request,
 )
-
-from aegaeon.core.command import RejectReason
-from aegaeon.core.generation import FinishReason, GenerationError, GenerationRequest
-from aegaeon.core.model import ModelSpec
-from aegaeon.runtime import messages as m
-from aegaeon.runtime.frontend import PoolFrontend, ServedModel
-from aegaeon.runtime.ordered_reports import OrderedReports
 
 Action = tuple[str, int]
 

@@ -10,8 +10,6 @@ from itertools import pairwise
 from typing import TypeVar
 
 import pytest
-from in_process_pool import InProcessPool
-from message_world import Words
 
 from aegaeon.core.generation import (
     EngineError,
@@ -26,13 +24,15 @@ from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.slo import Slo
-from aegaeon.runtime import messages as m
-from aegaeon.runtime.clock import MonotonicClock
-from aegaeon.runtime.fd_exchange import FdServer
-from aegaeon.runtime.frontend import PoolFrontend, ServedModel
-from aegaeon.runtime.link import Link, create_link
-from aegaeon.runtime.node import Ended, Node
-from aegaeon.runtime.worker import WorkerOptions
+from aegaeon.runtime.frontend.frontend import PoolFrontend, ServedModel
+from aegaeon.runtime.instance.worker import WorkerOptions
+from aegaeon.runtime.node.node import Ended, Node
+from aegaeon.runtime.wire import messages as m
+from aegaeon.runtime.wire.clock import MonotonicClock
+from aegaeon.runtime.wire.fd_exchange import FdServer
+from aegaeon.runtime.wire.link import Link, create_link
+from tests.worlds.in_process_pool import InProcessPool
+from tests.worlds.message_world import Words
 
 PROMPT = (10, 11, 12)
 EOS = 1

@@ -19,7 +19,7 @@ from aegaeon.core.generation import (
     UnknownModelError,
 )
 from aegaeon.core.instance import Role
-from aegaeon.engine.building import building
+from aegaeon.engine.architecture.building import building
 from aegaeon.scheduler.log import decode, replay
 
 SPLIT = (InstanceConfig(Role.PREFILL, 1), InstanceConfig(Role.DECODE, 2))

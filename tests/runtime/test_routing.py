@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from test_pool import generate_alone, prompt_for
 
-from aegaeon.runtime.clock import MonotonicClock
-from aegaeon.runtime.frontend import PoolFrontend
-from aegaeon.runtime.gateway import Gateway
-from aegaeon.scheduler.registry import make_router
+from aegaeon.runtime.frontend.frontend import PoolFrontend
+from aegaeon.runtime.frontend.gateway import Gateway
+from aegaeon.runtime.wire.clock import MonotonicClock
+from aegaeon.scheduler.policies.registry import make_router
+from tests.runtime.test_pool import generate_alone, prompt_for
 
 MODELS = 4
 

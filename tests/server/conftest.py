@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from fastapi import FastAPI
-from scripted import NOW_S, ScriptedFrontend
 
-from aegaeon.server.address import bind
 from aegaeon.server.app import ServerOptions, create_app
-from aegaeon.server.limits import RequestLimits
+from aegaeon.server.http.address import bind
+from aegaeon.server.http.limits import RequestLimits
 from aegaeon.server.serve import serve
+from tests.worlds.scripted import NOW_S, ScriptedFrontend
 
 LIMITS = RequestLimits(max_body_bytes=100_000, max_choices=20)
 

@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from fastapi import FastAPI
-from scripted import Script, ScriptedFrontend
 
-from aegaeon.server.address import AddressError, bind
+from aegaeon.server.http.address import AddressError, bind
 from aegaeon.server.serve import serve
+from tests.worlds.scripted import Script, ScriptedFrontend
 
 TIMEOUT_S = 10.0
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}

@@ -14,14 +14,14 @@ import httpx
 import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import ScriptedFrontend
 from uvicorn.server import ServerState
 
 from aegaeon.server.app import ServerOptions, create_app
-from aegaeon.server.limits import ConnectionLimits
-from aegaeon.server.protocol import HttpProtocol
-from aegaeon.server.schema import ChatRequest, CompletionRequest
-from aegaeon.server.unsupported import UNSUPPORTED
+from aegaeon.server.http.limits import ConnectionLimits
+from aegaeon.server.http.protocol import HttpProtocol
+from aegaeon.server.openai.schema import ChatRequest, CompletionRequest
+from aegaeon.server.openai.unsupported import UNSUPPORTED
+from tests.worlds.scripted import ScriptedFrontend
 
 FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *UNSUPPORTED})
 JSON = st.recursive(

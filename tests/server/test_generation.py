@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from scripted import Script, ScriptedFrontend
 
 from aegaeon.core.generation import (
     ChatPrompt,
@@ -25,7 +24,8 @@ from aegaeon.core.generation import (
 )
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.slo import Slo
-from aegaeon.server.unsupported import UNSUPPORTED
+from aegaeon.server.openai.unsupported import UNSUPPORTED
+from tests.worlds.scripted import Script, ScriptedFrontend
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import Script, ScriptedFrontend
 from starlette.requests import Request
 
-from aegaeon.server.address import bind
 from aegaeon.server.app import ServerOptions, create_app
-from aegaeon.server.body import LARGE_AT_ONCE, SMALL_BYTES, BodyReader
-from aegaeon.server.limits import ConnectionLimits, RequestLimits
+from aegaeon.server.http.address import bind
+from aegaeon.server.http.body import LARGE_AT_ONCE, SMALL_BYTES, BodyReader
+from aegaeon.server.http.limits import ConnectionLimits, RequestLimits
 from aegaeon.server.serve import serve
+from tests.worlds.scripted import Script, ScriptedFrontend
 
 TIMEOUT_S = 20.0
 SOON_S = 0.3  # for limits that must be reached

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 
 import openai
 import pytest
-from scripted import Script, ScriptedFrontend
 
 from aegaeon.core.generation import (
     ContextLengthError,
@@ -16,6 +15,7 @@ from aegaeon.core.generation import (
     OverloadedError,
     PromptError,
 )
+from tests.worlds.scripted import Script, ScriptedFrontend
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import httpx
 import pytest
 from fastapi import FastAPI
-from scripted import ScriptedFrontend
 
 from aegaeon.core.generation import Health
 from aegaeon.server.app import ServerOptions, create_app
+from tests.worlds.scripted import ScriptedFrontend
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from scripted import Script, ScriptedFrontend
 
 from aegaeon.core.generation import EngineError, FinishReason
+from tests.worlds.scripted import Script, ScriptedFrontend
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 TEXT = {"model": "tiny", "prompt": "Once", "stream": True}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sim_pool import PROFILE, Arrivals, make_hardware, make_scenario, play
 
 from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
-from sim.bound import lazy_steps_s, least_demand
+from sim.study.bound import lazy_steps_s, least_demand
+from tests.worlds.sim_pool import PROFILE, Arrivals, make_hardware, make_scenario, play
 
 SLO = Slo(ttft_s=1.0, tpot_s=0.5)
 

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sim_pool import PROFILE, SHAPES
 
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.record import qos, slo_attainment
 from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
-from sim import metrics
-from sim.decode_plan import DecodePlan, plan_decode
-from sim.event_queue import EventQueue
-from sim.host_cache import HostCache
-from sim.host_link import HostLink, OutLink, WeightCopy
-from sim.model_facts import SimModel
-from sim.pace import LEAST_STEP_S, Pace
-from sim.prompt_plan import plan_chunks
-from sim.request_state import RequestState
-from sim.token_batch import TokenBatch
-from sim.token_text import gaps_texts
+from sim.records import metrics
+from sim.records.token_batch import TokenBatch
+from sim.records.token_text import gaps_texts
+from sim.world.decode_plan import DecodePlan, plan_decode
+from sim.world.event_queue import EventQueue
+from sim.world.host_cache import HostCache
+from sim.world.host_link import HostLink, OutLink, WeightCopy
+from sim.world.model_facts import SimModel
+from sim.world.pace import LEAST_STEP_S, Pace
+from sim.world.prompt_plan import plan_chunks
+from sim.world.request_state import RequestState
+from tests.worlds.sim_pool import PROFILE, SHAPES
 
 MODEL = SimModel(ModelSpec("m", 1, SHAPES[0], 4096), PROFILE, "m")
 FALLING = LatencyProfile(0.01, 1e-4, 0.0, 0.01, -1e-5, 1e-4)  # a fit that goes wrong for long contexts

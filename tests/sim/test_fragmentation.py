@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
-from sim.fragmentation import FragmentationSampler
+from sim.records.fragmentation import FragmentationSampler
 
 
 @dataclass

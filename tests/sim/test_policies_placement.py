@@ -15,11 +15,11 @@ from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.slo import Slo
-from sim.policies.dedicated import replicas
-from sim.policies.demand import busy_share, concurrency
-from sim.policies.muxserve import Tenant, place
-from sim.policies.systems import BASELINES
-from sim.system import Device, Layout, ModelLoad, NoPlacementError, PoolSpec
+from aegaeon.scheduler.layout import Layout, ModelLoad, NoPlacementError, PoolDevice, PoolSpec
+from sim.systems.dedicated import replicas
+from sim.systems.demand import busy_share, concurrency
+from sim.systems.muxserve import Tenant, place
+from sim.systems.systems import SYSTEMS
 
 GB = 10**9
 SHAPE = KvShape((LayerKv(4, 128, 128),) * 28)
@@ -36,11 +36,11 @@ def costs(specs: list[ModelSpec]) -> ProfiledCosts:
 
 
 def pool(count: int = 16, memory_gb: float = 72, most: int | None = None) -> PoolSpec:
-    return PoolSpec(tuple(Device(f"h100-{i:02d}", int(memory_gb * GB), i // 8) for i in range(count)), most)
+    return PoolSpec(tuple(PoolDevice(f"h100-{i:02d}", int(memory_gb * GB), i // 8) for i in range(count)), most)
 
 
 def lay_out(system: str, where: PoolSpec, specs: list[ModelSpec], load: ModelLoad = LOAD) -> Layout:
-    return BASELINES[system].layout(where, specs, {spec.name: load for spec in specs}, costs(specs))
+    return SYSTEMS[system].lay_out(where, specs, {spec.name: load for spec in specs}, costs(specs))
 
 
 def within_memory(layout: Layout) -> bool:
@@ -63,7 +63,7 @@ def test_a_model_with_a_long_context_needs_room_for_an_ordinary_request_only() -
     assert layout.instances[0].spec.kv_bytes == 6 * GB
 
 
-@pytest.mark.parametrize("system", list(BASELINES))
+@pytest.mark.parametrize("system", ["sllm", "sllm+", "muxserve", "dedicated"])
 def test_a_model_larger_than_a_device_has_no_placement(system: str) -> None:
     with pytest.raises(NoPlacementError, match=r"h100-00 has 24.0 GB for weights and KV; .* needs 30.0 GB"):
         lay_out(system, pool(memory_gb=24), models(1, weight_gb=30))
@@ -97,7 +97,7 @@ def test_beyond_memory_there_is_no_placement() -> None:
 def test_shares_of_a_device_sum_to_one_and_follow_the_load() -> None:
     specs = models(4)
     loads = {spec.name: ModelLoad(0.05 if spec.name < "m02" else 0.5, 700, 300) for spec in specs}
-    layout = BASELINES["muxserve"].layout(pool(2, most=2), specs, loads, costs(specs))
+    layout = SYSTEMS["muxserve"].layout(pool(2, most=2), specs, loads, costs(specs))
     for device in (0, 1):
         here = {placed.preloaded[0]: placed.compute_share for placed in layout.instances if placed.device == device}
         assert sum(here.values()) == pytest.approx(1)
@@ -109,7 +109,7 @@ def test_shares_of_a_device_sum_to_one_and_follow_the_load() -> None:
 def test_spare_gpus_take_replicas_of_the_most_loaded_models() -> None:
     specs = models(3)
     loads = {spec.name: ModelLoad(rate, 700, 300) for spec, rate in zip(specs, (0.02, 0.3, 2.0), strict=True)}
-    layout = BASELINES["muxserve"].layout(pool(6, most=1), specs, loads, costs(specs))
+    layout = SYSTEMS["muxserve"].layout(pool(6, most=1), specs, loads, costs(specs))
     counts = [sum(placed.preloaded == (spec.name,) for placed in layout.instances) for spec in specs]
     assert sum(counts) == 6
     assert counts[2] > counts[1] >= counts[0] == 1
@@ -147,7 +147,7 @@ def test_whatever_the_loads_a_placement_keeps_to_memory_and_is_the_same_again(
     layouts = []
     for _ in range(2):
         try:
-            layouts.append(BASELINES["muxserve"].layout(pool(8, most=most), specs, loads, costs(specs)))
+            layouts.append(SYSTEMS["muxserve"].layout(pool(8, most=most), specs, loads, costs(specs)))
         except NoPlacementError:
             layouts.append(None)
     first, second = layouts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from policy_world import BASELINES, PolicyPlay, PolicyWorld, pool
 
 from aegaeon.core.command import Command, EndTurn, EvictWeights, ExtendTurn, RejectReason, RejectRequest, StartTurn
 from aegaeon.core.event import InstanceJoined, RequestArrived
@@ -13,6 +12,7 @@ from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
 from aegaeon.scheduler.log import replay
+from tests.worlds.policy_world import BASELINES, PolicyPlay, PolicyWorld, pool
 
 CALM = ["arrive"] * 6 + ["step"] * 20 + ["deliver"] * 12 + ["cancel"]
 FAULTY = [*CALM, "cancel", "fail_request", "fail_turn", "lose", "restart", "restart", "break_model"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sim_pool import make_hardware, make_scenario, play
 
-from sim.policies.systems import BASELINES
+from tests.worlds.sim_pool import make_hardware, make_scenario, play
 
+BASELINES = ["sllm", "sllm+", "muxserve", "dedicated"]
 ARRIVALS = st.lists(
     st.tuples(st.floats(0, 30), st.integers(0, 3), st.integers(1, 400), st.integers(1, 300)), min_size=1, max_size=60
 )
@@ -16,7 +16,7 @@ ARRIVALS = st.lists(
 BUSY = [(index * 0.1, index % 4, 200, 200) for index in range(80)]
 
 
-@pytest.mark.parametrize("system", list(BASELINES))
+@pytest.mark.parametrize("system", BASELINES)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(arrivals=ARRIVALS, devices=st.integers(2, 5))
 def test_any_workload_is_served_to_its_end(
@@ -25,19 +25,19 @@ def test_any_workload_is_served_to_its_end(
     play(make_scenario(arrivals), make_hardware(devices), system)
 
 
-@pytest.mark.parametrize("system", list(BASELINES))
+@pytest.mark.parametrize("system", BASELINES)
 def test_a_small_slab_cache_makes_requests_wait_and_loses_none(system: str) -> None:
     played = play(make_scenario(BUSY), make_hardware(4, kv_cache_bytes=200 * 4096), system)
     assert len(played.records) == len(BUSY)
 
 
-@pytest.mark.parametrize("system", list(BASELINES))
+@pytest.mark.parametrize("system", BASELINES)
 def test_the_same_workload_gives_the_same_times(system: str) -> None:
     first, second = (play(make_scenario(BUSY), make_hardware(3), system).records for _ in range(2))
     assert first == second
 
 
-@pytest.mark.parametrize("system", list(BASELINES))
+@pytest.mark.parametrize("system", BASELINES)
 def test_on_several_nodes_a_request_gets_to_one_that_has_its_model(system: str) -> None:
     played = play(make_scenario(BUSY), make_hardware(4, nodes=2), system)
     assert sum(record.error is None for record in played.records.values()) == len(BUSY)

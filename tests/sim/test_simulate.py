@@ -10,8 +10,8 @@ import pytest
 
 from aegaeon.core.slo import Slo
 from aegaeon.workload import QuantileTable, SyntheticSpec, read_trace, synthesize
-from sim.options import make_plans, parser
 from sim.simulate import main
+from sim.study.options import make_plans, parser
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "traces" / "aegaeon_synth_scale1.0-1.0.tar.gz"
 SMALL = ["--devices", "4xh100", "--duration", "20", "--policy", "aegaeon"]

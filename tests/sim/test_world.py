@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sim_pool import CONSTANTS, PROFILE, SHAPES, Arrivals, make_hardware, make_scenario, play
 
 from aegaeon.core.instance import InstanceSpec, Role
-from sim.pooled_layout import mixed_layout
-from sim.system import Layout, PlacedInstance
-from sim.systems import find_system
+from aegaeon.core.model import ModelSpec
+from aegaeon.scheduler.layout import Layout, PlacedInstance, PoolSpec, Rooms, decided_layout
+from sim.systems.systems import find_system
+from tests.worlds.sim_pool import CONSTANTS, PROFILE, SHAPES, Arrivals, make_hardware, make_scenario, play
 
 SWITCH_S = 0.5  # of 1,000 bytes
+
+
+def mixed_layout(pool: PoolSpec, models: Sequence[ModelSpec], *_: object) -> Layout:
+    """Every device prefills and decodes; a quarter of its memory is for KV."""
+    devices = tuple(
+        replace(device, rooms=Rooms(device.memory_bytes * 3 // 4, device.memory_bytes // 4, max(1, len(models))))
+        for device in pool.devices
+    )
+    return decided_layout(replace(pool, devices=devices, roles=(Role.MIXED,) * len(devices)), models)
+
+
 MIXED = replace(find_system("aegaeon"), layout=mixed_layout)
 
 ARRIVALS = st.lists(

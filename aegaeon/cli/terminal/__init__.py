@@ -1,0 +1,1 @@
+"""What commands share: flags, the console, progress, logs, how they fail."""

@@ -1,0 +1,1 @@
+"""One step of a model: weights bound to pages, packed, run."""

@@ -1,0 +1,1 @@
+"""Latency from what models and devices are made of."""

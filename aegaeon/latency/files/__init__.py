@@ -1,0 +1,1 @@
+"""Latency profiles as files, and the book of them."""

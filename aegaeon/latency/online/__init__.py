@@ -1,0 +1,1 @@
+"""Latency as schedulers ask for it, corrected by the turns that run."""

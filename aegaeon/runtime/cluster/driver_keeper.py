@@ -1,0 +1,203 @@
+"""Keeps the driver of one node running: starts it, notices when it dies or is stuck, and starts another in its place.
+
+A new driver has the node, the options and the models of the one before; what that one knew of requests is gone, and the
+frontends, which know it too, submit them again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from aegaeon.core.config import PoolConfig
+from aegaeon.core.service import ServiceDiedError, ServiceError
+from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel
+from aegaeon.runtime.cluster.actors import DriverActor, start_actor
+from aegaeon.runtime.frontend.gateway import Endpoint
+from aegaeon.runtime.node.node import NodeOptions
+from aegaeon.runtime.process.backoff import PROCESS_LIMIT, PROCESS_PAUSES, Backoff, ran_well
+from aegaeon.runtime.process.process import ProcessId
+from aegaeon.runtime.process.process_log import LogPlace
+
+logger = logging.getLogger(__name__)
+
+_BEAT_S = 1.0
+# A loop that has not turned for so long is stuck; asked twice, since the whole machine may have been asleep.
+_STUCK_S = 5.0
+_STUCK_BEATS = 2
+_STOP_S = 10.0
+
+Findings = tuple[list[PreparedModel], list[RefusedModel]]
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True, slots=True)
+class RayNode:
+    """A node of the cluster that the pool uses."""
+
+    node_id: str
+    ray_id: str
+    host: str
+    local: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAddress:
+    """Where a node's driver is to be had: at the descriptor server ``local`` on this machine, else at ``remote``."""
+
+    node_id: str
+    local: str | None
+    remote: Endpoint | None
+
+
+class DriverKeeper:
+    """One node's driver, whichever process it is at the moment.
+
+    ``keep`` calls ``announce(address)`` whenever a driver is up, and returns the reason when there will be none again.
+    """
+
+    def __init__(self, node: RayNode, logs: LogPlace, announce: Callable[[NodeAddress], None]) -> None:
+        self.node = node
+        self._logs = logs
+        self._announce = announce
+        self._backoff = Backoff(PROCESS_PAUSES, PROCESS_LIMIT)
+        self._stopping = threading.Event()
+        self._options: NodeOptions | None = None
+        self._models: Sequence[PreparedModel] = ()
+        self._run: Any = None
+        self._given_up = ""
+        self._up_s: float | None = None
+        self._processes: tuple[ProcessId, ProcessId] | None = None
+        self._actor = self._new_actor()
+
+    def _new_actor(self) -> Any:
+        return start_actor(DriverActor, self.node.ray_id, f"{self.node.node_id}-driver", self._logs)
+
+    def prepare(self, config: PoolConfig, cache_dir: Path | None) -> Findings:
+        """What the node finds of the models: those that can be served, and the others. Raises ``ServiceError``."""
+        return self._while_it_dies(lambda: self._prepare(config, cache_dir))
+
+    def start(self, options: NodeOptions, models: Sequence[PreparedModel]) -> None:
+        """Start the node's instances. Raises ``ServiceError`` where the node has not what that takes."""
+        self._options, self._models = options, models
+        self._while_it_dies(self._start)
+
+    def keep(self) -> str:
+        """Blocks until ``stop`` (then the reason is empty), or until drivers have died too often."""
+        while (reason := self._wait_for_end()) is not None:
+            logger.error("the driver of %s has ended: %s", self.node.node_id, reason)
+            while self._renew(reason):
+                try:
+                    self._start()
+                except (ServiceError, ray.exceptions.RayError) as error:
+                    reason = _brief(error)
+                    logger.error("the driver of %s does not start: %s", self.node.node_id, reason)
+                else:
+                    logger.warning("%s has a new driver", self.node.node_id)
+                    break
+            else:
+                break
+        return self._given_up
+
+    def stop(self) -> None:
+        """End the driver, and with it its instances; ``keep`` returns. Any thread; idempotent."""
+        self._stopping.set()
+        try:
+            self._actor.stop.remote()
+            if self._run is not None:
+                ray.get(self._run, timeout=_STOP_S)
+        except ray.exceptions.RayError as error:
+            logger.warning("the driver of %s did not end in an orderly way: %s", self.node.node_id, _brief(error))
+
+    def _while_it_dies(self, attempt: Callable[[], _Found]) -> _Found:
+        """What a driver finds, which may take more than one of them."""
+        while True:
+            try:
+                return attempt()
+            except ray.exceptions.RayActorError as error:
+                if not self._renew(_brief(error)):
+                    raise ServiceDiedError(self._given_up or "the pool is stopping") from error
+
+    def _prepare(self, config: PoolConfig, cache_dir: Path | None) -> Findings:
+        found: Findings = ray.get(self._actor.prepare.remote(config.models, config.block_tokens, cache_dir))
+        return found
+
+    def _start(self) -> None:
+        assert self._options is not None
+        self._processes = ray.get(self._actor.identity.remote())
+        try:
+            address: str = ray.get(self._actor.start.remote(self._options, self._models))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ServiceError):
+                raise ServiceError(str(error.cause)) from error
+            raise
+        self._run = self._actor.run.remote()
+        local, remote = (address, None) if self.node.local else (None, self._open_gateway())
+        self._announce(NodeAddress(self.node.node_id, local, remote))
+        self._up_s = time.monotonic()
+
+    def _open_gateway(self) -> Endpoint:
+        endpoint: Endpoint = ray.get(self._actor.open_gateway.remote(self.node.host))
+        return endpoint
+
+    def _wait_for_end(self) -> str | None:
+        """Blocks; why the driver has ended or is as good as dead, or None where it was to end."""
+        while not self._stopping.wait(_BEAT_S):
+            beat = self._actor.beat.remote(_STUCK_S * _STUCK_BEATS)
+            for _ in range(_STUCK_BEATS):
+                done, _ = ray.wait([beat, self._run], num_returns=1, timeout=_STUCK_S)
+                if done:
+                    break
+            reason = self._judge(beat, done)
+            if reason is not None:
+                return None if self._stopping.is_set() else reason
+        return None
+
+    def _judge(self, beat: Any, done: Sequence[Any]) -> str | None:
+        """Why the driver is of no use, given what it answered; None: it works."""
+        stuck = f"it has not answered for {_STUCK_S * _STUCK_BEATS:.0f} s"
+        if not done:
+            return stuck
+        try:
+            answer = ray.get(done[0])
+        except ray.exceptions.RayError as error:
+            return _brief(error)
+        if done[0] is not beat:
+            return "it returned"
+        self._processes = answer or self._processes  # its reaper may be another by now
+        return None if answer else stuck
+
+    def _renew(self, reason: str) -> bool:
+        """Another driver process, after a pause; whether there is to be one, else ``_given_up`` says why not."""
+        while True:
+            pause_s = self._backoff.pause_s(ran_well(self._up_s, time.monotonic()))
+            if self._backoff.hopeless:
+                deaths = self._backoff.ends
+                self._given_up = f"the driver of {self.node.node_id} died {deaths} times in a row, last: {reason}"
+                return False
+            if self._stopping.wait(pause_s):
+                return False
+            try:
+                self._bear()
+            except ray.exceptions.RayError as error:
+                reason = _brief(error)
+            else:
+                return True
+
+    def _bear(self) -> None:
+        before, self._up_s = self._processes, None
+        ray.kill(self._actor)
+        self._actor = self._new_actor()
+        if before is not None:
+            ray.get(self._actor.supersede.remote(before))
+
+
+def _brief(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1]

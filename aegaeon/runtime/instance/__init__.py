@@ -1,0 +1,1 @@
+"""An instance: the process that runs one device, one turn at a time."""

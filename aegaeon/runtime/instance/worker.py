@@ -1,0 +1,179 @@
+"""Compose an instance in its own process: device, engine, links."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import quick_model_loader as qml
+from aegaeon.core.instance import InstanceSpec
+from aegaeon.core.kv_shape import KvShape
+from aegaeon.device.common.protocol import Device
+from aegaeon.device.common.shared_memory import map_fd
+from aegaeon.device.cuda.device import CudaDevice
+from aegaeon.device.cuda.inventory import VISIBLE_DEVICES
+from aegaeon.device.cuda.torch_streams import TorchGraphs
+from aegaeon.device.factory import make_device
+from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.sampling.device_sampler import DeviceSampler
+from aegaeon.engine.sampling.sampler import Sampler
+from aegaeon.engine.step.device_engine import DeviceEngine
+from aegaeon.engine.step.model import Model
+from aegaeon.engine.step.packing import WeightPacker
+from aegaeon.engine.step.runner import ModelRunner, Runner
+from aegaeon.memory.page_pool import PagePool
+from aegaeon.runtime.instance.device_kv import DeviceKv, padding_bytes
+from aegaeon.runtime.instance.instance import Instance, InstanceModel
+from aegaeon.runtime.instance.kv_place import InPlaceKv, KvPlace
+from aegaeon.runtime.instance.token_sinks import TokenSinks
+from aegaeon.runtime.instance.weight_store import CopiedWeights, MakeRunner, MappedWeights, ModelSource, WeightStore
+from aegaeon.runtime.instance.weight_upload import LoaderUploader, PlainUploader, Uploader
+from aegaeon.runtime.recovery.vigil import look_interval_s
+from aegaeon.runtime.wire.clock import MonotonicClock
+from aegaeon.runtime.wire.fd_exchange import fetch_fds
+from aegaeon.runtime.wire.link import open_link
+from aegaeon.runtime.wire.messages import Started
+from aegaeon.runtime.wire.pulse import LoopPulse, NoPulse, Pulse
+
+_MAX_PACKED_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerModel:
+    """A model as an instance process needs it."""
+
+    name: str
+    path: Path
+    kv_shape: KvShape
+    dtype: str
+    max_context_tokens: int
+    eos_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """Everything an instance process must know; ``key`` is its incarnation, ``address`` its driver's, ``ordinal`` its
+    GPU's number among those that it sees: ``visible``, or where that is empty what its parent sees. ``timeout_s``: how
+    long it may be silent before its driver kills it; None where nobody watches."""
+
+    spec: InstanceSpec
+    key: str
+    address: str
+    models: tuple[WorkerModel, ...]
+    slab_bytes: int
+    kv_total_bytes: int
+    threads: int
+    chunk_tokens: int
+    device: str
+    copy_to_device: bool
+    page_bytes: int
+    ordinal: int = 0
+    visible: str = ""
+    timeout_s: float | None = None
+
+
+def run_worker(options: WorkerOptions) -> None:
+    """Run an instance until its driver shuts it down."""
+    if options.visible:
+        os.environ[VISIBLE_DEVICES] = options.visible  # before this process asks CUDA anything
+    torch.set_num_threads(options.threads)
+    torch.set_grad_enabled(False)
+    with contextlib.ExitStack() as stack:
+        pulse = _open_pulse(options, stack)
+        driver = open_link(options.address, f"instance:{options.key}")
+        sinks = TokenSinks(options.key)
+        weights, kv = _copying(options, stack) if options.copy_to_device else _in_place(options)
+        instance = Instance(
+            options.spec.instance_id,
+            {model.name: InstanceModel(model.name, model.kv_shape, model.eos_ids) for model in options.models},
+            weights,
+            kv,
+            driver,
+            sinks,
+            MonotonicClock(),
+            options.chunk_tokens,
+            DeviceSampler() if options.device == "cuda" else Sampler(),
+            pulse,
+        )
+        driver.send(Started(options.spec.instance_id, os.getpid()))
+        instance.run()
+    sinks.close()
+    driver.close()
+
+
+def _open_pulse(options: WorkerOptions, stack: contextlib.ExitStack) -> LoopPulse:
+    """Beats from now on: what follows takes seconds on a GPU."""
+    if options.timeout_s is None:
+        return NoPulse()
+    (fd,) = fetch_fds(options.address, f"pulse:{options.key}")
+    return stack.enter_context(contextlib.closing(Pulse(fd, look_interval_s(options.timeout_s))))
+
+
+def _sources(options: WorkerOptions) -> dict[str, ModelSource]:
+    return {
+        model.name: ModelSource(model.path, model.kv_shape, model.dtype, model.max_context_tokens)
+        for model in options.models
+    }
+
+
+def _host_runners(options: WorkerOptions) -> MakeRunner:
+    """Packed copies of hot weights are private memory: no more of it than half of what the weights may take."""
+    packer = WeightPacker(min(_MAX_PACKED_BYTES, options.spec.weight_bytes // 2))
+
+    def make(source: ModelSource) -> ModelRunner:
+        model = Model(source.path, dtype=source.dtype, max_context_tokens=source.max_context_tokens)
+        return Runner(model, source.kv_shape, packer)
+
+    return make
+
+
+def _device_runners(device: CudaDevice, ordinal: int) -> MakeRunner:
+    engine = DeviceEngine(device.torch_device, TorchGraphs(ordinal))
+    return lambda source: engine.runner(source.path, source.kv_shape, source.dtype, source.max_context_tokens)
+
+
+def _slabs(options: WorkerOptions) -> torch.Tensor:
+    (fd,) = fetch_fds(options.address, "slabs")
+    try:
+        return map_fd(fd, options.kv_total_bytes, writable=True)
+    finally:
+        os.close(fd)
+
+
+def _in_place(options: WorkerOptions) -> tuple[WeightStore, KvPlace]:
+    """Weights and KV where they lie, in the node's shared memory."""
+    weights = MappedWeights(_sources(options), _host_runners(options))
+    return weights, InPlaceKv(KvArena(_slabs(options), options.slab_bytes))
+
+
+def _copying(options: WorkerOptions, stack: contextlib.ExitStack) -> tuple[WeightStore, KvPlace]:
+    """Weights and KV in device pages: a fixed share for the KV, the rest for the weights of resident models."""
+    spec, page_bytes = options.spec, options.page_bytes
+    shapes = {model.name: model.kv_shape for model in options.models}
+    slabs_bytes = spec.kv_bytes // options.slab_bytes * options.slab_bytes
+    padded_bytes = slabs_bytes + (padding_bytes(shapes.values()) if options.device == "cuda" else 0)
+    kv_pages = -(-max(spec.kv_bytes, padded_bytes) // page_bytes)
+    pages = kv_pages + spec.max_resident_models + spec.weight_bytes // page_bytes
+    made = make_device(
+        options.device, pages=pages, page_bytes=page_bytes, memory_flag="--device-memory", ordinal=options.ordinal
+    )
+    device = stack.enter_context(contextlib.closing(made))
+    pool = PagePool(pages, page_bytes)
+    place = device.reserve(kv_pages * page_bytes)
+    device.map(place, 0, pool.allocate("kv", kv_pages))
+    memory, host = device.view(place, 0, (padded_bytes,), torch.uint8), _slabs(options)
+    device.pin(host)
+    kv = DeviceKv(device, memory, host, options.slab_bytes, shapes)
+    return CopiedWeights(_sources(options), device, pool, *_weight_parts(options, device)), kv
+
+
+def _weight_parts(options: WorkerOptions, device: Device) -> tuple[Uploader, MakeRunner]:
+    """How weights get to the device, and what runs there."""
+    if isinstance(device, CudaDevice):
+        uploader = LoaderUploader(device, qml.CudaDevice(options.ordinal))
+        return uploader, _device_runners(device, options.ordinal)
+    return PlainUploader(device), _host_runners(options)

@@ -1,0 +1,33 @@
+"""When an instance that died is started again. Pure.
+
+One that ran well is replaced at once. One that dies before it has done anything dies again, most likely: the pauses
+grow, so that a broken installation or a full GPU is not a busy loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aegaeon.core.instance import InstanceSpec
+from aegaeon.runtime.wire.messages import InstanceState
+
+# An instance that lived so long has started well, even if nobody asked anything of it.
+WELL_AFTER_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """An instance without a process: since when, why, and when it is started again."""
+
+    spec: InstanceSpec
+    since_s: float
+    reason: str
+    restart_s: float
+
+    def state(self, now_s: float) -> InstanceState:
+        """How it is shown to those who look at the pool."""
+        left_s = self.restart_s - now_s
+        next_step = f"starts again in {left_s:.0f} s" if left_s > 0 else "is being started again"
+        trouble = f"died ({self.reason}) and {next_step}"
+        spec = self.spec
+        return InstanceState(spec.instance_id, spec.role, None, (), 0, False, 0, 0, 0, trouble, now_s - self.since_s)

@@ -1,0 +1,1 @@
+"""The policies, each in a folder of its own, and their registry."""

@@ -1,3 +1,0 @@
-"""How connections are taken: as everywhere."""
-
-from aegaeon.accept import accept as accept

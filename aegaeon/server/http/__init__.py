@@ -1,0 +1,1 @@
+"""HTTP as any server of the world needs it: limits, bodies, keys, errors, connections."""

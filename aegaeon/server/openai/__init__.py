@@ -1,0 +1,1 @@
+"""The API's words: requests checked and understood, answers written, whole or as a stream."""

@@ -1,0 +1,1 @@
+"""Small models made on the spot, with weights, a tokenizer and a chat template, taught or random."""

@@ -1,0 +1,1 @@
+"""Processes killed and stopped under clients that know what they must be told."""

@@ -1,0 +1,7 @@
+"""``python -m benchmark.chaos``."""
+
+import sys
+
+from benchmark.chaos.main import main
+
+sys.exit(main())

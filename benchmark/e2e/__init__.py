@@ -1,0 +1,1 @@
+"""A pool of real processes under traffic: start it, replay a load, keep what clients saw."""

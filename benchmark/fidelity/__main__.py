@@ -1,0 +1,7 @@
+"""``python -m benchmark.fidelity``."""
+
+import sys
+
+from benchmark.fidelity.main import main
+
+sys.exit(main())

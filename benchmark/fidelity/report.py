@@ -1,0 +1,187 @@
+"""What the fidelity benchmark shows: both sides of each load, how far apart they are, tables and a picture.
+
+Does not know: how either side works, files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from aegaeon.core.record import RequestRecord, mean_attainment
+from benchmark.fidelity.simulated import MeasuredMachine
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ATTAINMENT_TARGET_POINTS, LATENCY_TARGET = 2.0, 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOutcome:
+    """One load on one side."""
+
+    slo_attainment: float
+    ttft_p50_s: float
+    tpot_p50_s: float
+    ttft_p90_s: float
+    tpot_p90_s: float
+
+    @classmethod
+    def of(cls, records: Sequence[RequestRecord]) -> LoadOutcome:
+        ttfts = sorted(record.ttft_s for record in records if record.ttft_s is not None)
+        tpots = sorted(record.tpot_s for record in records if record.tpot_s is not None)
+        return cls(mean_attainment(records), median(ttfts), median(tpots), _p90(ttfts), _p90(tpots))
+
+
+def _p90(values: Sequence[float]) -> float:
+    return values[min(len(values) - 1, int(0.9 * len(values)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """The simulated side of a load, and how far it is from the measured one.
+
+    ``attainment_points``: simulated less measured, in percentage points; the errors are of medians, as shares.
+    """
+
+    outcome: LoadOutcome
+    attainment_points: float
+    ttft_error: float
+    tpot_error: float
+    within: bool
+
+    @classmethod
+    def of(cls, outcome: LoadOutcome, measured: LoadOutcome) -> Simulated:
+        points = 100 * (outcome.slo_attainment - measured.slo_attainment)
+        ttft_error = outcome.ttft_p50_s / measured.ttft_p50_s - 1
+        tpot_error = outcome.tpot_p50_s / measured.tpot_p50_s - 1
+        latency_within = max(abs(ttft_error), abs(tpot_error)) <= LATENCY_TARGET
+        return cls(outcome, points, ttft_error, tpot_error, abs(points) <= ATTAINMENT_TARGET_POINTS and latency_within)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One load on both sides, all rounds together. ``failed`` requests are the real pool's.
+
+    ``predicted``: with the constants of ``machine``, measured beside the load. ``at_speed``: with the same, each round
+    as much slower as its ``slowness`` says. ``own_cores`` were busy with the pool and its clients, ``other_cores`` with
+    what has nothing to do with it (the most in a round).
+    """
+
+    rate_per_s: float
+    requests: int
+    failed: int
+    own_cores: float
+    other_cores: float
+    machine: MeasuredMachine
+    slowness: tuple[float, ...]
+    measured: LoadOutcome
+    predicted: Simulated
+    at_speed: Simulated
+
+
+def comparison_table(policy: str, rows: Sequence[Comparison]) -> Table:
+    """How far the simulator is from the pool, as predicted and at the machine's speed."""
+    table = Table(title=f"The real pool and the simulator, same requests, {policy} on both sides")
+    heads = ("req/s", "requests", "on\ntime", "TTFT\np50 ms", "TPOT\np50 ms", "pre-\ndicted", "TTFT", "TPOT", "within")
+    for head in (*heads, "steps\nslower", "at that\nspeed", "TTFT", "TPOT", "within"):
+        table.add_column(head, justify="right")
+    for row in rows:
+        failed = f" ({row.failed} failed)" if row.failed else ""
+        table.add_row(
+            f"{row.rate_per_s:g}",
+            f"{row.requests}{failed}",
+            f"{row.measured.slo_attainment:.1%}",
+            f"{row.measured.ttft_p50_s * 1e3:.0f}",
+            f"{row.measured.tpot_p50_s * 1e3:.1f}",
+            *_cells(row.predicted),
+            " ".join(f"{each - 1:+.0%}" for each in row.slowness),
+            *_cells(row.at_speed),
+        )
+    return table
+
+
+def _cells(side: Simulated) -> tuple[str, str, str, str]:
+    within = "yes" if side.within else "no"
+    return f"{side.attainment_points:+.1f}", f"{side.ttft_error:+.1%}", f"{side.tpot_error:+.1%}", within
+
+
+def machine_table(policy: str, rows: Sequence[Comparison]) -> Table:
+    """The constants of the machine, as measured beside each load."""
+    table = Table(title=f"What it takes in the pool, against the profiles; measured beside each load, {policy}")
+    for head in (
+        "req/s",
+        "cores\nown",
+        "\nothers'",
+        "prefill\nstep",
+        "\n+ ms",
+        "decode\nstep",
+        "\n+ ms a member",
+        "turn\n+ ms",
+        "mixed step saves\n(of the smaller)",
+        "there and back\nms",
+    ):
+        table.add_column(head, justify="right")
+    for row in rows:
+        turns = row.machine.turns
+        table.add_row(
+            f"{row.rate_per_s:g}",
+            f"{row.own_cores:.2f}",
+            f"{row.other_cores:.2f}",
+            f"{turns.prefill_ratio:.2f} x",
+            f"{turns.prompt_s * 1e3:.1f}",
+            f"{turns.decode_ratio:.2f} x",
+            f"{turns.member_s * 1e3:.2f}",
+            f"{turns.hand_over_s * 1e3:.1f}",
+            f"{turns.mixed_overlap:.0%}",
+            f"{row.machine.way_s * 1e3:.1f}",
+        )
+    return table
+
+
+def draw(found: Mapping[str, Sequence[Comparison]], path: Path) -> None:
+    """Three panels over the load: attainment, median TTFT, median TPOT; lines simulated, rings measured, by policy."""
+    from matplotlib.figure import Figure
+
+    from plots.style import DPI, figure_style
+
+    panels: tuple[tuple[str, Callable[[LoadOutcome], float]], ...] = (
+        ("tokens on time (%)", lambda outcome: 100 * outcome.slo_attainment),
+        ("median TTFT (ms)", lambda outcome: 1e3 * outcome.ttft_p50_s),
+        ("median TPOT (ms)", lambda outcome: 1e3 * outcome.tpot_p50_s),
+    )
+    with figure_style():
+        figure = Figure(figsize=(8.4, 3.3), layout="constrained")
+        for axes, (label, value) in zip(figure.subplots(1, 3), panels, strict=True):
+            for policy, rows in found.items():
+                _draw_policy(axes, policy, rows, value)
+            axes.set_xlabel("requests per second")
+            axes.set_title(label)
+            if "TTFT" in label:
+                axes.set_yscale("log")
+            else:
+                axes.set_ylim(bottom=0)
+            axes.spines[["top", "right"]].set_visible(False)
+        handles = figure.axes[0].get_legend_handles_labels()
+        figure.legend(*handles, frameon=False, loc="outside lower center", ncols=3 if len(found) > 1 else 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+
+
+def _draw_policy(axes: Axes, policy: str, rows: Sequence[Comparison], value: Callable[[LoadOutcome], float]) -> None:
+    """Simulated at the machine's speed, predicted beforehand, and measured."""
+    from plots.style import system_look, system_name
+
+    rates, name = [row.rate_per_s for row in rows], system_name(policy)
+    line = system_look(policy).line | {"marker": "none"}
+    axes.plot(rates, [value(row.at_speed.outcome) for row in rows], label=f"{name}: simulated", **line)
+    beforehand = line | {"linestyle": ":", "alpha": 0.6}
+    axes.plot(rates, [value(row.predicted.outcome) for row in rows], label=f"{name}: predicted", **beforehand)
+    measured = system_look(policy, measured=True).line | {"linestyle": "none"}
+    axes.plot(rates, [value(row.measured) for row in rows], label=f"{name}: measured", **measured)

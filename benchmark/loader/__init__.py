@@ -1,0 +1,1 @@
+"""The weight loader beside the limits of the machine and its peers."""

@@ -1,0 +1,7 @@
+"""``python -m benchmark.loader``."""
+
+import sys
+
+from benchmark.loader.main import main
+
+sys.exit(main())

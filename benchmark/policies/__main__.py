@@ -1,0 +1,7 @@
+"""``python -m benchmark.policies``."""
+
+import sys
+
+from benchmark.policies.main import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Whole studies: scenarios, sweeps, bounds, and the command line of them."""

@@ -1,0 +1,118 @@
+"""One simulation: a system, a scenario, hardware; what came of it.
+
+Does not know: sweeps, files, the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aegaeon.core.cost import ProfiledCosts
+from aegaeon.scheduler.layout import Layout, PlacedInstance
+from aegaeon.scheduler.limits import PoolLimits
+from aegaeon.scheduler.policy import Policy
+from aegaeon.scheduler.scheduler import Scheduler
+from sim.records.fragmentation import FragmentationSampler
+from sim.records.tally import Tally
+from sim.study.hardware import Hardware
+from sim.study.scenario import Scenario
+from sim.world.constants import Constants
+from sim.world.observer import WorldObserver
+from sim.world.world import World
+
+_UNLIMITED_QUEUE = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """``summary``: plain numbers (see ``sim.records.output``). ``texts``: token times by request id."""
+
+    summary: dict[str, Any]
+    texts: Mapping[str, str]
+
+
+def simulate(
+    system: Policy,
+    scenario: Scenario,
+    hardware: Hardware,
+    tally: Tally | None = None,
+    observer: WorldObserver | None = None,
+) -> RunResult:
+    """Run to the end. Raises ``NoPlacementError`` where the system cannot hold the scenario's models."""
+    tally = tally or Tally()
+    world, layout = make_world(system, scenario, hardware, Observers(tally, observer) if observer else tally)
+    sampler = FragmentationSampler(world)
+    world.run(sampler.look)
+    return RunResult(_summary(tally, world, layout, sampler), tally.texts)
+
+
+def make_world(system: Policy, scenario: Scenario, hardware: Hardware, observer: WorldObserver) -> tuple[World, Layout]:
+    """The world of a run, ready to go."""
+    constants = hardware.constants
+    if system.prefill_chunk_tokens is not None:
+        constants = replace(constants, prefill_chunk_tokens=system.prefill_chunk_tokens)
+    if system.step_quantum_s is not None:
+        constants = replace(constants, step_quantum_s=system.step_quantum_s)
+    costs = make_costs(scenario, constants)
+    layout = system.lay_out(hardware.pool, scenario.specs, scenario.load(), costs)
+    limits = make_limits(constants)
+
+    def make_scheduler(instances: tuple[PlacedInstance, ...]) -> Scheduler:
+        return system.scheduler(scenario.specs, costs, limits, instances)
+
+    nodes = len(layout.nodes)
+    router = system.router(scenario.specs, nodes, constants.host_memory_bytes) if system.router else None
+    world = World(layout, scenario.models, constants, make_scheduler, scenario.arrivals, observer, router)
+    return world, layout
+
+
+def make_costs(scenario: Scenario, constants: Constants) -> ProfiledCosts:
+    """What schedulers know of costs: exactly what the world charges, without contention."""
+    return ProfiledCosts(
+        {name: model.spec for name, model in scenario.models.items()},
+        {name: model.profile for name, model in scenario.models.items()},
+        constants.weight_bytes_per_s,
+        constants.kv_bytes_per_s,
+        constants.switch_overhead_s,
+    )
+
+
+def make_limits(constants: Constants) -> PoolLimits:
+    """One node's limits. Nobody is turned away for a long queue: the experiments count late tokens, not refusals."""
+    return PoolLimits(
+        constants.kv_cache_bytes,
+        constants.slab_bytes,
+        max_queued_requests=_UNLIMITED_QUEUE,
+        host_weight_bytes=constants.host_memory_bytes,
+    )
+
+
+class Observers:
+    """Two observers as one."""
+
+    def __init__(self, first: WorldObserver, second: WorldObserver) -> None:
+        self._both = (first, second)
+
+    def __getattr__(self, name: str) -> Any:
+        methods = [getattr(observer, name) for observer in self._both]
+
+        def both(*arguments: Any, **named: Any) -> None:
+            for method in methods:
+                method(*arguments, **named)
+
+        return both
+
+
+def _summary(tally: Tally, world: World, layout: Layout, sampler: FragmentationSampler) -> dict[str, Any]:
+    busy_s = sum(instance.busy_s for node in world.nodes for instance in node.instances.values())
+    capacity_s = len(layout.devices) * max(tally.last_s, 1e-9)
+    return {
+        **tally.summary(),
+        "events": world.events,
+        "devices": len(layout.devices),
+        "busy_share": busy_s / capacity_s,
+        "disk_reads": sum(node.host.reads for node in world.nodes),
+        "fragmentation": sampler.usage(),
+    }

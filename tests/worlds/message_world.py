@@ -1,0 +1,509 @@
+"""A pool without processes: real frontend, driver, scheduler and instances; rings are read when a test says so.
+
+A ring keeps its order; when it is read, and by that the order among rings, is the test's. An instance can be killed
+before any of its messages. The model is a hash of all tokens so far *as they are read from the KV cache*, so whoever
+counts KV that is not there, or of other tokens, gives a wrong answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aegaeon.core.cost import ProfiledCosts
+from aegaeon.core.generation import FinishReason, GenerationRequest, TokenPrompt
+from aegaeon.core.instance import InstanceSpec, Role
+from aegaeon.core.kv_shape import KvShape, LayerKv
+from aegaeon.core.model import ModelSpec
+from aegaeon.core.profile import LatencyProfile
+from aegaeon.core.sampling import SamplingParams
+from aegaeon.engine.attention.batch import SequenceSlice
+from aegaeon.engine.sampling.stop import finish_reason
+from aegaeon.runtime.frontend.frontend import NodePeer, PoolFrontend, ServedModel
+from aegaeon.runtime.frontend.node_inbox import NodeInbox
+from aegaeon.runtime.frontend.text import StopStrings
+from aegaeon.runtime.instance.instance import Instance, InstanceModel
+from aegaeon.runtime.instance.kv_place import InPlaceKv
+from aegaeon.runtime.node.driver import Driver
+from aegaeon.runtime.node.instance_handle import InstanceHandle
+from aegaeon.runtime.node.node_kv import NodeKv
+from aegaeon.runtime.wire import messages as m
+from aegaeon.scheduler.limits import PoolLimits
+from aegaeon.scheduler.policies.registry import make_scheduler
+
+SHAPE = KvShape((LayerKv(2, 8, 8),), element_bytes=4)
+SLAB_BYTES = 8 * SHAPE.block_bytes
+MODELS = ("one", "two")
+EOS = 2
+VOCABULARY = 100
+LAYOUTS = {
+    "aegaeon": (Role.PREFILL, Role.DECODE),
+    "slack": (Role.MIXED, Role.MIXED),
+    "sllm": (Role.MIXED, Role.MIXED),
+}
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def next_token(model: str, context: Sequence[int]) -> int:
+    """The model: any token may be next, now and then the end."""
+    value = 17 * len(model)
+    for token in (*context, len(context)):
+        value = (value * 1103515245 + token + 12345) % (1 << 31)
+    return EOS + (value >> 8) % (VOCABULARY - EOS)
+
+
+def answer(request: GenerationRequest) -> tuple[tuple[int, ...], str, FinishReason]:
+    """What a client must get: tokens, text, and why it ended."""
+    assert isinstance(request.prompt, TokenPrompt)
+    stops, text = StopStrings(request.sampling.stop), ""
+    ids: list[int] = []
+    while True:
+        ids.append(next_token(request.model, (*request.prompt.token_ids, *ids)))
+        piece, hit = stops.push(Words().push(ids[-1]))
+        text += piece
+        if hit:
+            return tuple(ids), text, FinishReason.STOP
+        reason = finish_reason(request.sampling, (EOS,), ids)
+        if reason is not None:
+            return tuple(ids), text + stops.finish(), reason
+
+
+class Words:
+    """Text of tokens: their numbers."""
+
+    def encode(self, prompt: TokenPrompt, most_tokens: int | None = None) -> tuple[int, ...]:
+        return prompt.token_ids
+
+    def stream(self, context: Sequence[int]) -> Words:
+        return self
+
+    def push(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
+    def finish(self) -> str:
+        return ""
+
+
+class Clock:
+    """Time goes on whenever somebody looks."""
+
+    def __init__(self) -> None:
+        self.time_s = 0.0
+
+    def now_s(self) -> float:
+        self.time_s += 1e-4
+        return self.time_s
+
+
+class Ring:
+    """Shared memory: what was sent is there, until it is read."""
+
+    def __init__(self) -> None:
+        self.messages: deque[Any] = deque()
+
+    def drain(self) -> Iterator[Any]:
+        while self.messages:
+            yield self.messages.popleft()
+
+
+class End:
+    """One end of a link; ``ring_bell`` has a selector read it."""
+
+    pending = False
+
+    def __init__(self, incoming: Ring, outgoing: Ring, before_send: Callable[[], None] = lambda: None) -> None:
+        self._incoming, self._outgoing, self._before_send = incoming, outgoing, before_send
+        self.data_fd = self.room_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.peer_fd = os.eventfd(0, os.EFD_CLOEXEC)  # nobody here dies without a word
+
+    def ring_bell(self) -> None:
+        os.eventfd_write(self.data_fd, 1)
+
+    def send(self, message: Any) -> None:
+        self._before_send()
+        self._outgoing.messages.append(message)
+
+    def flush(self) -> None:
+        return
+
+    def drain(self) -> Iterator[Any]:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.data_fd)
+        return self._incoming.drain()
+
+    def close(self) -> None:
+        os.close(self.data_fd)
+        os.close(self.peer_fd)
+
+
+class Weights:
+    """Every model is in host memory."""
+
+    cached = MODELS
+    used_bytes = 0
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(1)
+
+    def lease(self, model: str, instance_key: str, deliver: Callable[[m.HostWeights], None]) -> None:
+        deliver(m.HostWeights(model, next(self._ids), None))  # type: ignore[arg-type]
+
+    def ignore(self, *_: object) -> None:
+        return
+
+    cancel = drop = give_back = forget_instance = close = ignore
+
+
+class Store:
+    """An instance's weights, and its only runner: it writes tokens where KV would be, and reads them back."""
+
+    loading = False
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._model = ""
+
+    def take(self, weights: m.HostWeights) -> None:
+        self._taken.add(weights.model)
+
+    def ready(self, model: str) -> bool:
+        return model in self._taken
+
+    def bind(self, model: str) -> None:
+        self._model = model
+
+    def runner(self, model: str) -> Store:
+        return self
+
+    def evict(self, model: str) -> None:
+        self._taken.discard(model)
+
+    def collect_returned(self) -> list[tuple[str, int]]:
+        return []
+
+    def prepare_one(self) -> bool:
+        return False
+
+    def check_device(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+    def step(self, slices: Sequence[SequenceSlice], memory: dict[tuple[int, int], int]) -> list[int]:
+        chosen = []
+        for one in slices:
+            for position, token in enumerate(one.token_ids, one.start):
+                memory[_place(one, position)] = token
+            if one.wants_logits:
+                chosen.append(next_token(self._model, [memory[_place(one, at)] for at in range(one.end)]))
+        return chosen
+
+
+def _place(one: SequenceSlice, position: int) -> tuple[int, int]:
+    return one.blocks[position // SHAPE.block_tokens], position % SHAPE.block_tokens
+
+
+class Greedy:
+    """The runner has chosen."""
+
+    def sample(self, logits: list[int], states: Sequence[object]) -> list[int]:
+        return list(logits)
+
+
+class Sinks:
+    """Token rings of an instance; while one is full, what is sent waits in the process, and dies with it."""
+
+    blocked_fds: Sequence[int] = ()
+
+    def __init__(self, attach: Callable[[str], Ring | None], before_send: Callable[[], None]) -> None:
+        self._attach, self._before_send = attach, before_send
+        self._rings: dict[str, Ring] = {}
+        self._waiting: deque[tuple[str, Any]] = deque()
+        self.full = False
+
+    def attach(self, frontend_id: str, address: str) -> None:
+        ring = self._attach(frontend_id)
+        if ring is not None:
+            self._rings[frontend_id] = ring
+
+    def detach(self, frontend_id: str) -> None:
+        self._rings.pop(frontend_id, None)
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._waiting)
+
+    def send(self, frontend_id: str, message: Any) -> None:
+        self._before_send()
+        self._waiting.append((frontend_id, message))
+        self.flush()
+
+    def send_tokens(self, time_s: float, items: Iterable[tuple[str, str, int, int]]) -> None:
+        for frontend_id, *item in items:
+            self.send(frontend_id, m.Tokens(time_s, (tuple(item),)))  # type: ignore[arg-type]
+
+    def flush(self) -> None:
+        while self._waiting and not self.full:
+            frontend_id, message = self._waiting.popleft()
+            if frontend_id in self._rings:
+                self._rings[frontend_id].messages.append(message)
+
+
+@dataclass
+class Process:
+    """An instance's process: ``fuse`` counts the messages that it can still send."""
+
+    key: str
+    fuse: int | None = None
+    dead: bool = False
+    end: End = field(init=False)
+    driver_end: End = field(init=False)
+    sinks: Sinks = field(init=False)
+    instance: Instance = field(init=False)
+
+    def burn(self) -> None:
+        if self.fuse is not None:
+            if self.fuse == 0:
+                self.dead = True
+                raise Killed
+            self.fuse -= 1
+
+    def go_on(self) -> None:
+        if not self.dead:
+            with contextlib.suppress(Killed):
+                self.instance.go_on()
+
+
+class Peer:
+    """A frontend's side of the node. ``far``: it is on another machine, and hears all through a gateway, in order."""
+
+    def __init__(
+        self, frontend_id: str, link: End, far: bool, receive: Callable[[NodePeer, m.ToFrontend], None]
+    ) -> None:
+        self.node_id, self.frontend_id = "n0", frontend_id
+        self.state: m.NodeState | None = None
+        self.link = link
+        self._far = far
+        self._frames: deque[m.ToFrontend] = deque()
+        self._receive = receive
+        self.inbox: NodeInbox[Ring] = NodeInbox(link, self._take)
+
+    def _take(self, message: m.ToFrontend) -> None:
+        if not self._far:
+            self._receive(self, message)
+            return
+        if isinstance(message, m.Interrupted):
+            self.inbox.take_from_instances()
+        self._frames.append(message)
+
+    def read_frames(self) -> None:
+        while self._frames:
+            self._receive(self, self._frames.popleft())
+
+    def send(self, message: object) -> None:
+        self.link.send(message)
+
+    def drain_instance(self, instance_key: str) -> None:
+        if not self._far:
+            self.inbox.take_from_instances()
+            self.inbox.remove(instance_key)
+
+    def drop_instance(self, instance_key: str) -> None:
+        if not self._far:
+            self.inbox.take_from(instance_key)
+            self.inbox.remove(instance_key)
+
+    def close(self) -> None:
+        self.send(m.DetachFrontend(self.frontend_id))
+
+
+class MessageWorld:
+    """A node, and a frontend of it; must be made and used on an asyncio loop."""
+
+    def __init__(self, policy: str, far: bool = False, slabs: int = 40) -> None:
+        self.clock = Clock()
+        specs = {name: ModelSpec(name, 8192, SHAPE, 512) for name in MODELS}
+        costs = ProfiledCosts(specs, dict.fromkeys(specs, LatencyProfile(0.01, 1e-5, 0.0, 0.01, 0.0, 0.0)), 1e9, 1e9)
+        limits = PoolLimits(slabs * SLAB_BYTES, SLAB_BYTES)
+        self.kv = NodeKv(slabs * SLAB_BYTES, SLAB_BYTES, [SHAPE])
+        self.memory: dict[tuple[int, int], int] = {}
+        self.driver = Driver(
+            specs,
+            make_scheduler(policy, tuple(specs.values()), costs, limits),
+            self.kv,
+            lambda post, fail: Weights(),  # type: ignore[arg-type,return-value]
+            self.clock,
+            self._start,
+            dict.fromkeys(specs, (EOS,)),
+        )
+        served = {
+            name: ServedModel(spec, None, Words(), VOCABULARY, (EOS,))  # type: ignore[arg-type]
+            for name, spec in specs.items()
+        }
+        self.frontend = PoolFrontend(served, self.clock)
+        self.processes: list[Process] = []
+        self._incarnations: dict[str, int] = {}
+        self.peers: dict[str, Peer] = {}
+        self.driver_ends: list[End] = []
+        self.far = far
+        self.peer = self.connect(self.frontend, "f")
+        for index, role in enumerate(LAYOUTS[policy]):
+            self._start(InstanceSpec(f"i{index}", role, slabs * SLAB_BYTES, 1 << 20))
+
+    def connect(self, frontend: PoolFrontend, frontend_id: str) -> Peer:
+        to_driver, from_driver = Ring(), Ring()
+        end = End(to_driver, from_driver)
+        self.driver.add_frontend(frontend_id, end)  # type: ignore[arg-type]
+        self.driver_ends.append(end)
+        peer = Peer(frontend_id, End(from_driver, to_driver), self.far, frontend._receive)
+        self.peers[frontend_id] = peer
+        peer.send(m.AttachFrontend(frontend_id, "nowhere"))
+        frontend._take_in(peer)
+        return peer
+
+    def _start(self, spec: InstanceSpec) -> None:
+        incarnation = self._incarnations[spec.instance_id] = self._incarnations.get(spec.instance_id, -1) + 1
+        process = Process(f"{spec.instance_id}:{incarnation}")
+        to_instance, to_driver = Ring(), Ring()
+        process.driver_end = End(to_driver, to_instance)
+        process.end = End(to_instance, to_driver, process.burn)
+        process.sinks = Sinks(lambda frontend_id: self._token_ring(frontend_id, process.key), process.burn)
+        models = {name: InstanceModel(name, SHAPE, (EOS,)) for name in MODELS}
+        process.instance = Instance(
+            spec.instance_id,
+            models,
+            Store(),  # type: ignore[arg-type]
+            InPlaceKv(self.memory),  # type: ignore[arg-type]
+            process.end,  # type: ignore[arg-type]
+            process.sinks,  # type: ignore[arg-type]
+            self.clock,
+            chunk_tokens=16,
+            sampler=Greedy(),  # type: ignore[arg-type]
+        )
+        self.processes.append(process)
+        self.driver_ends.append(process.driver_end)
+        self.driver.wakeup.post(
+            lambda: self.driver.add_instance(InstanceHandle(spec, incarnation, process.driver_end))  # type: ignore[arg-type]
+        )
+        process.end.send(m.Started(spec.instance_id, 1))
+
+    def _token_ring(self, frontend_id: str, instance_key: str) -> Ring | None:
+        if frontend_id not in self.peers:
+            return None
+        ring = Ring()
+        self.peers[frontend_id].inbox.add(instance_key, ring)
+        return ring
+
+    # --- what happens -----------------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> list[Process]:
+        return [process for process in self.processes if not process.dead]
+
+    def driver_reads(self, number: int) -> None:
+        """One of its rings, and whatever has been posted to it."""
+        end = self.driver_ends[number % len(self.driver_ends)]
+        if end in list[object](self.driver._links()):
+            end.ring_bell()
+        self.driver.go_on()
+
+    def instance_goes_on(self, number: int) -> None:
+        if self.alive:
+            self.alive[number % len(self.alive)].go_on()
+
+    def frontend_reads_driver(self, number: int) -> None:
+        self.peer.inbox.take_from_driver()
+
+    def frontend_reads_instance(self, number: int) -> None:
+        keys = self.peer.inbox.instances
+        if keys:
+            self.peer.inbox.take_from(keys[number % len(keys)])
+
+    def frontend_reads_gateway(self, number: int) -> None:
+        self.peer.read_frames()
+
+    def ring_is_full(self, number: int) -> None:
+        if self.alive:
+            self.alive[number % len(self.alive)].sinks.full = True
+
+    def ring_has_room(self, number: int) -> None:
+        for process in self.alive:
+            process.sinks.full = False
+
+    def light_fuse(self, number: int) -> None:
+        """An instance dies before one of its next messages."""
+        if self.alive:
+            self.alive[number % len(self.alive)].fuse = number // 7 % 12
+
+    def kill(self, number: int) -> None:
+        if self.alive:
+            self.alive[number % len(self.alive)].dead = True
+
+    def death_is_noticed(self, number: int) -> None:
+        dead = [process for process in self.processes if process.dead]
+        if dead:
+            key = dead[number % len(dead)].key
+            self.driver.instance_died(key, "killed")
+
+    async def breathe(self) -> None:
+        """Let clients and the frontend's own tasks go on."""
+        for _ in range(4):
+            await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        """Everything goes on, in turn, until nobody has anything to do; what waits for a time has it come."""
+        for _ in range(500):
+            self.clock.time_s += 0.01
+            self.ring_has_room(0)
+            for process in self.alive:
+                process.fuse = None
+                process.go_on()
+            for number in range(len(self.processes)):
+                self.death_is_noticed(number)
+            for number in range(len(self.driver_ends)):
+                self.driver_reads(number)
+            self.peer.inbox.take_from_driver()
+            self.peer.inbox.take_from_instances()
+            self.peer.read_frames()
+            await self.breathe()
+            if not self.driver._requests and not self.frontend._streams and self._idle():
+                return
+
+    def _idle(self) -> bool:
+        return all(process.instance._turn is None for process in self.alive)
+
+    def close(self) -> None:
+        """The books must balance."""
+        self.kv.check_integrity()
+        for process in self.processes:
+            process.end.close()
+        ends: set[Any] = {*self.driver._links(), *(peer.link for peer in self.peers.values())}
+        for end in ends:
+            end.close()
+        self.kv.close()
+
+
+def request(request_id: str, model: str, prompt: Sequence[int], **sampling: Any) -> GenerationRequest:
+    """A greedy request."""
+    return GenerationRequest(request_id, model, TokenPrompt(tuple(prompt)), SamplingParams(temperature=0, **sampling))
+
+
+async def collect(frontend: PoolFrontend, asked: GenerationRequest) -> tuple[tuple[int, ...], str, FinishReason | None]:
+    """What a client gets."""
+    ids: list[int] = []
+    text, reason = "", None
+    async for delta in await frontend.generate(asked):
+        ids += delta.token_ids
+        text += delta.text
+        reason = delta.finish_reason
+    return tuple(ids), text, reason
