@@ -221,9 +221,8 @@ def test_nothing_outlives_a_supervisor_that_is_killed(arguments: list[str], tmp_
             os.kill(pid, signal.SIGSTOP)
         os.kill(pool.pid, signal.SIGKILL)
         until(lambda: gone(tree), "every process has ended")
-        [folder] = folders(pool.pid)
-        remove_abandoned(os.environ)  # as the next start does, here or elsewhere on this machine
-        assert not folder.exists()
+        remove_abandoned(os.environ)  # as the next start does, here, or has done elsewhere on this machine
+        assert folders(pool.pid) == []
 
 
 def test_a_busy_port_is_told_before_anything_heavy_is_imported(arguments: list[str]) -> None:
