@@ -1,4 +1,11 @@
-"""What all tests share: no test depends on how fast the machine is."""
+"""What all tests share: no test depends on how fast the machine is.
+
+Triton kernels run on the CPU here: its interpreter must be chosen before anything imports Triton.
+"""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 from hypothesis import settings

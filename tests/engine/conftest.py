@@ -1,13 +1,6 @@
-"""What the engine's tests share.
-
-Triton kernels run on the CPU here: its interpreter must be chosen before anything imports Triton.
-"""
+"""What the engine's tests share."""
 
 from __future__ import annotations
-
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 
