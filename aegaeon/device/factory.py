@@ -24,7 +24,7 @@ def make_device(
     pages: int,
     page_bytes: int,
     huge_pages: bool = True,
-    memory_flag: str = "--device-bytes",
+    memory_flag: str = "--device-memory",
     ordinal: int = 0,
 ) -> Device:
     """A device of ``pages`` pages of ``page_bytes`` each; the caller closes it.

@@ -125,7 +125,7 @@ class Node:
         if total_bytes == 0:
             raise ServiceError(
                 f"a KV cache of {self._options.kv_cache_bytes} bytes holds no slab of {slab_bytes} bytes: "
-                "raise --kv-cache or lower --slab"
+                "raise --kv-cache or lower --slab-size"
             )
         self._slab_bytes = slab_bytes
         return NodeKv(total_bytes, slab_bytes, [model.spec.kv_shape for model in self._models.values()])
