@@ -136,11 +136,16 @@ class World:
         submit = m.Submit(request, frontend_id, PROMPT, sampling, generated_ids)
         (frontend or self.frontend).link.send(submit)
 
-    def kill(self) -> None:
-        """The instance dies; the driver hears of it."""
+    def kill(self, last_act: Callable[[], None] = lambda: None) -> None:
+        """The instance dies; the driver hears of it, before it reads what came of the last act."""
         key = f"i0:{self.incarnation}"
         self.restart_seen.clear()
-        self.driver.wakeup.post(lambda: self.driver.instance_died(key, "killed"))
+
+        def die() -> None:
+            last_act()
+            self.driver.instance_died(key, "killed")
+
+        self.driver.wakeup.post(die)
 
     def resume(self, generated_ids: dict[str, tuple[int, ...]]) -> None:
         """The frontend says what the clients have of all that was interrupted; a new process is asked for."""
@@ -602,8 +607,7 @@ def test_a_turn_that_never_reached_its_instance_speaks_against_nobody(world: Wor
     for _ in range(4):
         turn = instance.expect(m.RunTurn)
         over = m.TurnOver(turn.turn_id, TurnEndReason.QUOTA, (), tuple(members(turn)), switched=False)
-        world.driver.wakeup.post(lambda over=over, instance=instance: instance.link.send(over))
-        world.kill()
+        world.kill(lambda over=over, instance=instance: instance.link.send(over))
         world.resume({"a": ()})
         instance = world.join()
     world.submit("b")
