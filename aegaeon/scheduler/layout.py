@@ -1,7 +1,7 @@
 """How a pool is laid out: which instances stand on which device, with how much of its memory. For both worlds.
 
-An operator may have decided it (``PoolDevice.rooms``, ``PoolSpec.roles``: what ``aegaeon serve`` was told, or what fits
-the machine); else the policy does.
+An operator may have decided it (``PoolSpec.roles`` and ``PoolDevice.rooms``: what ``aegaeon serve`` was told, or what
+fits the machine); else the policy does.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class PoolSpec:
     """The hardware that a policy is laid out on.
 
     ``most_models_per_device`` bounds static placements where the experiment says so (the paper: two for MuxServe),
-    None leaves it to memory. ``roles``: of the devices' instances, in order; empty leaves it to the policy.
-    ``max_batch_requests``: of an instance.
+    None leaves it to memory. ``roles``: of the devices' instances, in order; empty leaves it to the policy. Roles and
+    rooms are decided together. ``max_batch_requests``: of an instance.
     """
 
     devices: tuple[PoolDevice, ...]
@@ -59,6 +59,8 @@ class PoolSpec:
             raise ValueError("a pool needs a device")
         if self.roles and len(self.roles) != len(self.devices):
             raise ValueError(f"{len(self.roles)} roles for {len(self.devices)} devices")
+        if {device.rooms is not None for device in self.devices} != {bool(self.roles)}:
+            raise ValueError("roles without rooms, or rooms without roles: whoever decides the one decides the other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,7 @@ def decided_layout(pool: PoolSpec, models: Sequence[ModelSpec]) -> Layout:
 
 def _instance(name: str, role: Role, device: PoolDevice, models: Sequence[ModelSpec], batch: int) -> InstanceSpec:
     rooms = device.rooms
-    if rooms is None:
-        raise ValueError(f"nobody has decided how the memory of {device.name} is divided")
+    assert rooms is not None, f"{device.name} has a role, and no rooms"
     largest_bytes = max(model.weight_bytes for model in models)
     if largest_bytes > rooms.weight_bytes:
         raise NoPlacementError(

@@ -30,6 +30,17 @@ MakeScheduler = Callable[[Sequence[ModelSpec], CostModel, PoolLimits, Sequence[P
 instances by ``InstanceJoined``, as they come up; only static placements go by the list."""
 
 
+def as_they_join(make: Callable[[Sequence[ModelSpec], CostModel, PoolLimits], Scheduler]) -> MakeScheduler:
+    """Of a scheduler that needs to know no instance before it has joined."""
+
+    def scheduler(
+        models: Sequence[ModelSpec], costs: CostModel, limits: PoolLimits, _instances: Sequence[PlacedInstance]
+    ) -> Scheduler:
+        return make(models, costs, limits)
+
+    return scheduler
+
+
 @dataclass(frozen=True, slots=True)
 class LineStyle:
     """How a policy is drawn in every figure. ``colour``: ``#rrggbb``. ``dash``: lengths of ink and gap in turn, empty

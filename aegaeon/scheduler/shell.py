@@ -62,21 +62,21 @@ class FollowedInstance(Protocol):
     def turn(self) -> TurnUnderWay | None: ...
 
 
-J = TypeVar("J", bound=Job)
-I = TypeVar("I", bound=FollowedInstance)  # noqa: E741
+JobT = TypeVar("JobT", bound=Job)
+InstanceT = TypeVar("InstanceT", bound=FollowedInstance)
 
 _OfRequest = RequestPrefilled | RequestFinished | RequestFailed | RequestCancelled | KvExhausted | KvDropped
 _OfPool = InstanceJoined | InstanceLost | ModelFailed | ModelRecovered
 
 
-class PolicyShell(ABC, Generic[J, I]):
+class PolicyShell(ABC, Generic[JobT, InstanceT]):
     """A ``Scheduler`` (see the contract in ``aegaeon.scheduler.scheduler``) but for what makes a policy."""
 
     def __init__(self, models: Sequence[ModelSpec], limits: PoolLimits) -> None:
         self._limits = limits
         self._facts = model_facts(models)
-        self._jobs: dict[str, J] = {}
-        self._instances: dict[str, I] = {}  # in order of joining
+        self._jobs: dict[str, JobT] = {}
+        self._instances: dict[str, InstanceT] = {}  # in order of joining
         self._failures: dict[str, str] = {}  # failed models and why
         self._slabs = SlabBudget(limits)
         self._drain = Drain()  # of those who are queued
@@ -104,10 +104,10 @@ class PolicyShell(ABC, Generic[J, I]):
         """All is noted: say what is to be done."""
 
     @abstractmethod
-    def _new_job(self, request: Request, facts: PolicyFacts, order: tuple[float, int]) -> J: ...
+    def _new_job(self, request: Request, facts: PolicyFacts, order: tuple[float, int]) -> JobT: ...
 
     @abstractmethod
-    def _arrived(self, job: J) -> None:
+    def _arrived(self, job: JobT) -> None:
         """A request was let in: it waits from now on."""
 
     @property
@@ -120,33 +120,33 @@ class PolicyShell(ABC, Generic[J, I]):
         """What those who are queued take by the costs, as if nothing else ran; seconds, 0 where nobody can say."""
 
     @abstractmethod
-    def _prefilled(self, job: J, event: RequestPrefilled) -> None: ...
+    def _prefilled(self, job: JobT, event: RequestPrefilled) -> None: ...
 
     @abstractmethod
-    def _takes_part(self, job: J, turn_id: int) -> bool:
+    def _takes_part(self, job: JobT, turn_id: int) -> bool:
         """Whether the job is a member of the turn."""
 
     @abstractmethod
-    def _place(self, job: J) -> None:
+    def _place(self, job: JobT) -> None:
         """Find a place for a job that has none, and was here before."""
 
     @abstractmethod
-    def _withdraw(self, job: J) -> None:
+    def _withdraw(self, job: JobT) -> None:
         """Take a job out of wherever it is."""
 
     @abstractmethod
-    def _turn_ended(self, instance: I, event: TurnEnded) -> list[J]:
+    def _turn_ended(self, instance: InstanceT, event: TurnEnded) -> list[JobT]:
         """The instance's turn is over; returns its members, which wait again."""
 
     @abstractmethod
     def _joined(self, spec: InstanceSpec) -> None: ...
 
     @abstractmethod
-    def _lost(self, instance: I, survivors: Mapping[str, int]) -> None:
+    def _lost(self, instance: InstanceT, survivors: Mapping[str, int]) -> None:
         """``survivors``: context tokens in the slab cache of members of its turn; what others computed is lost."""
 
     @abstractmethod
-    def _evict_weights(self, instance: I, model: str) -> None:
+    def _evict_weights(self, instance: InstanceT, model: str) -> None:
         """A model failed: take it off the instance, if it is there."""
 
     def _pool_changes(self) -> None:
@@ -193,7 +193,7 @@ class PolicyShell(ABC, Generic[J, I]):
             case _:
                 assert_never(event)
 
-    def _note_of_request(self, job: J, event: _OfRequest) -> None:
+    def _note_of_request(self, job: JobT, event: _OfRequest) -> None:
         match event:
             case RequestPrefilled():
                 self._prefilled(job, event)
@@ -249,12 +249,12 @@ class PolicyShell(ABC, Generic[J, I]):
     def _before_arrival(self) -> None:
         return
 
-    def _refusal(self, job: J) -> RejectRequest | None:
+    def _refusal(self, job: JobT) -> RejectRequest | None:
         if job.model in self._failures:
             return RejectRequest(job.request_id, RejectReason.MODEL_FAILED, self._failures[job.model])
         return self._misfit(job) or self._overload(job)
 
-    def _misfit(self, job: J) -> RejectRequest | None:
+    def _misfit(self, job: JobT) -> RejectRequest | None:
         """Why no instance will ever take the job; the instances are looked at once per model and pool."""
         room_bytes = self._room_bytes.get(job.model)
         if room_bytes is None:
@@ -264,34 +264,34 @@ class PolicyShell(ABC, Generic[J, I]):
             return None
         return misfit(job, slab_blocks, self._hosts(job.model))
 
-    def _overload(self, job: J) -> RejectRequest | None:
+    def _overload(self, job: JobT) -> RejectRequest | None:
         queued, most = self._queued, self._limits.max_queued_requests
         if queued < most:
             return None
         wait_s = max(self._limits.min_retry_after_s, self._queue_s(), self._drain.wait_s(queued, self._now_s))
         return overload(job, queued, most, wait_s)
 
-    def _grow(self, job: J, context_tokens: int) -> None:
+    def _grow(self, job: JobT, context_tokens: int) -> None:
         """Note a reported context."""
         job.context_tokens = max(job.context_tokens, context_tokens)
         if job.request_id in self._slabs:
             self._slabs.reserve(job)
 
-    def _over(self, job: J) -> None:
+    def _over(self, job: JobT) -> None:
         """The request ended by itself."""
         self._forget(job)
 
-    def _forget(self, job: J) -> None:
+    def _forget(self, job: JobT) -> None:
         """The request is over."""
         self._withdraw(job)
         self._release(job)
         del self._jobs[job.request_id]
 
-    def _reject(self, job: J, reason: RejectReason, detail: str) -> None:
+    def _reject(self, job: JobT, reason: RejectReason, detail: str) -> None:
         self._forget(job)
         self._out.append(RejectRequest(job.request_id, reason, detail))
 
-    def _reject_misfits(self, jobs: Iterable[J]) -> list[J]:
+    def _reject_misfits(self, jobs: Iterable[JobT]) -> list[JobT]:
         """Those that the instances there are can hold; the others are told why."""
         fitting = []
         for job in jobs:
@@ -304,7 +304,7 @@ class PolicyShell(ABC, Generic[J, I]):
 
     # -- the slab cache
 
-    def _exhausted(self, job: J, event: KvExhausted) -> None:
+    def _exhausted(self, job: JobT, event: KvExhausted) -> None:
         """Drop the KV of the holder that arrived last, so that the others go on; it is recomputed later.
 
         One at a time: whoever still waits when a drop is done is reported again.
@@ -321,21 +321,21 @@ class PolicyShell(ABC, Generic[J, I]):
             detail = f"the KV slab cache is full with {job.context_tokens} tokens of this request alone"
             self._reject(job, RejectReason.TOO_LARGE, detail)
 
-    def _drop(self, job: J) -> None:
+    def _drop(self, job: JobT) -> None:
         """Give up the job's KV; once that is done it waits to be prefilled again, with its whole context."""
         self._out.append(DropKv(job.request_id))
         self._slabs.drop(job)
         self._withdraw(job)
         job.phase = JobPhase.DROPPING
 
-    def _dropped(self, job: J, event: KvDropped) -> None:
+    def _dropped(self, job: JobT, event: KvDropped) -> None:
         if job.phase is JobPhase.DROPPING:
             self._release(job)
             job.context_tokens = event.context_tokens
             job.phase = JobPhase.WAITING
             self._place(job)
 
-    def _release(self, job: J) -> None:
+    def _release(self, job: JobT) -> None:
         """The job's KV is free, if it had any."""
         self._slabs.release(job)
 
@@ -352,7 +352,7 @@ class PolicyShell(ABC, Generic[J, I]):
             self._evict_weights(instance, model)
             self._blame(members)
 
-    def _blame(self, members: Iterable[J]) -> None:
+    def _blame(self, members: Iterable[JobT]) -> None:
         """Their turn failed; one that this happens to again and again is rejected."""
         for job in members:
             job.failed_turns += 1

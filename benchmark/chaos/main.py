@@ -358,7 +358,9 @@ def _write(chaos: Chaos, idle: Idle, gone: Gone, options: argparse.Namespace) ->
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="chaos", description="Kills and stops under known streams; what is lost?")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.chaos", description="Kills and stops under known streams; what is lost?"
+    )
     parser.add_argument("--minutes", type=amount, default=10.0, help="of traffic  [10]")
     parser.add_argument("--streams", type=count, default=30, help="clients at a time  [30]")
     parser.add_argument("--num-models", type=count, default=4, metavar="N", help="[4]")

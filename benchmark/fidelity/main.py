@@ -266,7 +266,9 @@ def _write(found: Mapping[str, Sequence[Comparison]], options: argparse.Namespac
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="fidelity", description="The simulator beside the real pool.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.fidelity", description="The simulator beside the real pool."
+    )
     parser.add_argument(
         "--policies", nargs="+", choices=sorted(REGISTERED), default=list(POLICIES), help="served and simulated"
     )

@@ -113,7 +113,9 @@ class WorkerProcess:
 
 def main() -> int:
     """Measure and tell."""
-    parser = argparse.ArgumentParser(description="Measure quick_model_loader against its limits and its peers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.loader", description="Measure quick_model_loader against its limits and its peers."
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (default: 5)")
     parser.add_argument("--folder", type=Path, help="where models and environment go, and stay (default: temporary)")
     parser.add_argument("--output", type=Path, default=HERE.parent / "results", help="where the results go")

@@ -118,7 +118,9 @@ class Trial:
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmark.policies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="one seed, few points")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="measure these only")
     parser.add_argument("--seeds", type=int, metavar="N", help="default 3, or 1 with --quick")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -14,8 +14,8 @@ from aegaeon.scheduler.layout import LayoutPlan, PlacedInstance
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.policies.registry import POLICIES
 from aegaeon.scheduler.policies.request_level.layout import exclusive_layout
+from aegaeon.scheduler.policies.request_level.policy import by_strategy
 from aegaeon.scheduler.policies.request_level.sllm import SllmStrategy
-from aegaeon.scheduler.policies.request_level.strategy import Strategy
 from aegaeon.scheduler.policies.request_level.turn_scheduler import TurnScheduler
 from aegaeon.scheduler.policy import LineStyle, MakeScheduler, Policy
 from aegaeon.scheduler.scheduler import Scheduler
@@ -23,16 +23,6 @@ from sim.systems.dedicated import dedicated_layout
 from sim.systems.muxserve import muxserve_layout
 from sim.systems.sllm_plus import SllmPlusStrategy
 from sim.systems.static import StaticStrategy
-
-
-def _exclusive(
-    strategy: Callable[[CostModel], Strategy],
-    models: Sequence[ModelSpec],
-    costs: CostModel,
-    limits: PoolLimits,
-    instances: Sequence[PlacedInstance],
-) -> Scheduler:
-    return TurnScheduler(models, limits, strategy(costs))
 
 
 def _static(
@@ -61,7 +51,7 @@ BASELINES: Mapping[str, Policy] = MappingProxyType(
                 "sllm+",
                 "ServerlessLLM+",
                 exclusive_layout,
-                partial(_exclusive, SllmPlusStrategy),
+                by_strategy(SllmPlusStrategy),
                 LineStyle("#de8f05", "D", (1, 1)),
                 ("SeLLMPlusPolicy",),
             ),
@@ -78,7 +68,7 @@ ARTIFACT_BASELINES: Mapping[str, Policy] = MappingProxyType(
     {
         policy.name: replace(
             policy,
-            scheduler=partial(_exclusive, partial(strategy, idle_first=False)),
+            scheduler=by_strategy(partial(strategy, idle_first=False)),
             step_quantum_s=ARTIFACT_STEP_QUANTUM_S,
         )
         for policy, strategy in ((POLICIES["sllm"], SllmStrategy), (BASELINES["sllm+"], SllmPlusStrategy))

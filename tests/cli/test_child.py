@@ -15,7 +15,7 @@ from aegaeon.cli.service import service
 from aegaeon.cli.service.child import Child
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ProcessDied, ServiceDiedError, ServiceReport
-from aegaeon.runtime.process.pauses import Pauses
+from aegaeon.runtime.process.backoff import Pauses
 from aegaeon.runtime.process.process import adopt_orphans
 from aegaeon.runtime.process.process_log import LogPlace
 from aegaeon.runtime.process.run_folder import RunFolder

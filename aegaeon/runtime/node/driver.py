@@ -28,7 +28,7 @@ from aegaeon.runtime.node.node_kv import NodeKv
 from aegaeon.runtime.node.timers import Timers
 from aegaeon.runtime.process.backoff import INSTANCE_PAUSES, Backoff
 from aegaeon.runtime.process.os_process import OsProcess
-from aegaeon.runtime.recovery.restarts import Absence
+from aegaeon.runtime.recovery.absence import Absence
 from aegaeon.runtime.recovery.suspicion import ModelSuspicion
 from aegaeon.runtime.recovery.vigil import Vigil, look_interval_s
 from aegaeon.runtime.wire import messages as m

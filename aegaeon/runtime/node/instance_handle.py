@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.runtime.process.backoff import ran_well
 from aegaeon.runtime.process.os_process import OsProcess
-from aegaeon.runtime.recovery.restarts import WELL_AFTER_S
 from aegaeon.runtime.recovery.vigil import Vigil
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.link import Link
 from aegaeon.runtime.wire.messages import InstanceState
 from aegaeon.runtime.wire.pulse import PulseReader
+
+# An instance that lived so long has started well, even if nobody asked anything of it.
+_WELL_AFTER_S = 30.0
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ class InstanceHandle:
 
     def ran_well(self, now_s: float) -> bool:
         """Whether it did anything, or stayed long enough to show that it could have."""
-        return self.alive and (self.turns_done > 0 or ran_well(self.since_s, now_s, WELL_AFTER_S))
+        return self.alive and (self.turns_done > 0 or ran_well(self.since_s, now_s, _WELL_AFTER_S))
 
     def begin(self, turn_id: int, model: str, keep_prefilled: bool, members: Iterable[str]) -> None:
         """A turn was sent."""

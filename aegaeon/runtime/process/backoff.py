@@ -1,10 +1,29 @@
-"""How long something that ended waits before it is started again, and when that makes no sense any more. Pure."""
+"""How long something that failed or ended waits before it is tried again, and when that makes no sense. Pure.
+
+What ran well is replaced at once. What dies before it has done anything dies again, most likely: the pauses grow, so
+that a broken installation or a full GPU is not a busy loop.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aegaeon.runtime.process.pauses import Pauses
+
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """Each failure in a row doubles the pause, from ``first_s`` up to ``most_s``; the first ``free`` cost nothing."""
+
+    first_s: float
+    most_s: float
+    free: int = 0
+
+    def after(self, failures: int) -> float:
+        """The pause after so many failures in a row (from 1 on), in seconds."""
+        doublings = failures - 1 - self.free
+        if doublings < 0:
+            return 0.0
+        return min(self.most_s, self.first_s * 2.0 ** min(doublings, 64))
+
 
 # A service's own processes: its pool, its server, its drivers.
 PROCESS_PAUSES, PROCESS_LIMIT = Pauses(0.5, 30.0), 7

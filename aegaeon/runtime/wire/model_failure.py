@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import quick_model_loader as qml
 from aegaeon.memory.page_pool import OutOfPagesError
-from aegaeon.runtime.process.pauses import Pauses
+from aegaeon.runtime.process.backoff import Pauses
 
 
 class FailureKind(StrEnum):

@@ -1,31 +1,28 @@
-"""The policy ``sllm`` as a record."""
+"""The policy ``sllm`` as a record, and how any strategy of its kind becomes one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from aegaeon.core.cost import CostModel
 from aegaeon.core.instance import Role
-from aegaeon.core.model import ModelSpec
-from aegaeon.scheduler.layout import PlacedInstance
-from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.policies.request_level.layout import exclusive_layout
 from aegaeon.scheduler.policies.request_level.sllm import SllmStrategy
+from aegaeon.scheduler.policies.request_level.strategy import Strategy
 from aegaeon.scheduler.policies.request_level.turn_scheduler import TurnScheduler
-from aegaeon.scheduler.policy import LineStyle, Policy
+from aegaeon.scheduler.policy import LineStyle, MakeScheduler, Policy, as_they_join
 
 
-def _scheduler(
-    models: Sequence[ModelSpec], costs: CostModel, limits: PoolLimits, _instances: Sequence[PlacedInstance]
-) -> TurnScheduler:
-    return TurnScheduler(models, limits, SllmStrategy(costs))
+def by_strategy(strategy: Callable[[CostModel], Strategy]) -> MakeScheduler:
+    """Schedulers that differ in their strategy only."""
+    return as_they_join(lambda models, costs, limits: TurnScheduler(models, limits, strategy(costs)))
 
 
 POLICY = Policy(
     "sllm",
     "ServerlessLLM",
     exclusive_layout,
-    _scheduler,
+    by_strategy(SllmStrategy),
     LineStyle("#029e73", "^", (4, 1.5)),
     roles=frozenset({Role.MIXED}),
     aliases=("SeLLMPolicy",),

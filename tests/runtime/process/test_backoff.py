@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from aegaeon.runtime.node.timers import Timers
-from aegaeon.runtime.process.backoff import INSTANCE_PAUSES, Backoff, ran_well
-from aegaeon.runtime.process.pauses import Pauses
+from aegaeon.runtime.process.backoff import INSTANCE_PAUSES, Backoff, Pauses, ran_well
 
 
 def test_one_that_ran_well_is_replaced_at_once_however_often():

@@ -1,8 +1,4 @@
-"""When an instance that died is started again. Pure.
-
-One that ran well is replaced at once. One that dies before it has done anything dies again, most likely: the pauses
-grow, so that a broken installation or a full GPU is not a busy loop.
-"""
+"""An instance that has no process at the moment, as it is shown to those who look at the pool."""
 
 from __future__ import annotations
 
@@ -10,9 +6,6 @@ from dataclasses import dataclass
 
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.runtime.wire.messages import InstanceState
-
-# An instance that lived so long has started well, even if nobody asked anything of it.
-WELL_AFTER_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
