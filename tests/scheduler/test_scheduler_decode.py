@@ -13,6 +13,8 @@ from aegaeon.scheduler.job import JobPhase
 from aegaeon.scheduler.policies.paper.batch import Batch
 from aegaeon.scheduler.policies.paper.decode_round import DecodeRound
 from aegaeon.scheduler.policies.paper.paper_job import PaperJob
+from tests.worlds import toy_moves
+from tests.worlds.toy_moves import starts
 from tests.worlds.toy_world import BLOCK_BYTES, SMALL, ToyWorld, make_costs, make_instance, make_limits, make_models
 
 
@@ -39,17 +41,7 @@ def prefill(toy: ToyWorld, *requests: str, prompt: int = 16, max_new: int = 400)
 
 
 def end_turn(toy: ToyWorld, instance_id: str = "d0") -> list[Command]:
-    """Run the instance's turn to its end; all that is said meanwhile."""
-    said: list[Command] = []
-    turn = toy.instances[instance_id].turn
-    while turn is not None and toy.instances[instance_id].turn is turn:
-        toy.step(instance_id)
-        said += toy.deliver_all()
-    return said
-
-
-def starts(commands: list[Command]) -> list[StartTurn]:
-    return [command for command in commands if isinstance(command, StartTurn)]
+    return toy_moves.end_turn(toy, instance_id)
 
 
 def test_the_only_batch_has_no_limit_and_is_joined_while_it_runs() -> None:

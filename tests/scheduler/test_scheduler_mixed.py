@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from aegaeon.core.command import Command, EndTurn, EvictKv, EvictWeights, ExtendTurn, LoadWeights, StartTurn
+from aegaeon.core.command import EndTurn, EvictKv, EvictWeights, ExtendTurn, LoadWeights, StartTurn
 from aegaeon.core.instance import Role
+from tests.worlds.toy_moves import arrive, end_turn
 from tests.worlds.toy_world import ToyWorld, make_instance, make_limits, make_models
 
 
@@ -15,23 +16,6 @@ def world(instances: int = 1, **spec: int) -> ToyWorld:
         toy.join(make_instance(f"i{index}", Role.MIXED, **spec))
     toy.deliver_all()
     return toy
-
-
-def arrive(toy: ToyWorld, *requests: str, prompt: int = 16, max_new: int = 400) -> list[Command]:
-    """Requests called ``<model>.<anything>``."""
-    for name in requests:
-        toy.arrive(name, name.split(".")[0], prompt, max_new)
-    return toy.deliver_all()
-
-
-def end_turn(toy: ToyWorld, instance_id: str = "i0") -> list[Command]:
-    """Run the instance's turn to its end; all that is said meanwhile."""
-    said: list[Command] = []
-    turn = toy.instances[instance_id].turn
-    while turn is not None and toy.instances[instance_id].turn is turn:
-        toy.step(instance_id)
-        said += toy.deliver_all()
-    return said
 
 
 def test_one_instance_prefills_a_request_and_goes_on_decoding_it() -> None:

@@ -10,6 +10,7 @@ from aegaeon.core.command import Command, EvictWeights, ExtendTurn, LoadWeights,
 from aegaeon.core.instance import Role
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.slo import Slo
+from tests.worlds import toy_moves
 from tests.worlds.toy_world import SMALL, WIDE, ToyWorld, make_instance, make_limits, make_models
 
 
@@ -33,13 +34,7 @@ def runs(commands: list[Command]) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def end_turn(toy: ToyWorld, instance_id: str = "p0") -> list[Command]:
-    """Run the turn that the instance is in to its end."""
-    said: list[Command] = []
-    turn = toy.instances[instance_id].turn
-    while turn is not None and toy.instances[instance_id].turn is turn:
-        toy.step(instance_id)
-        said += toy.deliver_all()
-    return said
+    return toy_moves.end_turn(toy, instance_id)
 
 
 def test_a_group_is_a_turn_that_later_requests_of_its_model_join() -> None:

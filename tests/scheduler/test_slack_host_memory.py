@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aegaeon.core.command import Command, FetchWeights, LoadWeights, StartTurn
+from tests.worlds.toy_moves import arrive
 from tests.worlds.toy_world import ToyWorld, make_instance, make_limits, make_models
 
 
@@ -17,13 +18,6 @@ def world(hosted: int = 2, models: int = 4, instances: int = 1) -> ToyWorld:
         toy.join(make_instance(f"i{index}", max_resident_models=4))
     toy.deliver_all()
     return toy
-
-
-def arrive(toy: ToyWorld, *requests: str, max_new: int = 400) -> list[Command]:
-    """Requests called ``<model>.<anything>``."""
-    for name in requests:
-        toy.arrive(name, name.split(".")[0], 16, max_new)
-    return toy.deliver_all()
 
 
 def fetches(said: list[Command]) -> list[FetchWeights]:

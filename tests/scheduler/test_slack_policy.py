@@ -10,6 +10,7 @@ from aegaeon.core.slo import Slo
 from aegaeon.scheduler.policies.slack.homes import Homes
 from aegaeon.scheduler.policies.slack.traffic import Traffic
 from aegaeon.scheduler.policies.slack.tuning import Tuning
+from tests.worlds.toy_moves import arrive, end_turn, starts
 from tests.worlds.toy_world import BLOCK_BYTES, ToyWorld, make_costs, make_instance, make_limits, make_models
 
 
@@ -20,27 +21,6 @@ def world(instances: int = 1, models: int = 6, **more: int) -> ToyWorld:
         toy.join(make_instance(f"i{index}", Role.MIXED, max_resident_models=more.get("residents", 4)))
     toy.deliver_all()
     return toy
-
-
-def arrive(toy: ToyWorld, *requests: str, prompt: int = 16, max_new: int = 400) -> list[Command]:
-    """Requests called ``<model>.<anything>``."""
-    for name in requests:
-        toy.arrive(name, name.split(".")[0], prompt, max_new)
-    return toy.deliver_all()
-
-
-def end_turn(toy: ToyWorld, instance_id: str = "i0") -> list[Command]:
-    """Run the instance's turn to its end; all that is said meanwhile."""
-    said: list[Command] = []
-    turn = toy.instances[instance_id].turn
-    while turn is not None and toy.instances[instance_id].turn is turn:
-        toy.step(instance_id)
-        said += toy.deliver_all()
-    return said
-
-
-def starts(said: list[Command]) -> list[StartTurn]:
-    return [command for command in said if isinstance(command, StartTurn)]
 
 
 def test_an_arrival_on_an_idle_instance_runs_at_once_and_goes_on_decoding_in_its_turn() -> None:
