@@ -1,5 +1,6 @@
 //! A store, for Python.
 
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use pyo3::exceptions::{PyKeyError, PyValueError};
@@ -129,6 +130,30 @@ impl Store {
         Ok(Self { store })
     }
 
+    /// Goes on with the arena of a store whose process has ended.
+    #[staticmethod]
+    #[pyo3(signature = (arena, journal, *, threads=None, direct=None, prefault=true))]
+    fn inherit(
+        py: Python<'_>,
+        arena: RawFd,
+        journal: RawFd,
+        threads: Option<usize>,
+        direct: Option<bool>,
+        prefault: bool,
+    ) -> PyResult<Self> {
+        let load = options(threads, direct)?;
+        let options = core::StoreOptions { load, prefault, ..core::StoreOptions::new(0) };
+        let [arena, journal] = [duplicate(arena)?, duplicate(journal)?];
+        let store = py.detach(|| core::Store::inherit(arena, journal, &options));
+        Ok(Self { store: store.map_err(|error| to_python(py, &error))? })
+    }
+
+    /// What another process needs to inherit.
+    fn heirlooms(&self, py: Python<'_>) -> PyResult<(RawFd, RawFd)> {
+        let [arena, journal] = self.store.heirlooms().map_err(|error| to_python(py, &error))?;
+        Ok((arena.into_raw_fd(), journal.into_raw_fd()))
+    }
+
     /// Asks for a checkpoint.
     #[pyo3(signature = (path, key=None, *, verify=false, deadline=None))]
     #[expect(clippy::needless_pass_by_value, reason = "what Python passes is converted, hence owned")]
@@ -206,6 +231,16 @@ impl Store {
         let (capacity, entries) = (stats.capacity_bytes, stats.counts.entries);
         format!("Store(capacity_bytes={capacity}, entries={entries})")
     }
+}
+
+/// One of our own, of a descriptor that stays the caller's.
+fn duplicate(fd: RawFd) -> PyResult<OwnedFd> {
+    if fd < 0 {
+        return Err(PyValueError::new_err(format!("{fd} is no descriptor")));
+    }
+    // SAFETY: the caller says that it is open, and keeps it open meanwhile.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    Ok(borrowed.try_clone_to_owned()?)
 }
 
 fn warn_of_small_pages(py: Python<'_>) -> PyResult<()> {

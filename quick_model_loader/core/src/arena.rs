@@ -10,6 +10,7 @@ use crate::mapping::HUGE_PAGE_BYTES;
 use crate::sync::{Mutex, lock};
 use crate::width::to_usize;
 use crate::{Access, BLOCK_BYTES, Error, Fault, Mapping, Result};
+use serde::{Deserialize, Serialize};
 
 /// What errors about the arena name as their path: it has no name in any file system.
 const NAME: &str = "memfd:quick_model_loader";
@@ -25,7 +26,7 @@ const MADV_COLLAPSE: i32 = 25;
 const COLLAPSE_ATTEMPTS: u32 = 3;
 
 /// What the arena's memory is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PageKind {
     /// Huge pages that the administrator set aside.
     HugeTlb,
@@ -97,6 +98,22 @@ impl Arena {
         let file = create_memfd(c"quick_model_loader", kind == PageKind::HugeTlb).map_err(fail("create"))?;
         let sized = File::from(file.try_clone().map_err(fail("duplicate"))?);
         sized.set_len(bytes).map_err(fail("size"))?;
+        Self::over(file, chunk_bytes, kind)
+    }
+
+    /// The arena in a memory file that another process made, with all that is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Io`] where it cannot be mapped, or is none.
+    pub fn over(file: OwnedFd, chunk_bytes: u64, kind: PageKind) -> Result<Self> {
+        let fail = |action| move |source| Error::io(Path::new(NAME), action, source);
+        let sized = File::from(file.try_clone().map_err(fail("duplicate"))?);
+        let bytes = sized.metadata().map_err(fail("stat"))?.len();
+        let whole = bytes > 0 && chunk_bytes > 0 && bytes.is_multiple_of(chunk_bytes);
+        if !whole || u32::try_from(bytes / chunk_bytes).is_err() {
+            return Err(fail("map")(io::ErrorKind::InvalidData.into()));
+        }
         let link = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let read_only = File::open(link).map_err(fail("reopen"))?.into();
         let mut base = Mapping::reserve(bytes).map_err(fail("map"))?;
@@ -147,6 +164,12 @@ impl Arena {
     #[must_use]
     pub const fn base(&self) -> &Mapping {
         &self.base
+    }
+
+    /// The memory itself, for a process that is to go on with it.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// The descriptor that other processes get: it cannot be mapped for writing.

@@ -6,8 +6,10 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crate::arena::create_memfd;
+use crate::journal::Place;
 use crate::layout::Layout;
 use crate::store::Shared;
 use crate::{Arena, Checkpoint, EntryId, Error, Handle, LoadReport, Mapping, Result};
@@ -32,6 +34,25 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// One that another process has read.
+    pub(crate) fn inherited(id: EntryId, place: Place, view: Arc<Mapping>, arena: Arc<Arena>) -> Self {
+        let Place { key, verified, chunks, checkpoint } = place;
+        let report = LoadReport {
+            bytes: checkpoint.total_bytes(),
+            elapsed: Duration::ZERO,
+            threads: 0,
+            direct_bytes: 0,
+            buffered_bytes: 0,
+        };
+        Self { id, key, checkpoint, report, verified, chunks, view, arena, layout: OnceLock::new() }
+    }
+
+    /// What an heir of its store must know.
+    pub(crate) fn place(&self) -> Place {
+        let (chunks, checkpoint) = (self.chunks.clone(), self.checkpoint.clone());
+        Place { key: self.key.clone(), verified: self.verified, chunks, checkpoint }
+    }
+
     /// The description that other processes get.
     pub(crate) fn layout(&self) -> Result<BorrowedFd<'_>> {
         if let Some(layout) = self.layout.get() {

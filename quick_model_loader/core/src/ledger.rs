@@ -155,6 +155,42 @@ impl<T: Clone> Ledger<T> {
         previous.and_then(|previous| self.retire(previous))
     }
 
+    /// Has an entry ready that lies in these chunks already, made by `payload` from its number; `None` where they are
+    /// not all free, or the key is in use.
+    pub fn adopt(
+        &mut self,
+        key: &str,
+        chunks: Vec<u32>,
+        payload: impl FnOnce(EntryId) -> T,
+    ) -> Option<EntryId> {
+        let distinct: BTreeSet<u32> = chunks.iter().copied().collect();
+        if self.ready.contains_key(key) || distinct.len() != chunks.len() || !distinct.is_subset(&self.free) {
+            return None;
+        }
+        self.free.retain(|chunk| !distinct.contains(chunk));
+        let (id, last_use) = (self.next_id, self.tick());
+        self.next_id += 1;
+        let payload = Some(payload(id));
+        let slot = Slot {
+            key: key.to_owned(),
+            chunks,
+            state: State::Ready,
+            leases: 0,
+            pinned: false,
+            last_use,
+            payload,
+        };
+        self.slots.insert(id, slot);
+        self.ready.insert(key.to_owned(), id);
+        Some(id)
+    }
+
+    /// What can be leased, least recently used first.
+    #[must_use]
+    pub fn payloads(&self) -> Vec<&T> {
+        self.ready_slots().into_iter().filter_map(|slot| slot.payload.as_ref()).collect()
+    }
+
     /// Frees the chunks of an entry that could not be filled.
     pub fn abandon(&mut self, id: EntryId) {
         if self.slots.get(&id).is_some_and(|slot| slot.state == State::Filling) {
@@ -215,9 +251,13 @@ impl<T: Clone> Ledger<T> {
     /// The ready entries' keys, least recently used first.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
+        self.ready_slots().into_iter().map(|slot| slot.key.clone()).collect()
+    }
+
+    fn ready_slots(&self) -> Vec<&Slot<T>> {
         let mut slots: Vec<&Slot<T>> = self.ready.values().filter_map(|id| self.slots.get(id)).collect();
         slots.sort_by_key(|slot| slot.last_use);
-        slots.into_iter().map(|slot| slot.key.clone()).collect()
+        slots
     }
 
     /// Numbers for people.
@@ -332,6 +372,20 @@ mod tests {
         assert_eq!(ledger.counts().free_chunks, 0);
         assert_eq!(ledger.release(id), Some("a"));
         assert_eq!(ledger.counts().free_chunks, 1);
+    }
+
+    #[test]
+    fn what_lies_there_already_is_adopted_where_it_lies() {
+        let mut ledger = Ledger::new(4);
+        let id = ledger.adopt("a", vec![2, 0], |id| id).unwrap();
+        assert_eq!(ledger.lease_key("a"), Some(id));
+        for (key, chunks) in [("a", vec![1]), ("b", vec![0]), ("b", vec![1, 1]), ("b", vec![4])] {
+            assert_eq!(ledger.adopt(key, chunks, |id| id), None);
+        }
+        assert_eq!(ledger.reserve("b", 2).unwrap().chunks, [1, 3]);
+        assert_eq!(ledger.payloads(), [&id]);
+        ledger.release(id);
+        assert_eq!(ledger.reserve("c", 2).unwrap().evicted, [id]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod header;
 mod identity;
 mod index;
 mod job;
+mod journal;
 mod json;
 mod layout;
 mod ledger;

@@ -1,6 +1,7 @@
 //! Many models in one arena: loads, leases, and what is given up for what.
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -8,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::entry::Entry;
+use crate::journal::{self, Journal};
 use crate::load::{Fill, check_all_unchanged};
 use crate::owner::Owner;
 use crate::ticket::{Meter, Request, Stage};
@@ -103,6 +105,7 @@ pub struct Shared {
 #[derive(Debug)]
 struct State {
     ledger: Ledger<Arc<Entry>>,
+    journal: Journal,
     chunk_bytes: u64,
     /// First come, first served.
     loads: VecDeque<Loading>,
@@ -166,8 +169,61 @@ impl Store {
     /// [`Fault::Capacity`] if the machine has less memory; [`Fault::Io`] if the operating system refuses.
     pub fn new(options: &StoreOptions) -> Result<Self> {
         let arena = Arc::new(Arena::new(options.capacity_bytes, options.chunk_bytes, options.huge_pages)?);
+        let journal = Journal::create(arena.chunk_bytes(), arena.kind())?;
+        let ledger = Ledger::new(arena.chunk_count());
+        Self::over(arena, ledger, journal, options)
+    }
+
+    /// Goes on with the arena of a store whose process has ended, given `heirlooms` of that: all entries are there
+    /// whose files are what they were. Capacity, chunks and pages of `options` are not looked at.
+    ///
+    /// Nobody may use the arena any more: what that store's leases protect is protected no longer.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Io`] where these are no heirlooms.
+    pub fn inherit(arena: OwnedFd, journal: OwnedFd, options: &StoreOptions) -> Result<Self> {
+        let estate = journal::read(journal.as_fd())?;
+        let arena = Arc::new(Arena::over(arena, estate.chunk_bytes, estate.kind)?);
+        let mut ledger = Ledger::new(arena.chunk_count());
+        let mut taken = Vec::new();
+        for place in &estate.places {
+            if check_all_unchanged(&place.checkpoint).is_err() {
+                continue;
+            }
+            let view =
+                Arc::new(arena.view(&place.chunks, place.checkpoint.buffer_bytes(), Access::ReadOnly)?);
+            let make = |id| Arc::new(Entry::inherited(id, place.clone(), view, Arc::clone(&arena)));
+            if ledger.adopt(&place.key, place.chunks.clone(), make).is_some() {
+                taken.push(place.clone());
+            }
+        }
+        let journal = Journal::resume(journal, &estate, &taken)?;
+        Self::over(arena, ledger, journal, options)
+    }
+
+    /// What another process needs to `inherit` when this one has ended: the arena, which it could write to, and the
+    /// journal.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Io`] where there are no descriptors left.
+    pub fn heirlooms(&self) -> Result<[OwnedFd; 2]> {
+        let fail = |source| Error::io(Path::new(""), "duplicate a descriptor", source);
+        let arena = self.shared.arena.fd().try_clone_to_owned().map_err(fail)?;
+        let journal = self.shared.lock().journal.fd().try_clone_to_owned().map_err(fail)?;
+        Ok([arena, journal])
+    }
+
+    fn over(
+        arena: Arc<Arena>,
+        ledger: Ledger<Arc<Entry>>,
+        journal: Journal,
+        options: &StoreOptions,
+    ) -> Result<Self> {
         let state = State {
-            ledger: Ledger::new(arena.chunk_count()),
+            ledger,
+            journal,
             chunk_bytes: arena.chunk_bytes(),
             loads: VecDeque::new(),
             next_number: 0,
@@ -259,7 +315,10 @@ impl Store {
     ///
     /// [`Refusal::Unknown`] or [`Refusal::Pinned`].
     pub fn evict(&self, key: &str) -> std::result::Result<bool, Refusal> {
-        let (is_free, entry) = self.shared.lock().ledger.evict(key)?;
+        let mut state = self.shared.lock();
+        let (is_free, entry) = state.ledger.evict(key)?;
+        state.note_gone(key);
+        drop(state);
         drop(entry);
         self.shared.changed.notify_all();
         Ok(is_free)
@@ -585,6 +644,8 @@ impl Shared {
             Ok(report) => {
                 let entry = Arc::new(self.entry(&load, filling, report));
                 let replaced = state.ledger.publish(filling.id, Arc::clone(&entry), load.requests.len());
+                state.journal.note_ready(entry.place());
+                state.keep_journal_short();
                 drop(state);
                 drop(replaced);
                 self.count(&report);
@@ -648,6 +709,19 @@ impl Loading {
 }
 
 impl State {
+    /// Before anybody else can be given its chunks: that takes the same lock.
+    fn note_gone(&mut self, key: &str) {
+        self.journal.note_gone(key);
+        self.keep_journal_short();
+    }
+
+    fn keep_journal_short(&mut self) {
+        if self.journal.is_wasteful() {
+            let places: Vec<_> = self.ledger.payloads().into_iter().map(|entry| entry.place()).collect();
+            self.journal.compact(&places);
+        }
+    }
+
     fn load(&mut self, number: u64) -> Option<&mut Loading> {
         self.loads.iter_mut().find(|load| load.number == number)
     }
@@ -712,8 +786,12 @@ impl State {
         match self.ledger.reserve(&load.key, count) {
             Ok(reservation) => {
                 load.phase = Phase::Busy;
+                let number = load.number;
+                for entry in &reservation.evicted {
+                    self.note_gone(&entry.key);
+                }
                 Some(Step::Place {
-                    number: load.number,
+                    number,
                     checkpoint: checkpoint.clone(),
                     id: reservation.id,
                     chunks: reservation.chunks,

@@ -196,6 +196,28 @@ class Store:
 
         Raises `CapacityError` if the machine has less memory, `IoError` if the operating system refuses.
         """
+    @staticmethod
+    def inherit(
+        arena: int,
+        journal: int,
+        *,
+        threads: int | None = None,
+        direct: bool | None = None,
+        prefault: bool = True,
+    ) -> Store:
+        """Go on with the arena of a store whose process has ended, given its `heirlooms`: no byte is read again.
+
+        Entries are there whose files are what they were; their reports say that nothing was read. What others have
+        attached of the old store is protected no longer: they must have ended, too. The descriptors stay the caller's.
+
+        Raises `IoError` where these are no heirlooms.
+        """
+    def heirlooms(self) -> tuple[int, int]:
+        """Two descriptors, arena and journal, which the caller passes to another process and closes.
+
+        Whoever has them can write to the arena. The journal tells at any moment, also at that of a kill, which entries
+        are whole. Raises `IoError` where there are no descriptors left.
+        """
     def load(
         self,
         path: str | PathLike[str],
