@@ -52,6 +52,7 @@ class PoolConfig:
     threads_per_instance: int | None = None
     instance_timeout_s: float = 10.0
     spare_processes: int | None = None
+    standby_driver: bool | None = None
     profile_dir: Path | None = None
     resident_models: int | None = None
     copy_to_device: bool = False

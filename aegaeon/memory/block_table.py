@@ -7,7 +7,7 @@ table for it and ``release`` that when the copy has landed, and none of its bloc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aegaeon.core.kv_shape import KvShape
@@ -42,6 +42,7 @@ class BlockTables:
         self._cache = slab_cache
         self._tables: dict[str, BlockTable] = {}
         self._holders: dict[BlockOffset, int] = {}
+        self._kept: dict[BlockOffset, KvShape] = {}
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._tables
@@ -113,6 +114,36 @@ class BlockTables:
             self._holders[block] += 1
         self._tables[child_id] = BlockTable(parent.shape, list(parent.blocks))
 
+    @property
+    def kept(self) -> Mapping[BlockOffset, KvShape]:
+        """Blocks that are kept for whoever adopts them."""
+        return self._kept
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of these."""
+        return sum(shape.block_bytes for shape in self._kept.values())
+
+    def restore(self, blocks: Mapping[BlockOffset, KvShape]) -> None:
+        """Keep blocks that somebody else has left in the arena, in tables and a cache that have none yet."""
+        self._cache.restore(blocks)
+        self._kept.update(blocks)
+
+    def adopt(self, request_id: str, blocks: Sequence[BlockOffset]) -> None:
+        """Let kept blocks be a request's, behind those that it has. Raises ``LedgerError`` where one is not kept."""
+        table = self._table(request_id)
+        if len(set(blocks)) < len(blocks) or any(self._kept.get(block) != table.shape for block in blocks):
+            raise LedgerError(f"request {request_id} cannot adopt {list(blocks)}: not kept, or of another shape")
+        for block in blocks:
+            del self._kept[block]
+        self._holders.update(dict.fromkeys(blocks, 1))
+        table.blocks.extend(blocks)
+
+    def drop_kept(self) -> None:
+        """Free the blocks that nobody has adopted."""
+        self._cache.free(sorted(self._kept))
+        self._kept.clear()
+
     def truncate(self, request_id: str, tokens: int) -> None:
         """Let go of the blocks after those that the first ``tokens`` tokens need."""
         if tokens < 0:
@@ -138,8 +169,11 @@ class BlockTables:
             dead = [block for block in table.blocks if not self._cache.is_live(table.shape, block)]
             if dead or len(set(table.blocks)) != len(table.blocks):
                 raise LedgerError(f"request {request_id} holds free blocks {dead}, or one of {table.blocks} twice")
-        if self._cache.live_blocks != len(self._holders):
-            raise LedgerError(f"{self._cache.live_blocks} blocks are live, but {len(self._holders)} have a holder")
+        if any(not self._cache.is_live(shape, block) for block, shape in self._kept.items()):
+            raise LedgerError("a block is kept that is free")
+        owned = len(self._holders) + len(self._kept)
+        if self._cache.live_blocks != owned or self._holders.keys() & self._kept.keys():
+            raise LedgerError(f"{self._cache.live_blocks} blocks are live, but {owned} have a holder or are kept")
 
     def _table(self, request_id: str) -> BlockTable:
         if request_id not in self._tables:

@@ -47,6 +47,10 @@ class Slab:
         self._live.update(taken)
         return taken
 
+    def take_all(self) -> list[int]:
+        """Give every block of a slab that has given none yet."""
+        return self.take(self.capacity)
+
     def give_back(self, offsets: Sequence[int]) -> None:
         """Take live blocks back, all or none; ``LedgerError`` where one is none, or is named twice."""
         if len(set(offsets)) < len(offsets) or not self._live.issuperset(offsets):

@@ -7,7 +7,7 @@ Does not know: who holds a block, the arena's memory, what a block contains.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import TypeAlias
 
@@ -32,6 +32,18 @@ class SlabCache(SlabLedger):
         for index, share in self.take(shape, count):
             offsets += self._slab(index).take(share)
         return tuple(offsets)
+
+    def restore(self, blocks: Mapping[BlockOffset, KvShape]) -> None:
+        """Have exactly these blocks live, in a cache that has given none yet. Raises ``LedgerError``."""
+        claims: dict[int, KvShape] = {}
+        for offset, shape in blocks.items():
+            if claims.setdefault(self._slab_of(offset), shape) != shape:
+                raise LedgerError(f"slab {self._slab_of(offset)} has blocks of several shapes")
+        self.take_slabs(claims)
+        whole = {offset for index in claims for offset in self._slab(index).take_all()}
+        if not blocks.keys() <= whole:
+            raise LedgerError(f"no block begins at byte {min(blocks.keys() - whole)}")
+        self.free(sorted(whole - blocks.keys()))
 
     def free(self, offsets: Iterable[BlockOffset]) -> None:
         """Take blocks back. Raises ``LedgerError`` at the first run of one slab with a block that is not live.

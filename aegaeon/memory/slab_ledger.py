@@ -7,7 +7,7 @@ Does not know: which blocks of a slab are live, who holds them, the arena's memo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.memory.errors import LedgerError
@@ -118,6 +118,16 @@ class SlabLedger:
         if count > slabs.free_blocks:
             self._assign(slabs, count)
         return slabs.take(count)
+
+    def take_slabs(self, claims: Mapping[int, KvShape]) -> None:
+        """Give all blocks of these very slabs, in a cache that has given none yet. Raises ``LedgerError``."""
+        if self.assigned_bytes or any(not 0 <= index < self.slabs for index in claims):
+            raise LedgerError(f"slabs {sorted(claims)} cannot be taken: the cache is in use, or has only {self.slabs}")
+        self._unassigned = [index for index in self._unassigned if index not in claims]
+        for index, shape in claims.items():
+            slabs = self._serves[index] = self._slabs_of(shape)
+            slabs.add(index)
+            slabs.take(slabs.blocks_per_slab)  # of this one: the others are full
 
     def give_back(self, shares: Iterable[SlabShare]) -> None:
         """Take blocks back, slab by slab. Raises ``LedgerError`` at the first slab that has not so many live ones."""

@@ -20,6 +20,8 @@ from aegaeon.settings.sizes import format_bytes
 _MIB = 1 << 20
 PROCESS_BYTES = 512 * _MIB  # private memory of a process that has imported torch, Transformers and Ray (measured: 435)
 OTHER_PROCESSES = 2  # the server and the driver
+STANDBY_PROCESSES = 2  # a driver, and a spare process of its own
+_STANDBY_CORES = 4
 WEIGHT_PAGE_BYTES = 2 * _MIB  # weights of a model take whole huge pages
 MAX_INSTANCES = 8
 MIN_KV_SLABS = 4
@@ -79,8 +81,12 @@ def fit(config: PoolConfig, machine: Machine, weight_bytes: Mapping[str, int]) -
     count = sum(instance.count for instance in instances)
     threads = config.threads_per_instance or max(1, machine.cores // count)
     spares = _default_spares(machine, count) if config.spare_processes is None else config.spare_processes
-    config = replace(config, instances=instances, threads_per_instance=threads, spare_processes=spares)
-    budget = _Budget(machine, count + spares)
+    processes = count + spares
+    standby = _default_standby(machine, processes) if config.standby_driver is None else config.standby_driver
+    config = replace(
+        config, instances=instances, threads_per_instance=threads, spare_processes=spares, standby_driver=standby
+    )
+    budget = _Budget(machine, processes + STANDBY_PROCESSES * standby)
     if config.device == "cuda":
         config = _fit_gpus(config, machine.gpu_bytes, count)
     elif config.copy_to_device:
@@ -119,6 +125,12 @@ def default_instances(machine: Machine, cache_bytes: int = 0) -> int:
 def _default_spares(machine: Machine, instances: int) -> int:
     """One, where all processes together take no more than half of the memory."""
     return int((instances + OTHER_PROCESSES + 1) * PROCESS_BYTES <= machine.room_bytes // 2)
+
+
+def _default_standby(machine: Machine, processes: int) -> bool:
+    """Where all processes together take no more than half of the memory, and importing disturbs nobody much."""
+    needed_bytes = (processes + OTHER_PROCESSES + STANDBY_PROCESSES) * PROCESS_BYTES
+    return machine.cores >= _STANDBY_CORES and needed_bytes <= machine.room_bytes // 2
 
 
 class _Budget:

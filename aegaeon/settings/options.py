@@ -321,6 +321,14 @@ OPTIONS = (
         auto="1 where the memory allows",
     ),
     Option(
+        "standby_driver",
+        OptionKind.SWITCH,
+        Scope.POOL,
+        "on every node a second driver that waits, everything imported, with a spare process of its own: it takes over "
+        "in seconds when the first one dies, with the KV and the weights that are in memory; takes 1 GiB",
+        auto="on where the memory allows, with at least 4 cores",
+    ),
+    Option(
         "resident_models",
         OptionKind.INTEGER,
         Scope.POOL,

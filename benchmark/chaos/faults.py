@@ -20,7 +20,8 @@ from benchmark.e2e.process_tree import ProcessTree
 class Fault(StrEnum):
     """``KILL`` and ``STOP`` hit one instance: SIGKILL, and SIGSTOP that nobody ends; the others are kill -9.
 
-    The pool is the process that started Ray, and with it all drivers and instances.
+    The driver is one that works, not one that stands by. The pool is the process that started Ray, and with it all
+    drivers and instances.
     """
 
     KILL = "instance killed"
@@ -41,6 +42,7 @@ _TITLES = {
     Fault.SERVER: "aegaeon.cli.service.server_process",
     Fault.POOL: "aegaeon.cli.service.pool_process",
 }
+_STANDS_BY = "DriverActor.stand_by"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Victims:
         if fault in (Fault.KILL, Fault.STOP):
             return self._instances()
         pool = ProcessTree.now().descendants({self._pool_pid})
-        return [pid for pid in pool if _TITLES[fault] in _title(pid)]
+        return [pid for pid in pool if _TITLES[fault] in (title := _title(pid)) and _STANDS_BY not in title]
 
     def _instances(self) -> list[int]:
         try:

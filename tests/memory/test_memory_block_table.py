@@ -128,6 +128,40 @@ def test_a_block_freed_behind_the_tables_back_is_found() -> None:
         tables.check_integrity()
 
 
+def test_what_another_left_is_kept_until_it_is_adopted_or_dropped() -> None:
+    cache, tables = tables_of(3)
+    tables.restore({240: SHAPE, 100: OTHER, 148: OTHER})
+    assert (cache.live_blocks, tables.kept_bytes) == (3, 56)
+    tables.check_integrity()
+    tables.add("r", OTHER)
+    tables.adopt("r", [148])
+    assert tables.blocks("r") == (148,)
+    assert len(tables.grow("r", 8)) == 1
+    tables.check_integrity()
+    for blocks in ([148], [240], [100, 100]):
+        with pytest.raises(LedgerError, match="cannot adopt"):
+            tables.adopt("r", blocks)
+    tables.drop_kept()
+    tables.release("r")
+    tables.check_integrity()
+    assert cache.free_bytes == cache.total_bytes
+
+
+@pytest.mark.parametrize("left", [{0: SHAPE, 40: OTHER}, {20: SHAPE}, {300: SHAPE}, {-40: SHAPE}, {80: SHAPE}], ids=str)
+def test_what_cannot_have_been_left_is_refused(left: dict[int, KvShape]) -> None:
+    _, tables = tables_of(3)
+    with pytest.raises(LedgerError):
+        tables.restore(left)
+
+
+def test_only_an_unused_cache_takes_what_another_left() -> None:
+    _, tables = tables_of(3)
+    tables.add("r", SHAPE)
+    tables.grow("r", 1)
+    with pytest.raises(LedgerError, match="in use"):
+        tables.restore({100: SHAPE})
+
+
 class BlockTablesMachine(RuleBasedStateMachine):
     """Requests write tokens through their tables; the model gives every request an array of its own.
 

@@ -54,6 +54,16 @@ class TestFit:
         assert fit(replace(OPEN, spare_processes=0), Machine(2, 64 * GIB), {"a": MIB}).spare_processes == 0
         assert fit(replace(OPEN, spare_processes=3), Machine(2, 4 * GIB), {"a": MIB}).spare_processes == 3
 
+    def test_a_driver_stands_by_where_memory_and_cores_allow(self):
+        assert fit(OPEN, Machine(4, 7 * GIB), {"a": MIB}).standby_driver is True
+        assert fit(OPEN, Machine(4, 7 * GIB - 1), {"a": MIB}).standby_driver is False
+        assert fit(OPEN, Machine(2, 64 * GIB), {"a": MIB}).standby_driver is False
+        assert fit(replace(OPEN, standby_driver=False), Machine(4, 64 * GIB), {"a": MIB}).standby_driver is False
+        asked = fit(replace(OPEN, standby_driver=True), Machine(2, 64 * GIB), {"a": MIB})
+        plain = fit(OPEN, Machine(2, 64 * GIB), {"a": MIB})
+        assert asked.standby_driver is True
+        assert (plain.kv_cache_bytes or 0) > (asked.kv_cache_bytes or 0)
+
     def test_all_weights_are_cached_where_they_fit(self):
         config = fit(OPEN, Machine(2, 64 * GIB), {"a": 3 * GIB, "b": GIB + 1})
         assert config.weight_cache_bytes == 4 * GIB + 2 * MIB

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,14 @@ from aegaeon.descriptors import raise_limit
 from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel, prepare_models
 from aegaeon.runtime.frontend.gateway import Endpoint, Gateway
 from aegaeon.runtime.instance.worker import WorkerOptions, run_worker
+from aegaeon.runtime.node.estate import Estate
 from aegaeon.runtime.node.node import Ended, Node, NodeOptions
 from aegaeon.runtime.process.process import ProcessId, die_with_parent
 from aegaeon.runtime.process.process_log import LogPlace, begin_process_log
 from aegaeon.runtime.process.reaper import Reaper
 from aegaeon.runtime.recovery.spares import Spares
 from aegaeon.runtime.wire.clock import MonotonicClock
+from aegaeon.runtime.wire.fd_exchange import FdExchangeError
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,18 @@ class InstanceActor:
             raise
 
 
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A driver lives: its process, and the one that ends when its instances have.
+
+    ``complete``: all its instances are up, and all its spares are there or on their way.
+    """
+
+    driver: ProcessId
+    reaper: ProcessId
+    complete: bool
+
+
 class DriverActor:
     """A driver process: its node's scheduler, ledger and caches."""
 
@@ -78,6 +94,8 @@ class DriverActor:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._spares: Spares[Any] | None = None
+        self._estate: Estate | None = None
+        self._taken = threading.Event()
 
     def prepare(
         self, configs: Sequence[ModelConfig], block_tokens: int, cache_dir: Path | None
@@ -85,12 +103,44 @@ class DriverActor:
         """Inspect and convert models on this node."""
         return prepare_models(configs, block_tokens, cache_dir)
 
+    def stand_by(self, address: str, spares: int) -> None:
+        """Be ready to take over from the driver at this address, with processes for instances and all that it has.
+
+        Returns when it is time: whoever waits for this hears when this process dies before.
+        """
+        self._make_spares(max(1, spares)).fill()
+        try:
+            self._estate = Estate.fetch(address)
+        except FdExchangeError as error:  # the driver is dead already
+            logger.warning("nothing of the driver before this one can be had: %s", error)
+        self._taken.wait()
+
     def start(self, options: NodeOptions, models: Sequence[PreparedModel]) -> str:
         """Take the memory and start the instances; returns the address of the node's descriptors."""
-        self._spares = Spares(options.config.spare_processes or 0, self._start_process)
-        self._node = Node(options, models, self._spawn)
+        self._taken.set()
+        spares = options.config.spare_processes or 0
+        self._make_spares(spares).keep(spares)  # one that stood by has one in any case
+        with self._inheritance() as estate:
+            self._node = Node(options, models, self._spawn, estate)
         self._node.start()
         return self._node.address
+
+    @contextmanager
+    def _inheritance(self) -> Iterator[Estate | None]:
+        """What the driver before this one has left; the memory lives on in whoever has taken it over meanwhile."""
+        estate, self._estate = self._estate, None
+        try:
+            yield estate
+        finally:
+            if estate is not None:
+                logger.info("this driver goes on with the KV and the weights that the one before it has left")
+                estate.close()
+
+    def _make_spares(self, count: int) -> Spares[Any]:
+        with self._lock:
+            if self._spares is None:
+                self._spares = Spares(count, self._start_process)
+            return self._spares
 
     def identity(self) -> tuple[ProcessId, ProcessId]:
         """This process, and the one that ends when its instances have."""
@@ -102,10 +152,11 @@ class DriverActor:
         if not (driver.kill(_GONE_S) and reaper.wait(_GONE_S)):
             raise ServiceError(f"process {driver.pid} cannot be killed")
 
-    def beat(self, within_s: float) -> tuple[ProcessId, ProcessId] | None:
-        """``identity``, if the driver's loop turns."""
-        turns = self._node is not None and self._node.beat(within_s)
-        return self.identity() if turns else None
+    def beat(self, within_s: float) -> Beat | None:
+        """Who it is and how it is, if the driver's loop turns."""
+        if self._node is None or self._spares is None or not self._node.beat(within_s):
+            return None
+        return Beat(*self.identity(), complete=self._node.complete and self._spares.complete)
 
     def open_gateway(self, host: str) -> Endpoint:
         """Let frontends of other nodes in, at ``host``."""

@@ -1,7 +1,8 @@
 """Keeps the driver of one node running: starts it, notices when it dies or is stuck, and starts another in its place.
 
 A new driver has the node, the options and the models of the one before; what that one knew of requests is gone, and the
-frontends, which know it too, submit them again.
+frontends, which know it too, submit them again. Where a second driver stands by it takes over at once, with the KV and
+the weights of the first.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import ray
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ServiceDiedError, ServiceError
 from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel
-from aegaeon.runtime.cluster.actors import DriverActor, start_actor
+from aegaeon.runtime.cluster.actors import Beat, DriverActor, start_actor
 from aegaeon.runtime.frontend.gateway import Endpoint
 from aegaeon.runtime.node.node import NodeOptions
 from aegaeon.runtime.process.backoff import PROCESS_LIMIT, PROCESS_PAUSES, Backoff, ran_well
 from aegaeon.runtime.process.process import ProcessId
 from aegaeon.runtime.process.process_log import LogPlace
+from aegaeon.runtime.recovery.spares import Spares
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,9 @@ class DriverKeeper:
         self._given_up = ""
         self._up_s: float | None = None
         self._processes: tuple[ProcessId, ProcessId] | None = None
+        self._address = ""
+        self._heirs: Spares[Any] | None = None
+        self._settled = False  # whether the present driver has all that it needs, and another may be started beside it
         self._actor = self._new_actor()
 
     def _new_actor(self) -> Any:
@@ -87,6 +92,7 @@ class DriverKeeper:
     def start(self, options: NodeOptions, models: Sequence[PreparedModel]) -> None:
         """Start the node's instances. Raises ``ServiceError`` where the node has not what that takes."""
         self._options, self._models = options, models
+        self._heirs = Spares(int(bool(options.config.standby_driver)), self._new_heir)
         self._while_it_dies(self._start)
 
     def keep(self) -> str:
@@ -109,6 +115,8 @@ class DriverKeeper:
     def stop(self) -> None:
         """End the driver, and with it its instances; ``keep`` returns. Any thread; idempotent."""
         self._stopping.set()
+        for heir in self._heirs.close() if self._heirs is not None else ():
+            ray.kill(heir)
         try:
             self._actor.stop.remote()
             if self._run is not None:
@@ -133,7 +141,7 @@ class DriverKeeper:
         assert self._options is not None
         self._processes = ray.get(self._actor.identity.remote())
         try:
-            address: str = ray.get(self._actor.start.remote(self._options, self._models))
+            self._address = address = ray.get(self._actor.start.remote(self._options, self._models))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ServiceError):
                 raise ServiceError(str(error.cause)) from error
@@ -166,13 +174,21 @@ class DriverKeeper:
         if not done:
             return stuck
         try:
-            answer = ray.get(done[0])
+            answer: Beat | None = ray.get(done[0])
         except ray.exceptions.RayError as error:
             return _brief(error)
         if done[0] is not beat:
             return "it returned"
-        self._processes = answer or self._processes  # its reaper may be another by now
-        return None if answer else stuck
+        if answer is None:
+            return stuck
+        self._note(answer)
+        return None
+
+    def _note(self, beat: Beat) -> None:
+        self._processes = beat.driver, beat.reaper  # its reaper may be another by now
+        if beat.complete and not self._settled and self._heirs is not None:
+            self._settled = True
+            self._heirs.fill()
 
     def _renew(self, reason: str) -> bool:
         """Another driver process, after a pause; whether there is to be one, else ``_given_up`` says why not."""
@@ -192,11 +208,28 @@ class DriverKeeper:
                 return True
 
     def _bear(self) -> None:
-        before, self._up_s = self._processes, None
+        before, self._up_s, self._settled = self._processes, None, False
         ray.kill(self._actor)
-        self._actor = self._new_actor()
+        heir = None if self._heirs is None else self._heirs.take_waiting()
+        self._actor = self._new_actor() if heir is None else heir
         if before is not None:
             ray.get(self._actor.supersede.remote(before))
+
+    def _new_heir(self) -> Any:
+        """Begin to start one that stands by for the present driver."""
+        actor = self._new_actor()
+        threading.Thread(target=self._watch_heir, args=(actor,), name=f"heir-{self.node.node_id}", daemon=True).start()
+        return actor
+
+    def _watch_heir(self, actor: Any) -> None:
+        """Until it becomes the driver."""
+        assert self._options is not None, "start comes first"
+        assert self._heirs is not None, "start comes first"
+        try:
+            ray.get(actor.stand_by.remote(self._address, self._options.config.spare_processes or 0))
+        except ray.exceptions.RayError as error:
+            logger.debug("a driver that stood by has ended: %s", _brief(error))
+            self._heirs.lost(actor)
 
 
 def _brief(error: BaseException) -> str:

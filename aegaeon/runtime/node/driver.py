@@ -18,6 +18,7 @@ from aegaeon.core import command as c
 from aegaeon.core import event as e
 from aegaeon.core.generation import FinishReason
 from aegaeon.core.instance import InstanceSpec
+from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.model import ModelSpec
 from aegaeon.engine.sampling.stop import finish_reason
 from aegaeon.memory.slab_ledger import OutOfSlabsError
@@ -46,6 +47,8 @@ FrontendLink = Link[m.FromFrontend, m.ToFrontend]
 _REPORT_INTERVAL_S = 0.25
 # A suspect has a turn to itself, but the others of its model wait no longer than this for the next.
 _ALONE_QUOTA_S = 1.0
+# KV that another driver has left gives way to anybody at once; who has not come for it by then will not come.
+_KEEP_REST_S = 300.0
 _NOBODY = ""  # leases for no instance
 # A model whose turn is still under way where it failed is tried again only after that.
 _TURN_POLL_S = 1.0
@@ -132,6 +135,7 @@ class Driver:
     def run(self) -> None:
         """Handle messages until ``stop``."""
         self._look_at_pulses()
+        self._timers.at(self._clock.now_s() + _KEEP_REST_S, self._kv.forget_rest)
         while self._running:
             self.go_on(self._timeout_s())
         self._close()
@@ -238,6 +242,11 @@ class Driver:
         involved = self._involved(handle) if handle.turn_id == turn_id else ()
         self._interrupt(handle, reason, involved)
         self._tell_frontends(m.InstanceGone(key))
+
+    @property
+    def ready_instances(self) -> int:
+        """How many instances are up; any thread."""
+        return sum(handle.alive for handle in tuple(self._instances.values()))
 
     def _part_with(self, handle: InstanceHandle, reason: str) -> None:
         """It has no process any more: close what led there, and settle when it is started again."""
@@ -353,6 +362,7 @@ class Driver:
                 loss.unanswered.discard(message.request_id)
                 if request is not None:
                     request.go_on_from(message.generated_ids)
+                    self._note_kv(request)
                 self._settle_loss(key)
 
     def _unanswered(self, request_id: str) -> bool:
@@ -520,7 +530,7 @@ class Driver:
         request = self._requests.get(message.progress.request_id)
         if request is None:
             return
-        request.advance(message.progress.new_ids, message.progress.kv_tokens)
+        self._advance(request, message.progress)
         request.prefilled = True
         self._note_output(request.model)
         if not handle.keep_prefilled and request.free:  # else the instance has yet to say that it has forgotten it
@@ -556,7 +566,7 @@ class Driver:
         handle.end(message.switched)
         for progress in message.progress:
             if progress.request_id in self._requests:
-                self._requests[progress.request_id].advance(progress.new_ids, progress.kv_tokens)
+                self._advance(self._requests[progress.request_id], progress)
             if progress.new_ids and handle.model is not None:
                 self._note_output(handle.model)
         for request in self._present(members):
@@ -584,7 +594,7 @@ class Driver:
     def _forgotten(self, message: m.Forgotten) -> None:
         for progress in message.progress:
             if progress.request_id in self._requests:
-                self._requests[progress.request_id].advance(progress.new_ids, progress.kv_tokens)
+                self._advance(self._requests[progress.request_id], progress)
         for request_id in message.request_ids:
             request = self._requests.get(request_id)
             if request is not None and not request.free:
@@ -599,6 +609,13 @@ class Driver:
             self._delete(request)
         else:
             self._drop(request)
+
+    def _advance(self, request: DriverRequest, progress: m.Progress) -> None:
+        request.advance(progress.new_ids, progress.kv_tokens)
+        self._note_kv(request)
+
+    def _note_kv(self, request: DriverRequest) -> None:
+        self._kv.note(request.table_key, request.model, request.token_ids, request.kv_tokens)
 
     # --- blocks -----------------------------------------------------------------------------------------------------
 
@@ -776,10 +793,11 @@ class Driver:
 
     def _member(self, handle: InstanceHandle, turn_id: int, request: DriverRequest) -> m.Member:
         request.running_on = handle.instance_id
+        key, shape = request.table_key, self._models[request.model].kv_shape
         if not request.begun:
             request.begun = True
             self._send_frontend(request, m.Begun(request.request_id))
-        key, shape = request.table_key, self._models[request.model].kv_shape
+            self._find_kv(request, shape)
         self._kv.open(key, shape)
         wanted = request.context_tokens + shape.block_tokens
         for tokens in (wanted, request.context_tokens):
@@ -792,6 +810,14 @@ class Driver:
             self._starved[request.request_id] = request.context_tokens
             self._events.append(e.KvExhausted(handle.instance_id, turn_id, request.request_id))
         return self._member_for(handle, request)
+
+    def _find_kv(self, request: DriverRequest, shape: KvShape) -> None:
+        """What another driver has left of it."""
+        token_ids = request.token_ids(0, request.context_tokens)
+        request.kv_tokens = self._kv.adopt(request.table_key, shape, request.model, token_ids)
+        if request.kv_tokens:
+            found = f"the KV of {request.kv_tokens} of its {request.context_tokens} tokens"
+            logger.info("request %s finds %s", request.request_id, found)
 
     def _member_for(self, handle: InstanceHandle, request: DriverRequest) -> m.Member:
         """The instance becomes its home; the one that was has no use for what it knows of it."""

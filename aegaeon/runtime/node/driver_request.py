@@ -51,6 +51,12 @@ class DriverRequest:
     def context_tokens(self) -> int:
         return len(self.submit.prompt_ids) + len(self.generated_ids)
 
+    def token_ids(self, start: int, end: int) -> Sequence[int]:
+        """Its tokens from one position to another, prompt and output."""
+        prompt_ids = self.submit.prompt_ids
+        output = slice(max(0, start - len(prompt_ids)), max(0, end - len(prompt_ids)))
+        return (*prompt_ids[start:end], *self.generated_ids[output])
+
     @property
     def free(self) -> bool:
         """Whether it may be put into a turn, as far as the driver knows: nothing of it is being given up."""

@@ -48,13 +48,25 @@ class HostWeightCache:
 
     ``fail(model, reason, kind)`` is called when a checkpoint cannot be read. Raises
     ``quick_model_loader.LoaderError`` where the machine has no ``capacity_bytes`` of memory.
+
+    ``heirlooms``: of the cache of a driver that has ended, whose memory and models this one takes over.
     """
 
-    def __init__(self, capacity_bytes: int, paths: Mapping[str, Path], post: Post, fail: Fail) -> None:
+    def __init__(
+        self,
+        capacity_bytes: int,
+        paths: Mapping[str, Path],
+        post: Post,
+        fail: Fail,
+        heirlooms: tuple[int, int] | None = None,
+    ) -> None:
         self._paths = paths
         self._post = post
         self._fail = fail
-        self._store = qml.Store(capacity_bytes, chunk_bytes=chunk_bytes(capacity_bytes))
+        if heirlooms is None:
+            self._store = qml.Store(capacity_bytes, chunk_bytes=chunk_bytes(capacity_bytes))
+        else:
+            self._store = qml.Store.inherit(*heirlooms)
         self._waiting: dict[str, dict[str, Deliver]] = {}  # by model and instance key
         self._leases: dict[int, tuple[str, qml.Entry]] = {}  # the instance's key, and what it has leased
         self._lease_ids = count(1)
@@ -69,6 +81,10 @@ class HostWeightCache:
         """Bytes of models that are there or being read."""
         stats = self._store.stats()
         return stats.capacity_bytes - stats.free_bytes
+
+    def heirlooms(self) -> tuple[int, int]:
+        """Descriptors for whoever is to take over; the caller closes them."""
+        return self._store.heirlooms()
 
     def lease(self, model: str, instance_key: str, deliver: Deliver) -> None:
         """Have ``deliver`` called as soon as the model is there, at once where it is."""

@@ -27,6 +27,7 @@ from aegaeon.latency.online.costs import find_profiles, make_costs
 from aegaeon.latency.online.node_device import node_device
 from aegaeon.runtime.instance.worker import WorkerModel, WorkerOptions
 from aegaeon.runtime.node.driver import Driver
+from aegaeon.runtime.node.estate import ESTATE, Estate
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post, chunk_bytes
 from aegaeon.runtime.node.instance_handle import InstanceHandle
 from aegaeon.runtime.node.node_kv import NodeKv
@@ -62,10 +63,16 @@ class NodeOptions:
 
 
 class Node:
-    """Everything that one node owns. ``address`` is where its descriptors are to be had."""
+    """Everything that one node owns. ``address`` is where its descriptors are to be had.
 
-    def __init__(self, options: NodeOptions, models: Sequence[PreparedModel], spawn: Spawn) -> None:
+    ``estate``: of the driver before this one, which must have ended, and its instances too; it stays the caller's.
+    """
+
+    def __init__(
+        self, options: NodeOptions, models: Sequence[PreparedModel], spawn: Spawn, estate: Estate | None = None
+    ) -> None:
         self._options = options
+        self._estate = estate
         self._models = {model.spec.name: model for model in models}
         self._spawn = spawn
         self._device = node_device(options.config, options.threads_per_instance)
@@ -117,6 +124,11 @@ class Node:
         self.driver.wakeup.post(turned.set)
         return turned.wait(within_s)
 
+    @property
+    def complete(self) -> bool:
+        """Whether all instances are up; any thread."""
+        return self.driver.ready_instances == len(self._instance_specs)
+
     def _make_kv(self) -> NodeKv:
         config = self._options.config
         largest = max(model.spec.kv_shape.block_bytes for model in self._models.values())
@@ -128,12 +140,15 @@ class Node:
                 "raise --kv-cache or lower --slab-size"
             )
         self._slab_bytes = slab_bytes
-        return NodeKv(total_bytes, slab_bytes, [model.spec.kv_shape for model in self._models.values()])
+        shapes = [model.spec.kv_shape for model in self._models.values()]
+        left = None if self._estate is None else (self._estate.kv, self._estate.kv_index)
+        return NodeKv(total_bytes, slab_bytes, shapes, left, outlives=bool(config.standby_driver))
 
     def _make_weights(self, post: Post, fail: Fail) -> HostWeightCache:
         paths: dict[str, Path] = {name: model.path for name, model in self._models.items()}
         try:
-            cache = HostWeightCache(self._options.weight_cache_bytes, paths, post, fail)
+            left = None if self._estate is None else (self._estate.weights, self._estate.weights_journal)
+            cache = HostWeightCache(self._options.weight_cache_bytes, paths, post, fail, left)
         except qml.LoaderError as error:
             raise ServiceError(f"cannot have --weight-cache: {error}") from error
         if self._options.config.device == "cuda":
@@ -261,6 +276,8 @@ class Node:
             return fds
         if kind == "slabs":
             return [os.dup(self._kv.fd)]
+        if kind == ESTATE:
+            return [*self._kv.heirlooms(), *self.driver.weights.heirlooms()]
         return self._fds.pop(name)  # an instance opens its link once
 
 

@@ -51,6 +51,22 @@ class Spares(Generic[P]):
             self._under_way += 1
             return process
 
+    @property
+    def complete(self) -> bool:
+        """Whether as many wait, or are on their way, as are wanted."""
+        with self._lock:
+            return not self._under_way and len(self._waiting) >= self._count
+
+    def keep(self, count: int) -> None:
+        """So many are wanted from now on; those that wait already stay."""
+        with self._lock:
+            self._count = count
+
+    def take_waiting(self) -> P | None:
+        """A spare, where there is one; ``up`` is not to be called for it, ``fill`` when it may be replaced."""
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else None
+
     def up(self) -> None:
         """A process that was taken has everything imported, or is dead."""
         with self._lock:

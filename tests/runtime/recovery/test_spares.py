@@ -120,3 +120,23 @@ def test_after_the_end_nothing_is_started():
     assert spares.close() == [0]
     spares.fill()
     assert started == [0]
+
+
+def test_fewer_may_be_wanted_later():
+    spares, started = numbered(1)
+    spares.fill()
+    spares.keep(0)
+    assert spares.take() == 0
+    spares.up()
+    assert (spares.complete, started) == (True, [0])
+
+
+def test_a_spare_that_is_taken_as_it_waits_is_replaced_when_it_may_be():
+    spares, started = numbered(1)
+    assert spares.take_waiting() is None
+    spares.fill()
+    assert spares.complete
+    assert spares.take_waiting() == 0
+    assert (spares.take_waiting(), spares.complete, started) == (None, False, [0])
+    spares.fill()
+    assert (spares.complete, started) == (True, [0, 1])
