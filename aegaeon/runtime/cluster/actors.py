@@ -103,21 +103,29 @@ class DriverActor:
         """Inspect and convert models on this node."""
         return prepare_models(configs, block_tokens, cache_dir)
 
-    def stand_by(self, address: str, spares: int) -> None:
-        """Be ready to take over from the driver at this address, with processes for instances and all that it has.
+    def stand_by(self, estate_address: str | None, spares: int) -> None:
+        """Be ready to take over, with processes for instances, and with what the present driver has at this address.
 
         Returns when it is time: whoever waits for this hears when this process dies before.
         """
         self._make_spares(max(1, spares)).fill()
-        try:
-            self._estate = Estate.fetch(address)
-        except FdExchangeError as error:  # the driver is dead already
-            logger.warning("nothing of the driver before this one can be had: %s", error)
+        self._fetch_estate(estate_address)
         self._taken.wait()
 
-    def start(self, options: NodeOptions, models: Sequence[PreparedModel]) -> str:
-        """Take the memory and start the instances; returns the address of the node's descriptors."""
+    def _fetch_estate(self, address: str | None) -> None:
+        if address is not None:
+            try:
+                self._estate = Estate.fetch(address)
+            except FdExchangeError as error:  # who has it is dead
+                logger.warning("nothing of the driver before this one can be had: %s", error)
+
+    def start(self, options: NodeOptions, models: Sequence[PreparedModel], estate_address: str | None = None) -> str:
+        """Take the memory and start the instances; returns the address of the node's descriptors.
+
+        ``estate_address``: where what the driver before this one has left is to be had.
+        """
         self._taken.set()
+        self._fetch_estate(estate_address)
         spares = options.config.spare_processes or 0
         self._make_spares(spares).keep(spares)  # one that stood by has one in any case
         with self._inheritance() as estate:

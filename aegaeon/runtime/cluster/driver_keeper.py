@@ -1,8 +1,8 @@
 """Keeps the driver of one node running: starts it, notices when it dies or is stuck, and starts another in its place.
 
 A new driver has the node, the options and the models of the one before; what that one knew of requests is gone, and the
-frontends, which know it too, submit them again. Where a second driver stands by it takes over at once, with the KV and
-the weights of the first.
+frontends, which know it too, submit them again. KV and weights outlive it: the keeper holds their memory, or on another
+machine the driver that stands by there. One that stands by takes over at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ServiceDiedError, ServiceError
 from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.cluster.actors import Beat, DriverActor, start_actor
+from aegaeon.runtime.cluster.estate_holder import EstateHolder
 from aegaeon.runtime.frontend.gateway import Endpoint
 from aegaeon.runtime.node.node import NodeOptions
 from aegaeon.runtime.process.backoff import PROCESS_LIMIT, PROCESS_PAUSES, Backoff, ran_well
@@ -78,6 +79,7 @@ class DriverKeeper:
         self._up_s: float | None = None
         self._processes: tuple[ProcessId, ProcessId] | None = None
         self._address = ""
+        self._holder = EstateHolder() if node.local else None
         self._heirs: Spares[Any] | None = None
         self._settled = False  # whether the present driver has all that it needs, and another may be started beside it
         self._actor = self._new_actor()
@@ -123,6 +125,8 @@ class DriverKeeper:
                 ray.get(self._run, timeout=_STOP_S)
         except ray.exceptions.RayError as error:
             logger.warning("the driver of %s did not end in an orderly way: %s", self.node.node_id, _brief(error))
+        if self._holder is not None:
+            self._holder.close()
 
     def _while_it_dies(self, attempt: Callable[[], _Found]) -> _Found:
         """What a driver finds, which may take more than one of them."""
@@ -140,12 +144,17 @@ class DriverKeeper:
     def _start(self) -> None:
         assert self._options is not None
         self._processes = ray.get(self._actor.identity.remote())
+        left = None if self._holder is None else self._holder.address
         try:
-            self._address = address = ray.get(self._actor.start.remote(self._options, self._models))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ServiceError):
+            self._address = address = ray.get(self._actor.start.remote(self._options, self._models, left))
+        except ray.exceptions.RayError as error:
+            if self._holder is not None:
+                self._holder.drop()  # what was left may be at fault
+            if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, ServiceError):
                 raise ServiceError(str(error.cause)) from error
             raise
+        if self._holder is not None:
+            self._holder.hold(address)
         self._run = self._actor.run.remote()
         local, remote = (address, None) if self.node.local else (None, self._open_gateway())
         self._announce(NodeAddress(self.node.node_id, local, remote))
@@ -226,7 +235,8 @@ class DriverKeeper:
         assert self._options is not None, "start comes first"
         assert self._heirs is not None, "start comes first"
         try:
-            ray.get(actor.stand_by.remote(self._address, self._options.config.spare_processes or 0))
+            address = self._address if self._holder is None else None
+            ray.get(actor.stand_by.remote(address, self._options.config.spare_processes or 0))
         except ray.exceptions.RayError as error:
             logger.debug("a driver that stood by has ended: %s", _brief(error))
             self._heirs.lost(actor)

@@ -1,11 +1,13 @@
 """What a driver's memory is for the next one: descriptors of KV and weights, which outlive the process that made them.
 
-Whoever is to take over fetches them while the driver lives. They are of use once its instances have ended, too: nobody
-else may write there then.
+Somebody else fetches them while the driver lives: the process that keeps it running where that is on the same machine,
+else the driver that stands by. They are of use once the driver's instances have ended, too: nobody else may write there
+then.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import astuple, dataclass
 from typing import Self
 
@@ -33,6 +35,10 @@ class Estate:
     def fds(self) -> list[int]:
         """All of them, in the order of the fields."""
         return list(astuple(self))
+
+    def duplicates(self) -> list[int]:
+        """The same descriptors once more, for whoever closes them."""
+        return [os.dup(fd) for fd in self.fds]
 
     def close(self) -> None:
         """Let go of it: what nobody else has is free memory."""

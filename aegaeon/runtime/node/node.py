@@ -142,7 +142,7 @@ class Node:
         self._slab_bytes = slab_bytes
         shapes = [model.spec.kv_shape for model in self._models.values()]
         left = None if self._estate is None else (self._estate.kv, self._estate.kv_index)
-        return NodeKv(total_bytes, slab_bytes, shapes, left, outlives=bool(config.standby_driver))
+        return NodeKv(total_bytes, slab_bytes, shapes, left)
 
     def _make_weights(self, post: Post, fail: Fail) -> HostWeightCache:
         paths: dict[str, Path] = {name: model.path for name, model in self._models.items()}

@@ -27,8 +27,7 @@ class NodeKv:
 
     ``total_bytes`` is a multiple of ``slab_bytes``; every shape must fit a slab, else ``BlockTooLargeError``.
     ``heirlooms``: of the cache of a driver that has ended. Blocks that it left are kept until ``forget_rest``, or until
-    room is needed; raises ``ForeignIndexError`` where it was another cache. ``outlives``: whether anybody may take this
-    one over.
+    room is needed; raises ``ForeignIndexError`` where it was another cache.
     """
 
     def __init__(
@@ -37,8 +36,6 @@ class NodeKv:
         slab_bytes: int,
         shapes: Iterable[KvShape],
         heirlooms: tuple[int, int] | None = None,
-        *,
-        outlives: bool = True,
     ) -> None:
         shapes = tuple(shapes)
         slabs = SlabCache(total_bytes, slab_bytes)
@@ -48,7 +45,6 @@ class NodeKv:
         self._tables = BlockTables(slabs)
         self._whole: dict[str, int] = {}  # by table: how many of its blocks have a name
         self._rest: defaultdict[bytes, list[int]] = defaultdict(list)  # blocks that were left, by name
-        self._outlives = outlives
         self.total_bytes = total_bytes
         if heirlooms is None:
             self._index = KvIndex(total_bytes, slab_bytes, shapes)
@@ -105,7 +101,7 @@ class NodeKv:
 
     def note(self, key: str, model: str, token_ids: TokenIds, kv_tokens: int) -> None:
         """The KV of ``kv_tokens`` tokens is safe, and no more is to be relied on."""
-        if not self._outlives or key not in self._tables:
+        if key not in self._tables:
             return
         shape, blocks = self._tables.shape(key), self._tables.blocks(key)
         before, after = self._whole[key], min(kv_tokens // shape.block_tokens, len(blocks))
