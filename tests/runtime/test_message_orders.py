@@ -110,7 +110,7 @@ class Play:
                 assert task.result() == answer(asked), asked
         assert not self.world.driver._requests
         assert self.world.kv.used_bytes == 0
-        assert all(not process.instance._sequences for process in self.world.alive)
+        assert all(not process.instance.core.request_ids for process in self.world.alive)
         self.world.close()
 
 
