@@ -50,7 +50,7 @@ def test_pure_packages_bring_in_the_standard_library_and_core(package: str) -> N
     assert not {"torch", "ray", "numpy"} & top_levels(modules)
 
 
-@pytest.mark.parametrize("process", ["instance"])
+@pytest.mark.parametrize("process", ["frontend", "instance"])
 def test_the_cores_of_the_runtime_bring_in_no_device_no_ring_and_no_loop(process: str) -> None:
     modules = brought_in(f"aegaeon.runtime.{process}.core")
     assert f"aegaeon.runtime.{process}.core" in modules

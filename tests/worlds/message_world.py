@@ -25,8 +25,10 @@ from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.sampling.stop import finish_reason
-from aegaeon.runtime.frontend.frontend import NodePeer, PoolFrontend, ServedModel
+from aegaeon.runtime.frontend.frontend import PoolFrontend
 from aegaeon.runtime.frontend.node_inbox import NodeInbox
+from aegaeon.runtime.frontend.node_peer import NodePeer
+from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.frontend.text import StopStrings
 from aegaeon.runtime.instance.core.instance_core import InstanceCore
 from aegaeon.runtime.instance.core.instance_model import InstanceModel
@@ -294,7 +296,6 @@ class Peer:
         self, frontend_id: str, link: End, far: bool, receive: Callable[[NodePeer, m.ToFrontend], None]
     ) -> None:
         self.node_id, self.frontend_id = "n0", frontend_id
-        self.state: m.NodeState | None = None
         self.link = link
         self._far = far
         self._frames: deque[m.ToFrontend] = deque()
@@ -368,10 +369,10 @@ class MessageWorld:
         end = End(to_driver, from_driver)
         self.driver.add_frontend(frontend_id, end)  # type: ignore[arg-type]
         self.driver_ends.append(end)
-        peer = Peer(frontend_id, End(from_driver, to_driver), self.far, frontend._receive)
+        peer = Peer(frontend_id, End(from_driver, to_driver), self.far, frontend.receive)
         self.peers[frontend_id] = peer
         peer.send(m.AttachFrontend(frontend_id, "nowhere"))
-        frontend._take_in(peer)
+        frontend.take_in(peer)
         return peer
 
     def _start(self, spec: InstanceSpec) -> None:
@@ -472,7 +473,7 @@ class MessageWorld:
             self.peer.inbox.take_from_instances()
             self.peer.read_frames()
             await self.breathe()
-            if not self.driver._requests and not self.frontend._streams and self._idle():
+            if not self.driver._requests and not self.frontend.request_ids and self._idle():
                 return
 
     def _idle(self) -> bool:
