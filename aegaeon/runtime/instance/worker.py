@@ -20,7 +20,7 @@ from aegaeon.device.cuda.torch_streams import TorchGraphs
 from aegaeon.device.factory import make_device
 from aegaeon.engine.attention.kv_arena import KvArena
 from aegaeon.engine.sampling.device_sampler import DeviceSampler
-from aegaeon.engine.sampling.sampler import Sampler
+from aegaeon.engine.sampling.sampler import Sampler, TokenSampler
 from aegaeon.engine.step.device_engine import DeviceEngine
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.packing import WeightPacker
@@ -92,7 +92,8 @@ def run_worker(options: WorkerOptions) -> None:
         driver = open_link(options.address, f"instance:{options.key}")
         sinks = TokenSinks(options.key)
         weights, kv = _copying(options, stack) if options.copy_to_device else _in_place(options)
-        clock, sampler = MonotonicClock(), DeviceSampler() if options.device == "cuda" else Sampler()
+        clock = MonotonicClock()
+        sampler: TokenSampler = DeviceSampler() if options.device == "cuda" else Sampler()
         core = InstanceCore(
             options.spec.instance_id,
             {model.name: InstanceModel(model.name, model.kv_shape, model.eos_ids) for model in options.models},
