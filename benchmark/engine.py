@@ -35,9 +35,10 @@ from rich.table import Table
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.engine.architecture.architecture import inspect_model
-from aegaeon.engine.attention.batch import SequenceSlice
 from aegaeon.engine.attention.kv_arena import KvArena
-from aegaeon.engine.sampling.sampler import Sampler, SamplingState
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
+from aegaeon.engine.sampling.sampler import Sampler
+from aegaeon.engine.sampling.sampling_state import SamplingState
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.packing import WeightPacker
 from aegaeon.engine.step.runner import Runner

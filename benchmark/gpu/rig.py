@@ -25,13 +25,14 @@ from aegaeon.device.cuda import torch_streams as cuda_torch
 from aegaeon.device.cuda.device import CudaDevice
 from aegaeon.device.factory import make_device
 from aegaeon.engine.architecture.architecture import inspect_model
-from aegaeon.engine.attention.batch import SequenceSlice
 from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.step.device_engine import DeviceEngine
 from aegaeon.engine.step.device_runner import DeviceRunner
 from aegaeon.memory.page_pool import PagePool
+from aegaeon.runtime.instance.copied_weights import CopiedWeights
 from aegaeon.runtime.instance.device_kv import padding_bytes
-from aegaeon.runtime.instance.weight_store import CopiedWeights, ModelSource
+from aegaeon.runtime.instance.skeletons import ModelSource
 from aegaeon.runtime.instance.weight_upload import LoaderUploader, PlainUploader, Uploader
 from aegaeon.runtime.node.host_weights import wait_until_prepared
 from aegaeon.runtime.wire.messages import HostWeights

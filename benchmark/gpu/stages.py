@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from aegaeon.device.common.protocol import Stream
-from aegaeon.engine.attention.batch import SequenceSlice
 from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.step.device_runner import DeviceRunner
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.runner import Runner
 from aegaeon.runtime.instance.device_kv import copy_in_batches
-from aegaeon.runtime.instance.weight_store import host_tensors
+from aegaeon.runtime.instance.host_entry import host_tensors
 from benchmark.gpu.rig import Rig
 
 Record = dict[str, Any]

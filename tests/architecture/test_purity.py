@@ -50,6 +50,14 @@ def test_pure_packages_bring_in_the_standard_library_and_core(package: str) -> N
     assert not {"torch", "ray", "numpy"} & top_levels(modules)
 
 
+@pytest.mark.parametrize("process", ["frontend", "instance"])
+def test_the_cores_of_the_runtime_bring_in_no_device_no_ring_and_no_loop(process: str) -> None:
+    modules = brought_in(f"aegaeon.runtime.{process}.core")
+    assert f"aegaeon.runtime.{process}.core" in modules
+    assert not {"asyncio", "mmap", "numpy", "ray", "selectors", "socket", "torch", "transformers"} & top_levels(modules)
+    assert "aegaeon.device" not in modules
+
+
 @pytest.mark.parametrize("package", ["sim", "aegaeon.workload"])
 def test_the_simulated_world_brings_in_neither_torch_nor_ray_nor_the_runtime(package: str) -> None:
     if not exists(package):

@@ -21,7 +21,8 @@ from aegaeon.core.generation import (
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.service import ModelRefused
 from aegaeon.engine.architecture.prepare import PreparedModel, prepare_models
-from aegaeon.runtime.frontend.frontend import PoolFrontend, ServedModel
+from aegaeon.runtime.frontend.frontend import PoolFrontend
+from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.wire.clock import MonotonicClock
 
 

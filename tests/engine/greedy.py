@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from aegaeon.core.kv_shape import KvShape
-from aegaeon.engine.attention.batch import SequenceSlice
 from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.step.runner import Runner
 
 POISON = 0xFF

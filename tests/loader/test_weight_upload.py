@@ -10,7 +10,7 @@ import torch
 
 import quick_model_loader as qml
 from aegaeon.device.cuda.device import CudaDevice
-from aegaeon.runtime.instance.weight_store import device_tensors
+from aegaeon.runtime.instance.host_entry import device_tensors
 from aegaeon.runtime.instance.weight_upload import LoaderUploader, PlainUploader, Uploader
 from tests.device.fake_cuda_driver import FakeCudaDriver, cuda_device
 from tests.loader.test_copy import TENSORS, FakeCuda, cuda, found

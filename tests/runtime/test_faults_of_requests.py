@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from aegaeon.core.generation import EngineError, FailureCause, FieldError, PromptError
 from aegaeon.core.sampling import SamplingParams
-from aegaeon.engine.attention.batch import SequenceSlice
-from aegaeon.engine.sampling.sampler import Sampler, SamplingState
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
+from aegaeon.engine.sampling.sampler import Sampler
+from aegaeon.engine.sampling.sampling_state import SamplingState
 from aegaeon.engine.step.runner import Runner
-from aegaeon.runtime.instance.instance import Instance
-from aegaeon.runtime.instance.kv_place import InPlaceKv
-from aegaeon.runtime.instance.turn_clock import TurnClock
-from aegaeon.runtime.instance.weight_store import MappedWeights
+from aegaeon.runtime.instance.core.stepper import Stepper
+from aegaeon.runtime.instance.core.turn_clock import TurnClock
+from aegaeon.runtime.instance.in_place_kv import InPlaceKv
+from aegaeon.runtime.instance.mapped_weights import MappedWeights
 from aegaeon.runtime.wire.pulse import Pulse
 from tests.runtime.test_pool import generate_alone, prompt_for
 
@@ -155,14 +156,14 @@ def break_sampling(patch: pytest.MonkeyPatch) -> None:
 
 
 def break_settling(patch: pytest.MonkeyPatch) -> None:
-    settle = Instance._settle
+    settle = Stepper._settle
 
-    def poisoned(self: Instance, turn: object, feed: object) -> None:
+    def poisoned(self: Stepper, turn: object, feed: object) -> None:
         if feed.sequence.sampling.params.seed == POISON:
             raise KeyError("a bookkeeper's bug")
         settle(self, turn, feed)
 
-    patch.setattr(Instance, "_settle", poisoned)
+    patch.setattr(Stepper, "_settle", poisoned)
 
 
 def break_admission(patch: pytest.MonkeyPatch) -> None:

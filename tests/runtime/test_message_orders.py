@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from aegaeon.core.command import RejectReason
 from aegaeon.core.generation import FinishReason, GenerationError, GenerationRequest
 from aegaeon.core.model import ModelSpec
-from aegaeon.runtime.frontend.frontend import PoolFrontend, ServedModel
+from aegaeon.runtime.frontend.frontend import PoolFrontend
+from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.instance.ordered_reports import OrderedReports
 from aegaeon.runtime.wire import messages as m
 from tests.worlds.message_world import (
@@ -96,7 +97,7 @@ class Play:
         name = f"r{len(self.clients)}"
         asked = request(name, MODELS[number % 2], range(3, 8 + number % 40), **asked_for(number // 2))
         self.clients[name] = asked, asyncio.create_task(collect(self.world.frontend, asked))
-        await until(self.clients[name][1], lambda: name in self.world.frontend._streams)
+        await until(self.clients[name][1], lambda: name in self.world.frontend.request_ids)
 
     def leave(self, number: int) -> None:
         if self.clients:
@@ -110,7 +111,7 @@ class Play:
                 assert task.result() == answer(asked), asked
         assert not self.world.driver._requests
         assert self.world.kv.used_bytes == 0
-        assert all(not process.instance._sequences for process in self.world.alive)
+        assert all(not process.instance.core.request_ids for process in self.world.alive)
         self.world.close()
 
 
@@ -149,10 +150,10 @@ class Scripted:
         self.frontend = PoolFrontend({"one": served}, Clock())
         self.rings = {"driver": Ring(), "p": Ring(), "d": Ring()}
         self.sent = Ring()
-        self.peer = Peer("f", End(self.rings["driver"], self.sent), False, self.frontend._receive)
+        self.peer = Peer("f", End(self.rings["driver"], self.sent), False, self.frontend.receive)
         for key in ("p", "d"):
             self.peer.inbox.add(key, self.rings[key])
-        self.frontend._take_in(self.peer)
+        self.frontend.take_in(self.peer)
         self.script: dict[str, deque[object]] = {key: deque() for key in self.rings}
 
     async def ask(self, asked: GenerationRequest = ASKED) -> asyncio.Task[Any]:
@@ -180,7 +181,7 @@ async def test_an_answer_is_whole_in_whatever_order_three_rings_are_read(order: 
     for ring in order:
         await node.read(ring)
     assert await asyncio.wait_for(task, 5) == (IDS, TEXT, REASON)
-    assert not node.frontend._streams
+    assert not node.frontend.request_ids
 
 
 @pytest.mark.parametrize("order", interleavings(("driver", 1), ("p", 1), ("d", 1)))
@@ -207,7 +208,7 @@ async def test_a_client_that_leaves_at_any_point_leaves_nothing(order: tuple[str
         for ring in order[point:]:
             await node.read(ring)
         assert m.Cancel("a") in node.sent.messages
-        assert not node.frontend._streams
+        assert not node.frontend.request_ids
 
 
 @pytest.mark.parametrize("word", [m.Failed("a", "boom"), m.Rejected("a", RejectReason.TOO_LARGE, "boom", None)])

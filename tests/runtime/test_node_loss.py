@@ -24,7 +24,8 @@ from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.slo import Slo
-from aegaeon.runtime.frontend.frontend import PoolFrontend, ServedModel
+from aegaeon.runtime.frontend.frontend import PoolFrontend
+from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.instance.worker import WorkerOptions
 from aegaeon.runtime.node.node import Ended, Node
 from aegaeon.runtime.wire import messages as m
@@ -395,7 +396,7 @@ async def test_a_frontend_that_dies_leaves_no_request_behind(pool) -> None:
             await other.generate(GenerationRequest(f"r{i}", f"m{i}", TokenPrompt(PROMPT), params)) for i in range(2)
         ]
         await anext(aiter(generations[0]))
-        for node in other._nodes:
+        for node in other._peers.values():
             node.close()  # all that the kernel does for a process that is killed
         await running.settled()
         assert (await running.generate("after", "m0", PROMPT, 8)).token_ids

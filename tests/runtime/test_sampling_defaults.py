@@ -15,7 +15,7 @@ from aegaeon.core.config import ModelConfig
 from aegaeon.core.generation import GenerationRequest, TokenPrompt
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.engine.architecture.prepare import prepare_models
-from aegaeon.runtime.frontend.frontend import ServedModel
+from aegaeon.runtime.frontend.served_model import ServedModel
 
 PROMPT = TokenPrompt((5, 6, 7))
 DEFAULTS = {"temperature": 0.0, "max_new_tokens": 3}

@@ -14,7 +14,8 @@ from aegaeon.core.config import PoolConfig
 from aegaeon.core.generation import FinishReason, GenerationRequest, TextPrompt, TokenPrompt
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.engine.architecture.prepare import prepare_models
-from aegaeon.runtime.frontend.frontend import PoolFrontend, ServedModel
+from aegaeon.runtime.frontend.frontend import PoolFrontend
+from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.instance.worker import WorkerOptions, run_worker
 from aegaeon.runtime.node.node import Ended, Node, NodeOptions
 from aegaeon.runtime.wire.clock import MonotonicClock

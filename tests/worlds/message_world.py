@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,17 +23,23 @@ from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.sampling import SamplingParams
-from aegaeon.engine.attention.batch import SequenceSlice
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.sampling.stop import finish_reason
-from aegaeon.runtime.frontend.frontend import NodePeer, PoolFrontend, ServedModel
+from aegaeon.runtime.frontend.frontend import PoolFrontend
 from aegaeon.runtime.frontend.node_inbox import NodeInbox
+from aegaeon.runtime.frontend.node_peer import NodePeer
+from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.frontend.text import StopStrings
-from aegaeon.runtime.instance.instance import Instance, InstanceModel
-from aegaeon.runtime.instance.kv_place import InPlaceKv
+from aegaeon.runtime.instance.core.instance_core import InstanceCore
+from aegaeon.runtime.instance.core.instance_model import InstanceModel
+from aegaeon.runtime.instance.in_place_kv import InPlaceKv
+from aegaeon.runtime.instance.instance import Instance
+from aegaeon.runtime.instance.model_engine import ModelEngine
 from aegaeon.runtime.node.driver import Driver
 from aegaeon.runtime.node.instance_handle import InstanceHandle
 from aegaeon.runtime.node.node_kv import NodeKv
 from aegaeon.runtime.wire import messages as m
+from aegaeon.runtime.wire.pulse import NoPulse
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.policies.registry import make_scheduler
 
@@ -244,13 +250,12 @@ class Sinks:
         return bool(self._waiting)
 
     def send(self, frontend_id: str, message: Any) -> None:
-        self._before_send()
-        self._waiting.append((frontend_id, message))
-        self.flush()
-
-    def send_tokens(self, time_s: float, items: Iterable[tuple[str, str, int, int]]) -> None:
-        for frontend_id, *item in items:
-            self.send(frontend_id, m.Tokens(time_s, (tuple(item),)))  # type: ignore[arg-type]
+        """Tokens one by one: a process may die between any two of them."""
+        items = message.items if isinstance(message, m.Tokens) else ()
+        for part in [m.Tokens(message.time_s, (item,)) for item in items] or [message]:
+            self._before_send()
+            self._waiting.append((frontend_id, part))
+            self.flush()
 
     def flush(self) -> None:
         while self._waiting and not self.full:
@@ -291,7 +296,6 @@ class Peer:
         self, frontend_id: str, link: End, far: bool, receive: Callable[[NodePeer, m.ToFrontend], None]
     ) -> None:
         self.node_id, self.frontend_id = "n0", frontend_id
-        self.state: m.NodeState | None = None
         self.link = link
         self._far = far
         self._frames: deque[m.ToFrontend] = deque()
@@ -365,10 +369,10 @@ class MessageWorld:
         end = End(to_driver, from_driver)
         self.driver.add_frontend(frontend_id, end)  # type: ignore[arg-type]
         self.driver_ends.append(end)
-        peer = Peer(frontend_id, End(from_driver, to_driver), self.far, frontend._receive)
+        peer = Peer(frontend_id, End(from_driver, to_driver), self.far, frontend.receive)
         self.peers[frontend_id] = peer
         peer.send(m.AttachFrontend(frontend_id, "nowhere"))
-        frontend._take_in(peer)
+        frontend.take_in(peer)
         return peer
 
     def _start(self, spec: InstanceSpec) -> None:
@@ -379,17 +383,10 @@ class MessageWorld:
         process.end = End(to_instance, to_driver, process.burn)
         process.sinks = Sinks(lambda frontend_id: self._token_ring(frontend_id, process.key), process.burn)
         models = {name: InstanceModel(name, SHAPE, (EOS,)) for name in MODELS}
-        process.instance = Instance(
-            spec.instance_id,
-            models,
-            Store(),  # type: ignore[arg-type]
-            InPlaceKv(self.memory),  # type: ignore[arg-type]
-            process.end,  # type: ignore[arg-type]
-            process.sinks,  # type: ignore[arg-type]
-            self.clock,
-            chunk_tokens=16,
-            sampler=Greedy(),  # type: ignore[arg-type]
-        )
+        weights, kv = Store(), InPlaceKv(self.memory)  # type: ignore[arg-type]
+        engine = ModelEngine(weights, kv, Greedy(), self.clock, NoPulse())  # type: ignore[arg-type]
+        core = InstanceCore(spec.instance_id, models, weights, kv, engine, self.clock.now_s, chunk_tokens=16)
+        process.instance = Instance(core, process.end, process.sinks, self.clock, NoPulse())  # type: ignore[arg-type]
         self.processes.append(process)
         self.driver_ends.append(process.driver_end)
         self.driver.wakeup.post(
@@ -476,11 +473,11 @@ class MessageWorld:
             self.peer.inbox.take_from_instances()
             self.peer.read_frames()
             await self.breathe()
-            if not self.driver._requests and not self.frontend._streams and self._idle():
+            if not self.driver._requests and not self.frontend.request_ids and self._idle():
                 return
 
     def _idle(self) -> bool:
-        return all(process.instance._turn is None for process in self.alive)
+        return all(not process.instance.core.restless for process in self.alive)
 
     def close(self) -> None:
         """The books must balance."""

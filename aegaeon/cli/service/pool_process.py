@@ -17,7 +17,7 @@ from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ModelFound, ModelRefused, ServiceDiedError, ServiceError
 from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.cluster.cluster import Cluster
-from aegaeon.runtime.frontend.frontend import ServedModel
+from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.frontend.text import TokenizerError
 from aegaeon.runtime.node.node import NodeOptions
 from aegaeon.runtime.process.run_folder import RunFolder

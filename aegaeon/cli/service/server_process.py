@@ -19,7 +19,8 @@ from aegaeon.core.service import InstanceStarted, Ready
 from aegaeon.engine.architecture.prepare import PreparedModel
 from aegaeon.runtime.cluster.driver_keeper import NodeAddress
 from aegaeon.runtime.frontend.admin import pool_state
-from aegaeon.runtime.frontend.frontend import TEXT_RETRY_S, PoolFrontend, ServedModel, model_card
+from aegaeon.runtime.frontend.frontend import TEXT_RETRY_S, PoolFrontend
+from aegaeon.runtime.frontend.served_model import ServedModel, model_card
 from aegaeon.runtime.frontend.text import TokenizerError
 from aegaeon.runtime.wire.clock import MonotonicClock
 from aegaeon.runtime.wire.fd_exchange import FdExchangeError

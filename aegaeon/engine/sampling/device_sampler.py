@@ -21,15 +21,15 @@ from aegaeon.engine.sampling.sampler import (
     MIN_TEMPERATURE,
     WINDOW_TOKENS,
     DrawColumns,
-    SamplingState,
-    Way,
     chosen,
+    edit,
     exponential_noise,
     greedy_tokens,
     gumbel_argmax,
     only_finite,
     thresholds,
 )
+from aegaeon.engine.sampling.sampling_state import SamplingState, Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,4 +139,4 @@ def _edit(logits: Tensor, states: Sequence[SamplingState]) -> None:
     """Penalties and forbidden tokens, of the few rows that have any."""
     for row, state in zip(logits, states, strict=True):
         if state.penalised or state.forbidden:
-            state.edit(row)
+            edit(row, state)

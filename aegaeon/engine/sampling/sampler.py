@@ -23,11 +23,8 @@ Does not know: models, KV, stop strings, where logits come from.
 from __future__ import annotations
 
 import math
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum, auto
-from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +32,7 @@ import torch
 from torch import Tensor
 
 from aegaeon.core.sampling import SamplingParams
+from aegaeon.engine.sampling.sampling_state import SamplingState, Way
 
 WINDOW_TOKENS = 256
 """Largest logits looked at before a row is sorted in full."""
@@ -50,109 +48,6 @@ NO_TOKEN = -1
 _WORD = (1 << 64) - 1
 _SPLITMIX_GAMMA = 0x9E3779B97F4A7C15
 _SPLITMIX_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-
-
-class Way(Enum):
-    """How a request's next token is chosen."""
-
-    PLAIN = auto()  # the most likely one
-    GREEDY = auto()  # the most likely one, after penalties
-    FREE = auto()  # any token, by chance
-    TRUNCATED = auto()  # one of the likelier tokens, by chance
-
-
-class SamplingState:
-    """What sampling a request needs to know of its past, rebuilt at will from plain data.
-
-    ``prompt_token_ids`` count for the repetition penalty only; ``generated`` are the tokens made so far. ``eos_ids``
-    are forbidden, like the request's ``stop_token_ids``, while fewer than ``min_new_tokens`` were made. A request that
-    is not greedy must come with a seed. Raises ``ValueError`` if it does not.
-    """
-
-    __slots__ = ("_counts", "_draws_made", "_ids", "_slot", "forbidden_at_first", "params")
-
-    def __init__(
-        self,
-        params: SamplingParams,
-        prompt_token_ids: Iterable[int] = (),
-        generated: Iterable[int] = (),
-        eos_ids: Iterable[int] = (),
-    ) -> None:
-        if params.seed is None and not params.greedy:
-            raise ValueError("a request that samples needs a seed; draw one when it is submitted")
-        self.params = params
-        self.forbidden_at_first = sorted({*eos_ids, *params.stop_token_ids})
-        self._draws_made = 0
-        # Every distinct token of prompt and output, with its count in the output; appended to, never rebuilt.
-        self._slot: dict[int, int] = {}
-        self._ids = array("q")
-        self._counts = array("f")
-        if params.repetition_penalty != 1.0:
-            for token in prompt_token_ids:
-                self._slot_of(token)
-        for token in generated:
-            self.append(token)
-
-    def append(self, token: int) -> None:
-        """Take note of the token that was made."""
-        self._draws_made += 1
-        if self.penalised:
-            self._counts[self._slot_of(token)] += 1.0
-
-    def _slot_of(self, token: int) -> int:
-        slot = self._slot.setdefault(token, len(self._ids))
-        if slot == len(self._ids):
-            self._ids.append(token)
-            self._counts.append(0.0)
-        return slot
-
-    @property
-    def draws_made(self) -> int:
-        """Tokens made so far; the index of the next draw."""
-        return self._draws_made
-
-    @property
-    def penalised(self) -> bool:
-        """Whether earlier tokens change the logits."""
-        params = self.params
-        return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-
-    @property
-    def forbidden(self) -> Sequence[int]:
-        """Token ids that may not be made next."""
-        return self.forbidden_at_first if self._draws_made < self.params.min_new_tokens else ()
-
-    @property
-    def way(self) -> Way:
-        """How the next token is chosen."""
-        params = self.params
-        if params.greedy:
-            return Way.GREEDY if self.penalised or self.forbidden else Way.PLAIN
-        return Way.TRUNCATED if params.top_k or params.top_p < 1.0 or params.min_p > 0.0 else Way.FREE
-
-    @property
-    def draw_key(self) -> int:
-        """64 bits that name the next draw: a hash of the seed and the draw's index."""
-        words = (self.params.seed or 0).to_bytes(8, "little", signed=True) + self._draws_made.to_bytes(8, "little")
-        return int.from_bytes(blake2b(words, digest_size=8).digest(), "little", signed=True)
-
-    def edit(self, logits: Tensor) -> None:
-        """Apply penalties and forbidden tokens to one row of logits [vocab], in place."""
-        if self.penalised and self._ids:
-            self._penalise(logits)
-        forbidden = [token for token in self.forbidden if 0 <= token < len(logits)]
-        if forbidden:
-            logits[torch.tensor(forbidden, device=logits.device)] = -math.inf
-
-    def _penalise(self, logits: Tensor) -> None:
-        known = np.array(self._ids)
-        inside = (known >= 0) & (known < len(logits))
-        ids = torch.from_numpy(known[inside]).to(logits.device)
-        counts = torch.from_numpy(np.array(self._counts)[inside]).to(logits.device)
-        params, seen = self.params, logits[ids]
-        seen = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
-        seen -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-        logits[ids] = seen
 
 
 class TokenSampler(Protocol):
@@ -202,7 +97,7 @@ class Sampler:
     def _choose(self, way: Way, logits: Tensor, states: Sequence[SamplingState]) -> Tensor:
         """Tokens [n] for rows [n, vocab] that may be overwritten; ``NO_TOKEN`` where there is none."""
         for row, state in zip(logits, states, strict=True):
-            state.edit(row)
+            edit(row, state)
         if way is Way.PLAIN or way is Way.GREEDY:
             return greedy_tokens(logits)
         params = [state.params for state in states]
@@ -225,6 +120,26 @@ class Sampler:
             if self._window_tokens < vocab and (not inside[row] or p.top_k > self._window_tokens):
                 tokens[row] = _draw_sorted(logits[row], p, keys[row])
         return tokens
+
+
+def edit(logits: Tensor, state: SamplingState) -> None:
+    """Apply a request's penalties and forbidden tokens to its row of logits [vocab], in place."""
+    if state.penalised and state.known_ids:
+        _penalise(logits, state)
+    forbidden = [token for token in state.forbidden if 0 <= token < len(logits)]
+    if forbidden:
+        logits[torch.tensor(forbidden, device=logits.device)] = -math.inf
+
+
+def _penalise(logits: Tensor, state: SamplingState) -> None:
+    known = np.array(state.known_ids)
+    inside = (known >= 0) & (known < len(logits))
+    ids = torch.from_numpy(known[inside]).to(logits.device)
+    counts = torch.from_numpy(np.array(state.counts)[inside]).to(logits.device)
+    params, seen = state.params, logits[ids]
+    seen = torch.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
+    seen -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
+    logits[ids] = seen
 
 
 def _draw_any(logits: Tensor, keys: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from aegaeon.engine.attention.batch import SequenceSlice
 from aegaeon.engine.attention.kv_arena import KvView
 from aegaeon.engine.attention.lanes import Lanes
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.step.device_step import DeviceBatch
 
 _COLUMNS = 4  # before the block table: token, position, unit, slot

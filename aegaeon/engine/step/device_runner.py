@@ -19,9 +19,10 @@ from torch import Tensor
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.common.graphs import GraphCapture
-from aegaeon.engine.attention.batch import SequenceSlice, StepBatch
+from aegaeon.engine.attention.batch import StepBatch
 from aegaeon.engine.attention.device_attention import DeviceAttention
 from aegaeon.engine.attention.kv_arena import KvArena, KvView
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.errors import ModelError
 from aegaeon.engine.step.decode_buffers import DecodeBuffers
 from aegaeon.engine.step.device_step import DeviceBatch, DeviceStep, clear_fresh

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from aegaeon.core.kv_shape import KvShape
-from aegaeon.engine.attention.batch import SequenceSlice, StepBatch
+from aegaeon.engine.attention.batch import StepBatch
 from aegaeon.engine.attention.kv_arena import KvArena
 from aegaeon.engine.attention.paged_step import PagedStep
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.attention.workspace import Workspace
 from aegaeon.engine.errors import ModelError
 from aegaeon.engine.step.model import Model

@@ -197,7 +197,6 @@ class RemoteConnection:
         lost: Callable[[RemoteConnection], None],
     ) -> None:
         self.node_id = node_id
-        self.state: m.NodeState | None = None
         self.frontend_id = ""  # the gateway is the frontend that the node knows
         self._writer = writer
         self._offset_s = offset_s

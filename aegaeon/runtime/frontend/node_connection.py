@@ -34,7 +34,6 @@ class NodeConnection:
         lost: Callable[[NodeConnection], None] | None = None,
     ) -> None:
         self.node_id = node_id
-        self.state: m.NodeState | None = None
         self._lost = lost
         self._gone: dict[str, int] = {}  # the last incarnation of each instance that is known to be dead
         self._closed = False

@@ -10,8 +10,7 @@ request is told to be safe elsewhere, or its blocks to be free, only when no cop
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -23,7 +22,7 @@ from aegaeon.engine.attention.kv_arena import KvArena
 from aegaeon.memory.block_table import BlockTables
 from aegaeon.memory.slab_cache import SlabCache
 from aegaeon.memory.slab_ledger import OutOfSlabsError
-from aegaeon.runtime.instance.sequence import Sequence
+from aegaeon.runtime.instance.core.live_sequence import LiveSequence
 
 _BATCH_BLOCKS = 32
 """Given to the device at once. Making a copy ready takes the host 5 to 10 us, half of what moving a block takes."""
@@ -69,7 +68,7 @@ class DeviceKv:
     def arena(self, model: str) -> KvArena:
         return self._arena
 
-    def fetch(self, model: str, sequence: Sequence) -> bool:
+    def fetch(self, model: str, sequence: LiveSequence) -> bool:
         request_id = sequence.request_id
         if request_id not in self._tables:
             self._bring_in(self._shapes[model], sequence)
@@ -80,16 +79,16 @@ class DeviceKv:
             del self._arriving[request_id]
         return request_id not in self._arriving
 
-    def blocks(self, sequence: Sequence) -> Seq[int]:
+    def blocks(self, sequence: LiveSequence) -> Sequence[int]:
         return self._tables.blocks(sequence.request_id)
 
-    def write_back(self, sequences: Iterable[Sequence]) -> None:
+    def write_back(self, sequences: Iterable[LiveSequence]) -> None:
         self._send({sequence: self._full_tokens(sequence) for sequence in self._here(sequences)})
 
-    def save(self, sequences: Iterable[Sequence]) -> None:
+    def save(self, sequences: Iterable[LiveSequence]) -> None:
         self._send({sequence: sequence.kv_tokens for sequence in self._here(sequences)})
 
-    def saved(self, sequence: Sequence) -> bool:
+    def saved(self, sequence: LiveSequence) -> bool:
         if sequence.request_id not in self._tables:
             return True  # nothing of it is here
         leaving = self._leaving.get(sequence.request_id)
@@ -112,7 +111,7 @@ class DeviceKv:
         for request_id in self._tables.request_ids:
             self.evict(request_id)
 
-    def _bring_in(self, shape: KvShape, sequence: Sequence) -> None:
+    def _bring_in(self, shape: KvShape, sequence: LiveSequence) -> None:
         self._tables.add(sequence.request_id, shape)
         try:
             self._tables.grow(sequence.request_id, len(sequence.blocks) * shape.block_tokens)
@@ -130,19 +129,19 @@ class DeviceKv:
         )
         self._arriving[sequence.request_id] = copy_in_batches(self._device, pairs, Stream.COPY_IN)
 
-    def _here(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+    def _here(self, sequences: Iterable[LiveSequence]) -> list[LiveSequence]:
         return [sequence for sequence in sequences if sequence.request_id in self._tables]
 
-    def _full_tokens(self, sequence: Sequence) -> int:
+    def _full_tokens(self, sequence: LiveSequence) -> int:
         """Tokens in blocks that no step will write to any more."""
         block_tokens = self._tables.shape(sequence.request_id).block_tokens
         return sequence.kv_tokens // block_tokens * block_tokens
 
-    def _sent_tokens(self, sequence: Sequence) -> int:
+    def _sent_tokens(self, sequence: LiveSequence) -> int:
         leaving = self._leaving.get(sequence.request_id)
         return sequence.saved_tokens if leaving is None else leaving.tokens
 
-    def _send(self, tokens: Mapping[Sequence, int]) -> None:
+    def _send(self, tokens: Mapping[LiveSequence, int]) -> None:
         """Begin to copy out what is not on its way, up to so many tokens of each sequence."""
         new = {sequence: upto for sequence, upto in tokens.items() if upto > self._sent_tokens(sequence)}
         if not new:
@@ -152,7 +151,7 @@ class DeviceKv:
         event = copy_in_batches(self._device, pairs, Stream.COPY_OUT)
         self._leaving |= {sequence.request_id: _Leaving(upto, event) for sequence, upto in new.items()}
 
-    def _unsent(self, sequence: Sequence, upto: int) -> Iterator[CopyPair]:
+    def _unsent(self, sequence: LiveSequence, upto: int) -> Iterator[CopyPair]:
         """Blocks that changed since they were last sent, with their places in the slab cache."""
         shape = self._tables.shape(sequence.request_id)
         first, last = self._sent_tokens(sequence) // shape.block_tokens, shape.blocks_for(upto)

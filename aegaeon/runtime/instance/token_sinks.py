@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 
 from aegaeon.runtime.wire.fd_exchange import FdExchangeError, fetch_fds
-from aegaeon.runtime.wire.messages import Output, Tokens
+from aegaeon.runtime.wire.messages import Output
 from aegaeon.runtime.wire.ring import RingWriter
 
 logger = logging.getLogger(__name__)
@@ -41,14 +40,6 @@ class TokenSinks:
         writer = self._writers.get(frontend_id)
         if writer is not None:
             writer.send(message)
-
-    def send_tokens(self, time_s: float, items: list[tuple[str, str, int, int]]) -> None:
-        """One step's tokens, as (frontend id, request id, index, token id): one message per frontend."""
-        by_frontend: defaultdict[str, list[tuple[str, int, int]]] = defaultdict(list)
-        for frontend_id, request_id, index, token_id in items:
-            by_frontend[frontend_id].append((request_id, index, token_id))
-        for frontend_id, own in by_frontend.items():
-            self.send(frontend_id, Tokens(time_s, tuple(own)))
 
     @property
     def pending(self) -> bool:

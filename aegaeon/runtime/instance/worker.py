@@ -20,17 +20,22 @@ from aegaeon.device.cuda.torch_streams import TorchGraphs
 from aegaeon.device.factory import make_device
 from aegaeon.engine.attention.kv_arena import KvArena
 from aegaeon.engine.sampling.device_sampler import DeviceSampler
-from aegaeon.engine.sampling.sampler import Sampler
+from aegaeon.engine.sampling.sampler import Sampler, TokenSampler
 from aegaeon.engine.step.device_engine import DeviceEngine
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.packing import WeightPacker
 from aegaeon.engine.step.runner import ModelRunner, Runner
 from aegaeon.memory.page_pool import PagePool
+from aegaeon.runtime.instance.copied_weights import CopiedWeights
+from aegaeon.runtime.instance.core.instance_core import InstanceCore
+from aegaeon.runtime.instance.core.instance_model import InstanceModel
 from aegaeon.runtime.instance.device_kv import DeviceKv, padding_bytes
-from aegaeon.runtime.instance.instance import Instance, InstanceModel
-from aegaeon.runtime.instance.kv_place import InPlaceKv, KvPlace
+from aegaeon.runtime.instance.in_place_kv import InPlaceKv
+from aegaeon.runtime.instance.instance import Instance
+from aegaeon.runtime.instance.mapped_weights import MappedWeights
+from aegaeon.runtime.instance.model_engine import EngineKv, EngineWeights, ModelEngine
+from aegaeon.runtime.instance.skeletons import MakeRunner, ModelSource
 from aegaeon.runtime.instance.token_sinks import TokenSinks
-from aegaeon.runtime.instance.weight_store import CopiedWeights, MakeRunner, MappedWeights, ModelSource, WeightStore
 from aegaeon.runtime.instance.weight_upload import LoaderUploader, PlainUploader, Uploader
 from aegaeon.runtime.recovery.vigil import look_interval_s
 from aegaeon.runtime.wire.clock import MonotonicClock
@@ -87,20 +92,19 @@ def run_worker(options: WorkerOptions) -> None:
         driver = open_link(options.address, f"instance:{options.key}")
         sinks = TokenSinks(options.key)
         weights, kv = _copying(options, stack) if options.copy_to_device else _in_place(options)
-        instance = Instance(
+        clock = MonotonicClock()
+        sampler: TokenSampler = DeviceSampler() if options.device == "cuda" else Sampler()
+        core = InstanceCore(
             options.spec.instance_id,
             {model.name: InstanceModel(model.name, model.kv_shape, model.eos_ids) for model in options.models},
             weights,
             kv,
-            driver,
-            sinks,
-            MonotonicClock(),
+            ModelEngine(weights, kv, sampler, clock, pulse),
+            clock.now_s,
             options.chunk_tokens,
-            DeviceSampler() if options.device == "cuda" else Sampler(),
-            pulse,
         )
         driver.send(Started(options.spec.instance_id, os.getpid()))
-        instance.run()
+        Instance(core, driver, sinks, clock, pulse).run()
     sinks.close()
     driver.close()
 
@@ -144,13 +148,13 @@ def _slabs(options: WorkerOptions) -> torch.Tensor:
         os.close(fd)
 
 
-def _in_place(options: WorkerOptions) -> tuple[WeightStore, KvPlace]:
+def _in_place(options: WorkerOptions) -> tuple[EngineWeights, EngineKv]:
     """Weights and KV where they lie, in the node's shared memory."""
     weights = MappedWeights(_sources(options), _host_runners(options))
     return weights, InPlaceKv(KvArena(_slabs(options), options.slab_bytes))
 
 
-def _copying(options: WorkerOptions, stack: contextlib.ExitStack) -> tuple[WeightStore, KvPlace]:
+def _copying(options: WorkerOptions, stack: contextlib.ExitStack) -> tuple[EngineWeights, EngineKv]:
     """Weights and KV in device pages: a fixed share for the KV, the rest for the weights of resident models."""
     spec, page_bytes = options.spec, options.page_bytes
     shapes = {model.name: model.kv_shape for model in options.models}

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.engine.attention.attention import AttentionCall, Reach
-from aegaeon.engine.attention.batch import SequenceSlice, StepBatch
+from aegaeon.engine.attention.batch import StepBatch
 from aegaeon.engine.attention.kv_arena import KvArena
 from aegaeon.engine.attention.paged_step import PagedStep
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.attention.workspace import Workspace
 from tests.engine.greedy import POISON, blocks_of
 

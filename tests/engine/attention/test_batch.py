@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from aegaeon.core.kv_shape import KvShape, LayerKv
-from aegaeon.engine.attention.batch import SequenceSlice, StepBatch
+from aegaeon.engine.attention.batch import StepBatch
 from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 
 
 def test_rows_positions_and_slots() -> None:

@@ -17,10 +17,11 @@ from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.engine.attention.attend_gather import GatherAttention
 from aegaeon.engine.attention.attend_triton import TritonAttention
 from aegaeon.engine.attention.attention import AttentionCall, Reach
-from aegaeon.engine.attention.batch import SequenceSlice, StepBatch
+from aegaeon.engine.attention.batch import StepBatch
 from aegaeon.engine.attention.device_attention import AttentionBackend, DeviceAttention, LayerNeeds, NoAttentionError
 from aegaeon.engine.attention.kv_arena import KvArena
 from aegaeon.engine.attention.lanes import Lanes
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.step.device_step import DeviceBatch, DeviceStep, clear_fresh
 from tests.engine.attention.test_attention import LAYERS, REACHES, SEQUENCES, naive
 from tests.engine.greedy import POISON, blocks_of

@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.engine.sampling.device_sampler import DeviceSampler, DrawRows, draw
-from aegaeon.engine.sampling.sampler import Sampler, SamplingState
+from aegaeon.engine.sampling.sampler import Sampler
+from aegaeon.engine.sampling.sampling_state import SamplingState
 
 VOCAB = 500
 

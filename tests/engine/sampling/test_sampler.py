@@ -21,7 +21,8 @@ from transformers import (
 
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.engine.sampling.device_sampler import DeviceSampler
-from aegaeon.engine.sampling.sampler import Sampler, SamplingState
+from aegaeon.engine.sampling.sampler import Sampler
+from aegaeon.engine.sampling.sampling_state import SamplingState
 
 WORD = (1 << 64) - 1
 

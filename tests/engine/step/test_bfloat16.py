@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from aegaeon.engine.architecture.architecture import inspect_model
-from aegaeon.engine.attention.batch import SequenceSlice
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.packing import WeightPacker
 from aegaeon.engine.step.runner import Runner

@@ -18,9 +18,9 @@ from aegaeon.engine.architecture.architecture import inspect_model
 from aegaeon.engine.architecture.buffers import move_computed_buffers
 from aegaeon.engine.attention.attend_gather import GatherAttention
 from aegaeon.engine.attention.attend_triton import TritonAttention
-from aegaeon.engine.attention.batch import SequenceSlice
 from aegaeon.engine.attention.device_attention import AttentionBackend, DeviceAttention
 from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.step.device_runner import DeviceRunner, GraphLimits
 from aegaeon.engine.step.graph_shelf import GraphShelf
 from aegaeon.engine.step.model import Model

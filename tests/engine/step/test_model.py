@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from aegaeon.engine.architecture.architecture import inspect_model
-from aegaeon.engine.attention.batch import SequenceSlice
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.errors import ModelError
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.runner import Runner

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aegaeon.engine.architecture.architecture import inspect_model
-from aegaeon.engine.attention.batch import SequenceSlice
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.step.linear_groups import InputWatch
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.packing import WeightPacker

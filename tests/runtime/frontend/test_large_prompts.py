@@ -12,7 +12,8 @@ import pytest
 from aegaeon.core.generation import ModelCard
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
-from aegaeon.runtime.frontend.frontend import PoolFrontend, ServedModel
+from aegaeon.runtime.frontend.frontend import PoolFrontend
+from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.frontend.text import ModelText
 from aegaeon.runtime.wire.clock import MonotonicClock
 from aegaeon.server.app import ServerOptions, create_app

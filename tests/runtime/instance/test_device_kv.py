@@ -12,8 +12,8 @@ from aegaeon.core.sampling import SamplingParams
 from aegaeon.device.common.protocol import Device, Stream
 from aegaeon.device.factory import make_device
 from aegaeon.memory.slab_ledger import OutOfSlabsError
+from aegaeon.runtime.instance.core.live_sequence import LiveSequence
 from aegaeon.runtime.instance.device_kv import DeviceKv, copy_in_batches
-from aegaeon.runtime.instance.sequence import Sequence
 from aegaeon.runtime.wire.messages import Member, SequenceState
 from tests.device.fake_cuda_driver import FakeCudaDriver, cuda_device
 
@@ -37,20 +37,20 @@ class Place:
         device.pin(self.host)
         self.kv = DeviceKv(device, self.memory, self.host, SLAB, {"m": SHAPE})
 
-    def sequence(self, name: str, tokens: int, first_block: int, kv_tokens: int = 0) -> Sequence:
+    def sequence(self, name: str, tokens: int, first_block: int, kv_tokens: int = 0) -> LiveSequence:
         """A request of ``tokens`` whose host blocks begin with number ``first_block``."""
         sampling = SamplingParams(max_new_tokens=4, seed=0)
-        made = Sequence(SequenceState(name, "f", tuple(range(tokens)), tokens, kv_tokens, sampling), ())
+        made = LiveSequence(SequenceState(name, "f", tuple(range(tokens)), tokens, kv_tokens, sampling), ())
         blocks = range(first_block, first_block + SHAPE.blocks_for(tokens + 4))
         made.seat(Member(name, tuple(block * SHAPE.block_bytes for block in blocks)))
         return made
 
-    def fetched(self, sequence: Sequence) -> Sequence:
+    def fetched(self, sequence: LiveSequence) -> LiveSequence:
         while not self.kv.fetch("m", sequence):
             pass
         return sequence
 
-    def step(self, sequence: Sequence, tokens: int) -> None:
+    def step(self, sequence: LiveSequence, tokens: int) -> None:
         """Write KV as a step does, and let full blocks go."""
         for number in range(sequence.kv_tokens // 4, SHAPE.blocks_for(sequence.kv_tokens + tokens)):
             start = self.kv.blocks(sequence)[number]
@@ -58,13 +58,13 @@ class Place:
         sequence.kv_tokens += tokens
         self.kv.write_back([sequence])
 
-    def out(self, sequence: Sequence) -> list[int]:
+    def out(self, sequence: LiveSequence) -> list[int]:
         """What the host's blocks hold."""
         starts = sequence.blocks[: SHAPE.blocks_for(sequence.kv_tokens)]
         blocks = [self.host[start : start + SHAPE.block_bytes] for start in starts]
         return [int(block[0]) if bool((block == block[0]).all()) else -1 for block in blocks]
 
-    def settle(self, sequence: Sequence) -> None:
+    def settle(self, sequence: LiveSequence) -> None:
         while not self.kv.saved(sequence):
             pass
 

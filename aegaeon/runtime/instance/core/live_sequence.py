@@ -6,20 +6,20 @@ of the prompt when prefilling, everything so far when recomputing) and samples o
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 from aegaeon.core.timeline import Phase, PhaseSpan
-from aegaeon.engine.sampling.sampler import SamplingState
+from aegaeon.engine.sampling.sampling_state import SamplingState
 from aegaeon.runtime.wire.messages import Member, Progress, SequenceState
 
 # Between two steps of a turn there are messages to take: spans that far apart are one.
 _MERGE_S = 5e-3
 
 
-class Sequence:
+class LiveSequence:
     """Mutable state of one request on one instance."""
 
-    def __init__(self, state: SequenceState, eos_ids: Seq[int]) -> None:
+    def __init__(self, state: SequenceState, eos_ids: Sequence[int]) -> None:
         self.request_id = state.request_id
         self.frontend_id = state.frontend_id
         self.token_ids = list(state.token_ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aegaeon.core.turn_timing import StepSums, TurnTiming
-from aegaeon.runtime.instance.turn import Feed
+from aegaeon.runtime.instance.core.feed import Feed
 
 
 class TurnClock:

@@ -5,24 +5,13 @@ Does not know: tensors, messages, the clock (times are passed in).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 from aegaeon.core.event import TurnEndReason
-from aegaeon.runtime.instance.sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """Tokens ``[start, start + tokens)`` of a sequence go into the next step; ``last``: none is left to feed."""
-
-    sequence: Sequence
-    tokens: int
-    prefill: bool
-
-    @property
-    def last(self) -> bool:
-        return self.tokens == self.sequence.unfed_tokens
+from aegaeon.runtime.instance.core.feed import Feed
+from aegaeon.runtime.instance.core.live_sequence import LiveSequence
+from aegaeon.runtime.instance.core.turn_clock import TurnClock
 
 
 class Turn:
@@ -38,13 +27,15 @@ class Turn:
         self.stopping = False
         self.attempted: tuple[str, ...] | None = None  # what the driver was told that it does
         self.ending: TurnEndReason | None = None  # it is over as soon as what it wrote is safe
+        self.clock = TurnClock(model)
         self._quota_s = quota_s
         self._quota_from_s: float | None = None
-        self._prefill: dict[str, Sequence] = {}
-        self._decode: dict[str, Sequence] = {}
-        self._departing: dict[str, Sequence] = {}
+        self._prefill: dict[str, LiveSequence] = {}
+        self._decode: dict[str, LiveSequence] = {}
+        self._departing: dict[str, LiveSequence] = {}
+        self._suspects: deque[str] = deque()
 
-    def join(self, prefill: Iterable[Sequence], decode: Iterable[Sequence]) -> None:
+    def join(self, prefill: Iterable[LiveSequence], decode: Iterable[LiveSequence]) -> None:
         """Members come in, in order."""
         self._prefill.update((sequence.request_id, sequence) for sequence in prefill)
         self._decode.update((sequence.request_id, sequence) for sequence in decode)
@@ -63,16 +54,16 @@ class Turn:
         self._departing[request_id] = self._prefill.pop(request_id)
 
     @property
-    def active(self) -> tuple[Sequence, ...]:
+    def active(self) -> tuple[LiveSequence, ...]:
         """Members with steps to come."""
         return (*self._prefill.values(), *self._decode.values())
 
     @property
-    def members(self) -> tuple[Sequence, ...]:
+    def members(self) -> tuple[LiveSequence, ...]:
         return (*self.active, *self._departing.values())
 
     @property
-    def departing(self) -> tuple[Sequence, ...]:
+    def departing(self) -> tuple[LiveSequence, ...]:
         """Members that have been prefilled for another instance."""
         return tuple(self._departing.values())
 
@@ -82,12 +73,12 @@ class Turn:
         return tuple(self._prefill)
 
     @property
-    def prefilling(self) -> Sequence | None:
+    def prefilling(self) -> LiveSequence | None:
         """The prompt that is being processed: one at a time, in order."""
         return next(iter(self._prefill.values()), None)
 
     @property
-    def due(self) -> tuple[Sequence, ...]:
+    def due(self) -> tuple[LiveSequence, ...]:
         """Members that take part in the next step if they can: all but prompts further down the line."""
         prompt = self.prefilling
         return (*self._decode.values(), *([prompt] if prompt is not None else []))
@@ -103,6 +94,31 @@ class Turn:
             if tokens > 0:
                 feeds.append(Feed(sequence, tokens, prefill=sequence.request_id in self._prefill))
         return feeds
+
+    def suspect(self, feeds: Sequence[Feed]) -> None:
+        """A step of these has failed as a whole: each of them is to be tried alone."""
+        self._suspects.extend(feed.sequence.request_id for feed in feeds)
+
+    @property
+    def suspecting(self) -> bool:
+        """Whether members are to be tried alone. That goes to its end: a turn that was over before would never come
+        to the one at fault."""
+        return bool(self._suspects)
+
+    def alone(self, feeds: list[Feed]) -> list[Feed]:
+        """Of the next step's feeds those that go into it: the next suspect's, or all. Suspects that cannot step, or
+        have left, are passed over."""
+        while self._suspects:
+            own = [feed for feed in feeds if feed.sequence.request_id == self._suspects[0]]
+            if own:
+                return own
+            self._suspects.popleft()
+        return feeds
+
+    def trying(self) -> None:
+        """A step begins: if it is a suspect's, it is tried by that."""
+        if self._suspects:
+            self._suspects.popleft()
 
     def stepped(self, now_s: float) -> None:
         """A step has ended: the quota clock starts after the first."""

@@ -1,0 +1,40 @@
+"""A request's output, as those see it who pass it on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from aegaeon.core.generation import FinishReason, GenerationError
+from aegaeon.core.timeline import PhaseSpan
+
+
+class OutputStream(Protocol):
+    """Takes the tokens of one request. ``done``: it is over. ``request_id`` is what drivers know it by: ``first_id``,
+    until one is lost."""
+
+    request_id: str
+    first_id: str
+    model: str
+    token_ids: list[int]
+    spans: list[PhaseSpan]
+    done: bool
+
+    def accept(self) -> None:
+        """A driver has taken the request."""
+        ...
+
+    def take_token(self, index: int, token_id: int, time_s: float) -> None:
+        """Token ``index`` of the output; one that is known already is ignored, one that is early waits."""
+        ...
+
+    def finish(self, reason: FinishReason, generated_tokens: int) -> None:
+        """The output has ``generated_tokens`` tokens, all of which are here or on their way."""
+        ...
+
+    def rewind(self) -> tuple[int, ...]:
+        """The tokens that the client has: the request goes on from them, wherever it does, and from nothing else."""
+        ...
+
+    def fail(self, error: GenerationError) -> None:
+        """The request is over without success."""
+        ...

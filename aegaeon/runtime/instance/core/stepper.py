@@ -1,0 +1,168 @@
+"""Steps of a turn: who feeds what, the tokens that come of it, and whose fault it is when a step fails."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from aegaeon.core.generation import FailureCause
+from aegaeon.core.timeline import Phase
+from aegaeon.engine.attention.sequence_slice import SequenceSlice
+from aegaeon.engine.sampling.stop import finish_reason
+from aegaeon.runtime.instance.core.feed import Feed
+from aegaeon.runtime.instance.core.instance_model import InstanceModel
+from aegaeon.runtime.instance.core.kv_place import KvPlace, room_tokens
+from aegaeon.runtime.instance.core.live_sequence import LiveSequence
+from aegaeon.runtime.instance.core.members import Members
+from aegaeon.runtime.instance.core.outbox import Outbox
+from aegaeon.runtime.instance.core.step_engine import StepEngine
+from aegaeon.runtime.instance.core.turn import Turn
+from aegaeon.runtime.wire import messages as m
+
+logger = logging.getLogger(__name__)
+
+
+class Stepper:
+    """Makes one step of a turn at a time. ``clock`` tells the time in seconds: what a step took is measured by it."""
+
+    def __init__(
+        self,
+        instance_id: str,
+        models: Mapping[str, InstanceModel],
+        kv: KvPlace,
+        engine: StepEngine,
+        check_device: Callable[[], None],
+        members: Members,
+        outbox: Outbox,
+        clock: Callable[[], float],
+        chunk_tokens: int,
+    ) -> None:
+        self._instance_id = instance_id
+        self._models = models
+        self._kv = kv
+        self._engine = engine
+        self._check_device = check_device
+        self._members = members
+        self._outbox = outbox
+        self._clock = clock
+        self._chunk_tokens = chunk_tokens
+
+    def feeds(self, turn: Turn, now_s: float) -> list[Feed]:
+        """What goes into the next step. Raises ``OutOfSlabsError`` where the device has no room for a member's KV."""
+        shape = self._models[turn.model].kv_shape
+        room = dict.fromkeys((sequence.request_id for sequence in turn.active), 0)
+        for sequence in turn.active:
+            with self._members.alone(turn, sequence):
+                if self._kv.fetch(turn.model, sequence):
+                    room[sequence.request_id] = room_tokens(shape, self._kv.blocks(sequence))
+        feeds = turn.feeds(self._chunk_tokens, room)
+        self._account_stalls(turn, feeds, now_s)
+        return turn.alone(feeds)
+
+    def _account_stalls(self, turn: Turn, feeds: Sequence[Feed], now_s: float) -> None:
+        fed = {feed.sequence.request_id for feed in feeds}
+        for sequence in turn.due:
+            if sequence.request_id in fed:
+                sequence.resume(now_s, self._instance_id)
+            else:
+                sequence.stall(now_s)
+
+    def step(self, turn: Turn, feeds: Sequence[Feed]) -> None:
+        """Feed members, and send the tokens that come of it.
+
+        Nothing that counts has changed before a step is done, so after one that fails each of its members is tried
+        alone, in the steps that follow, and only those that fail alone are at fault."""
+        start_s = self._clock()
+        turn.trying()
+        try:
+            tokens = self._compute(turn.model, feeds)
+        except Exception as error:
+            self._check_device()
+            logger.exception(
+                "a step of %s with %d requests failed on instance %s", turn.model, len(feeds), self._instance_id
+            )
+            if len(feeds) > 1:
+                turn.suspect(feeds)
+            else:
+                self._members.fail_by(turn, error, feeds[0].sequence)
+            return
+        for feed in feeds:
+            feed.sequence.kv_tokens += feed.tokens
+        self._kv.write_back(feed.sequence for feed in feeds)
+        now_s = self._clock()
+        self._account_time(turn, feeds, start_s, now_s)
+        self._emit(turn, tokens, now_s)
+        turn.stepped(now_s)
+        self._members.ask_for_blocks(turn)
+
+    def _compute(self, model: str, feeds: Sequence[Feed]) -> Mapping[Feed, int | None]:
+        """The next token of everyone who is fed to its end."""
+        slices = [
+            SequenceSlice(
+                feed.sequence.token_ids[feed.sequence.kv_tokens : feed.sequence.kv_tokens + feed.tokens],
+                feed.sequence.kv_tokens,
+                self._kv.blocks(feed.sequence),
+                wants_logits=feed.last,
+            )
+            for feed in feeds
+        ]
+        sampled = [feed for feed in feeds if feed.last]
+        chosen = self._engine.step(model, slices, [feed.sequence.sampling for feed in sampled])
+        return dict(zip(sampled, chosen, strict=True))
+
+    def _account_time(self, turn: Turn, feeds: Sequence[Feed], start_s: float, end_s: float) -> None:
+        turn.clock.add(feeds, end_s - start_s)
+        for feed in feeds:
+            phase = Phase.PREFILL if feed.prefill else Phase.DECODE
+            feed.sequence.spend(phase, start_s, end_s, self._instance_id)
+
+    def _emit(self, turn: Turn, tokens: Mapping[Feed, int | None], now_s: float) -> None:
+        items, made = [], []
+        for feed, token_id in tokens.items():
+            sequence = feed.sequence
+            if token_id is None:
+                self._refuse_to_guess(turn, sequence)
+                continue
+            items.append((sequence.frontend_id, (sequence.request_id, sequence.generated_tokens, token_id)))
+            sequence.append(token_id)
+            made.append(feed)
+        self._tell_tokens(now_s, items)
+        for feed in made:
+            with self._members.alone(turn, feed.sequence):
+                self._settle(turn, feed)
+
+    def _tell_tokens(self, now_s: float, items: Iterable[tuple[str, tuple[str, int, int]]]) -> None:
+        """One step's tokens: one message to each frontend."""
+        by_frontend: defaultdict[str, list[tuple[str, int, int]]] = defaultdict(list)
+        for frontend_id, item in items:
+            by_frontend[frontend_id].append(item)
+        for frontend_id, own in by_frontend.items():
+            self._outbox.tell(frontend_id, m.Tokens(now_s, tuple(own)))
+
+    def _refuse_to_guess(self, turn: Turn, sequence: LiveSequence) -> None:
+        reason = (
+            f"model {turn.model} gave logits that are not finite (NaN or infinity), so no next token can be chosen: "
+            f"its weights, or its dtype, are at fault"
+        )
+        logger.error("%s: %s", sequence.request_id, reason)
+        self._members.fail(turn, sequence, reason, FailureCause.NOT_FINITE)
+
+    def _settle(self, turn: Turn, feed: Feed) -> None:
+        """What a new token means for its request: the end, the end of its prefill, or nothing."""
+        sequence = feed.sequence
+        generated = sequence.token_ids[sequence.prompt_tokens :]
+        reason = finish_reason(sequence.sampling.params, self._models[turn.model].eos_ids, generated)
+        if reason is not None:
+            self._members.let_go(turn, sequence)
+            self._outbox.tell(sequence.frontend_id, m.Finished(sequence.request_id, reason, len(generated)))
+            self._outbox.report(m.SequenceFinished(turn.turn_id, sequence.request_id))
+        elif feed.prefill:
+            if turn.keep_prefilled:
+                turn.keep(sequence.request_id)
+                self._kv.saved(sequence)  # counts what has landed by now
+                self._outbox.report(m.Prefilled(turn.turn_id, sequence.progress()))
+            else:
+                turn.depart(sequence.request_id)
+                self._kv.save([sequence])
+                self._members.part(turn)

@@ -1,0 +1,40 @@
+"""KV attended where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.runtime.instance.core.live_sequence import LiveSequence
+
+
+class InPlaceKv:
+    """KV attended where it lies, in the slab cache: nothing moves (CPU)."""
+
+    def __init__(self, slabs: KvArena) -> None:
+        self._slabs = slabs
+
+    def arena(self, model: str) -> KvArena:
+        return self._slabs
+
+    def fetch(self, model: str, sequence: LiveSequence) -> bool:
+        return True
+
+    def blocks(self, sequence: LiveSequence) -> Sequence[int]:
+        return sequence.blocks
+
+    def write_back(self, sequences: Iterable[LiveSequence]) -> None:
+        self.save(sequences)
+
+    def save(self, sequences: Iterable[LiveSequence]) -> None:
+        for sequence in sequences:
+            sequence.saved_tokens = sequence.kv_tokens
+
+    def saved(self, sequence: LiveSequence) -> bool:
+        return sequence.saved_tokens == sequence.kv_tokens
+
+    def evict(self, request_id: str) -> None:
+        return
+
+    def close(self) -> None:
+        return
