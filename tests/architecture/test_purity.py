@@ -50,6 +50,20 @@ def test_pure_packages_bring_in_the_standard_library_and_core(package: str) -> N
     assert not {"torch", "ray", "numpy"} & top_levels(modules)
 
 
+def test_a_drivers_core_brings_in_nothing_that_does_anything() -> None:
+    modules = brought_in("aegaeon.runtime.node.driver_core")
+    assert top_levels(modules) - {"aegaeon", "quick_model_loader"} <= sys.stdlib_module_names
+    assert not {"select", "selectors", "socket", "mmap"} & top_levels(modules)
+    inner = {one for one in modules if one.startswith(("aegaeon.engine.", "aegaeon.device", "aegaeon.runtime.wire."))}
+    assert inner == {
+        "aegaeon.engine.sampling",
+        "aegaeon.engine.sampling.stop",
+        "aegaeon.runtime.wire.messages",
+        "aegaeon.runtime.wire.model_failure",
+        "aegaeon.runtime.wire.pulse_reading",
+    }
+
+
 @pytest.mark.parametrize("package", ["sim", "aegaeon.workload"])
 def test_the_simulated_world_brings_in_neither_torch_nor_ray_nor_the_runtime(package: str) -> None:
     if not exists(package):

@@ -70,6 +70,11 @@ class HostWeightCache:
         stats = self._store.stats()
         return stats.capacity_bytes - stats.free_bytes
 
+    @property
+    def leased(self) -> frozenset[str]:
+        """Models that somebody has a lease of."""
+        return frozenset(entry.key for _, entry in self._leases.values())
+
     def lease(self, model: str, instance_key: str, deliver: Deliver) -> None:
         """Have ``deliver`` called as soon as the model is there, at once where it is."""
         try:

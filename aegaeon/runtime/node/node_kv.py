@@ -6,7 +6,7 @@ The memory outlives any worker: an instance that dies leaves the KV it has saved
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.common.shared_memory import create_memfd
@@ -32,6 +32,11 @@ class NodeKv:
         """Have a table, empty at first; an open one stays as it is."""
         if key not in self._tables:
             self._tables.add(key, shape)
+
+    def adopt(self, key: str, shape: KvShape, model: str, token_ids: Sequence[int]) -> int:
+        """Open a table with the KV that there is of these tokens: of how many of them, from the start."""
+        self.open(key, shape)
+        return 0
 
     def extend(self, key: str, tokens: int) -> tuple[int, ...]:
         """Let the table cover ``tokens`` tokens: the new blocks. ``OutOfSlabsError`` changes nothing."""
