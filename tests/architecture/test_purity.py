@@ -51,7 +51,7 @@ def test_pure_packages_bring_in_the_standard_library_and_core(package: str) -> N
 
 
 def test_a_drivers_core_brings_in_nothing_that_does_anything() -> None:
-    modules = brought_in("aegaeon.runtime.node.driver_core")
+    modules = brought_in("aegaeon.runtime.driver")
     assert top_levels(modules) - {"aegaeon", "quick_model_loader"} <= sys.stdlib_module_names
     assert not {"select", "selectors", "socket", "mmap"} & top_levels(modules)
     inner = {one for one in modules if one.startswith(("aegaeon.engine.", "aegaeon.device", "aegaeon.runtime.wire."))}

@@ -14,8 +14,8 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.request import Request
 from aegaeon.core.sampling import SamplingParams
-from aegaeon.runtime.node import driver_inputs as i
-from aegaeon.runtime.node.driver_core import DriverCore
+from aegaeon.runtime.driver import driver_inputs as i
+from aegaeon.runtime.driver.driver_core import DriverCore
 from aegaeon.runtime.node.node_kv import NodeKv
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.pulse_reading import PulseReading

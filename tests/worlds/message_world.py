@@ -23,14 +23,14 @@ from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.engine.attention.batch import SequenceSlice
 from aegaeon.engine.sampling.stop import finish_reason
+from aegaeon.runtime.driver import driver_inputs as i
+from aegaeon.runtime.driver.driver_core import DriverCore
+from aegaeon.runtime.driver.incarnation import instance_key
 from aegaeon.runtime.frontend.frontend import NodePeer, PoolFrontend, ServedModel
 from aegaeon.runtime.frontend.node_inbox import NodeInbox
 from aegaeon.runtime.frontend.text import StopStrings
 from aegaeon.runtime.instance.instance import Instance, InstanceModel
 from aegaeon.runtime.instance.kv_place import InPlaceKv
-from aegaeon.runtime.node import driver_inputs as i
-from aegaeon.runtime.node.driver_core import DriverCore
-from aegaeon.runtime.node.incarnation import instance_key
 from aegaeon.runtime.node.node_kv import NodeKv
 from aegaeon.runtime.wire import messages as m
 from aegaeon.scheduler.limits import PoolLimits

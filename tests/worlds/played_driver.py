@@ -9,10 +9,10 @@ from itertools import count
 from typing import Any, TypeVar, assert_never
 
 from aegaeon.core.instance import InstanceSpec
-from aegaeon.runtime.node import driver_inputs as i
-from aegaeon.runtime.node import driver_outputs as o
-from aegaeon.runtime.node.driver_core import DriverCore
-from aegaeon.runtime.node.incarnation import instance_key
+from aegaeon.runtime.driver import driver_inputs as i
+from aegaeon.runtime.driver import driver_outputs as o
+from aegaeon.runtime.driver.driver_core import DriverCore
+from aegaeon.runtime.driver.incarnation import instance_key
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.model_failure import FailureKind, ModelFailure, ModelProblem
 from aegaeon.runtime.wire.pulse_reading import PulseReading

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any, assert_never
 
 from aegaeon.core.instance import InstanceSpec
-from aegaeon.runtime.node import driver_inputs as i
-from aegaeon.runtime.node import driver_outputs as o
-from aegaeon.runtime.node.driver_core import DriverCore
+from aegaeon.runtime.driver import driver_inputs as i
+from aegaeon.runtime.driver import driver_outputs as o
+from aegaeon.runtime.driver.driver_core import DriverCore
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.node.instance_handle import InstanceHandle
 from aegaeon.runtime.process.os_process import OsProcess

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aegaeon.core.instance import InstanceSpec
-from aegaeon.runtime.node.incarnation import instance_key
+from aegaeon.runtime.driver.incarnation import instance_key
 from aegaeon.runtime.process.os_process import OsProcess
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.link import Link

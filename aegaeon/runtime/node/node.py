@@ -25,9 +25,9 @@ from aegaeon.latency.estimate.errors import LatencyError
 from aegaeon.latency.online.calibrated_costs import CalibratedCosts, CalibratingScheduler
 from aegaeon.latency.online.costs import find_profiles, make_costs
 from aegaeon.latency.online.node_device import node_device
+from aegaeon.runtime.driver.driver_core import DriverCore
 from aegaeon.runtime.instance.worker import WorkerModel, WorkerOptions
 from aegaeon.runtime.node.driver import Driver
-from aegaeon.runtime.node.driver_core import DriverCore
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post, chunk_bytes
 from aegaeon.runtime.node.instance_handle import InstanceHandle
 from aegaeon.runtime.node.node_kv import NodeKv

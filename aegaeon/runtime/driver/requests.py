@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from aegaeon.core.event import KvDropped
-from aegaeon.runtime.node.blocks import Blocks
-from aegaeon.runtime.node.desk import Desk
-from aegaeon.runtime.node.driver_request import DriverRequest
-from aegaeon.runtime.node.instances import Instances
-from aegaeon.runtime.node.request_state import DriverRequestState, RequestHappening
+from aegaeon.runtime.driver.blocks import Blocks
+from aegaeon.runtime.driver.desk import Desk
+from aegaeon.runtime.driver.driver_request import DriverRequest
+from aegaeon.runtime.driver.instances import Instances
+from aegaeon.runtime.driver.request_state import DriverRequestState, RequestHappening
 from aegaeon.runtime.wire import messages as m
 
 

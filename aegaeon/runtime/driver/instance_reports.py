@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from aegaeon.core import event as e
-from aegaeon.runtime.node import driver_outputs as o
-from aegaeon.runtime.node.blocks import Blocks
-from aegaeon.runtime.node.desk import Desk
-from aegaeon.runtime.node.driver_request import DriverRequest
-from aegaeon.runtime.node.frontends import Frontends
-from aegaeon.runtime.node.incarnation import Incarnation
-from aegaeon.runtime.node.instances import Instances
-from aegaeon.runtime.node.quarantine import Quarantine
-from aegaeon.runtime.node.request_state import RequestHappening
-from aegaeon.runtime.node.requests import Requests
+from aegaeon.runtime.driver import driver_outputs as o
+from aegaeon.runtime.driver.blocks import Blocks
+from aegaeon.runtime.driver.desk import Desk
+from aegaeon.runtime.driver.driver_request import DriverRequest
+from aegaeon.runtime.driver.frontends import Frontends
+from aegaeon.runtime.driver.incarnation import Incarnation
+from aegaeon.runtime.driver.instances import Instances
+from aegaeon.runtime.driver.quarantine import Quarantine
+from aegaeon.runtime.driver.request_state import RequestHappening
+from aegaeon.runtime.driver.requests import Requests
 from aegaeon.runtime.wire import messages as m
 
 

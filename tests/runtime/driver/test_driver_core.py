@@ -9,7 +9,7 @@ import pytest
 from aegaeon.core.command import Command, FetchWeights, LoadWeights
 from aegaeon.core.event import Event, RequestArrived, TurnEnded, TurnEndReason, WeightsFetched
 from aegaeon.core.generation import FinishReason
-from aegaeon.runtime.node import driver_inputs as i
+from aegaeon.runtime.driver import driver_inputs as i
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.model_failure import FailureKind
 from aegaeon.scheduler.scheduler import Scheduler

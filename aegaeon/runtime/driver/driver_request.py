@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from aegaeon.core.request import Request
-from aegaeon.runtime.node.request_state import IN_A_TURN, DriverRequestState, RequestHappening, next_state
+from aegaeon.runtime.driver.request_state import IN_A_TURN, DriverRequestState, RequestHappening, next_state
 from aegaeon.runtime.recovery.suspicion import RequestSuspicion
 from aegaeon.runtime.wire.messages import Member, SequenceState, Submit
 

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 
 from aegaeon.core.event import Event
-from aegaeon.runtime.node.driver_outputs import DriverOutput
-from aegaeon.runtime.node.timers import Timers
+from aegaeon.runtime.driver.driver_outputs import DriverOutput
+from aegaeon.runtime.driver.timers import Timers
 
 
 class Desk:

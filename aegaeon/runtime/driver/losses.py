@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from aegaeon.core import event as e
 from aegaeon.core.generation import FinishReason
-from aegaeon.runtime.node.desk import Desk
-from aegaeon.runtime.node.driver_request import DriverRequest
-from aegaeon.runtime.node.frontends import Frontends
-from aegaeon.runtime.node.incarnation import Incarnation
-from aegaeon.runtime.node.instances import Instances
-from aegaeon.runtime.node.quarantine import Quarantine
-from aegaeon.runtime.node.request_state import DriverRequestState, RequestHappening
-from aegaeon.runtime.node.requests import Requests
+from aegaeon.runtime.driver.desk import Desk
+from aegaeon.runtime.driver.driver_request import DriverRequest
+from aegaeon.runtime.driver.frontends import Frontends
+from aegaeon.runtime.driver.incarnation import Incarnation
+from aegaeon.runtime.driver.instances import Instances
+from aegaeon.runtime.driver.quarantine import Quarantine
+from aegaeon.runtime.driver.request_state import DriverRequestState, RequestHappening
+from aegaeon.runtime.driver.requests import Requests
 from aegaeon.runtime.wire import messages as m
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import pytest
 
 from aegaeon.core.event import TurnEndReason
 from aegaeon.core.instance import InstanceSpec
-from aegaeon.runtime.node import driver_inputs as i
+from aegaeon.runtime.driver import driver_inputs as i
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.model_failure import FailureKind, ModelFailure, ModelProblem
 from aegaeon.runtime.wire.pulse_reading import PulseReading

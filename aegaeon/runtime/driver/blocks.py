@@ -10,10 +10,10 @@ from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.model import ModelSpec
 from aegaeon.memory.errors import LedgerError
 from aegaeon.memory.slab_ledger import OutOfSlabsError
-from aegaeon.runtime.node.desk import Desk
-from aegaeon.runtime.node.driver_request import DriverRequest
-from aegaeon.runtime.node.instances import Instances
-from aegaeon.runtime.node.request_state import DriverRequestState, RequestHappening
+from aegaeon.runtime.driver.desk import Desk
+from aegaeon.runtime.driver.driver_request import DriverRequest
+from aegaeon.runtime.driver.instances import Instances
+from aegaeon.runtime.driver.request_state import DriverRequestState, RequestHappening
 from aegaeon.runtime.wire import messages as m
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aegaeon.runtime.node.request_state import (
+from aegaeon.runtime.driver.request_state import (
     IN_A_TURN,
     TRANSITIONS,
     DriverRequestState,

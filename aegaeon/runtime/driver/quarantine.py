@@ -6,10 +6,10 @@ import logging
 from collections import defaultdict
 
 from aegaeon.core.event import ModelFailed, ModelRecovered
-from aegaeon.runtime.node import driver_outputs as o
-from aegaeon.runtime.node.desk import Desk
-from aegaeon.runtime.node.frontends import Frontends
-from aegaeon.runtime.node.instances import Instances
+from aegaeon.runtime.driver import driver_outputs as o
+from aegaeon.runtime.driver.desk import Desk
+from aegaeon.runtime.driver.frontends import Frontends
+from aegaeon.runtime.driver.instances import Instances
 from aegaeon.runtime.recovery.suspicion import ModelSuspicion
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.model_failure import FailureKind, ModelFailure, ModelFailures, ModelProblem

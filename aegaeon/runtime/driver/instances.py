@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from aegaeon.core.instance import InstanceSpec
-from aegaeon.runtime.node import driver_outputs as o
-from aegaeon.runtime.node.desk import Desk
-from aegaeon.runtime.node.driver_request import DriverRequest
-from aegaeon.runtime.node.incarnation import Incarnation
+from aegaeon.runtime.driver import driver_outputs as o
+from aegaeon.runtime.driver.desk import Desk
+from aegaeon.runtime.driver.driver_request import DriverRequest
+from aegaeon.runtime.driver.incarnation import Incarnation
 from aegaeon.runtime.process.backoff import INSTANCE_PAUSES, Backoff
 from aegaeon.runtime.recovery.absence import Absence
 from aegaeon.runtime.recovery.vigil import Vigil, look_interval_s

@@ -19,18 +19,18 @@ from aegaeon.core import event as e
 from aegaeon.core.generation import FinishReason
 from aegaeon.core.model import ModelSpec
 from aegaeon.engine.sampling.stop import finish_reason
-from aegaeon.runtime.node import driver_inputs as i
-from aegaeon.runtime.node import driver_outputs as o
-from aegaeon.runtime.node.blocks import Blocks, KvLedger
-from aegaeon.runtime.node.desk import Desk
-from aegaeon.runtime.node.driver_request import DriverRequest
-from aegaeon.runtime.node.executor import Executor
-from aegaeon.runtime.node.frontends import Frontends
-from aegaeon.runtime.node.instance_reports import InstanceReports
-from aegaeon.runtime.node.instances import Instances
-from aegaeon.runtime.node.losses import Losses
-from aegaeon.runtime.node.quarantine import Quarantine
-from aegaeon.runtime.node.requests import Requests
+from aegaeon.runtime.driver import driver_inputs as i
+from aegaeon.runtime.driver import driver_outputs as o
+from aegaeon.runtime.driver.blocks import Blocks, KvLedger
+from aegaeon.runtime.driver.desk import Desk
+from aegaeon.runtime.driver.driver_request import DriverRequest
+from aegaeon.runtime.driver.executor import Executor
+from aegaeon.runtime.driver.frontends import Frontends
+from aegaeon.runtime.driver.instance_reports import InstanceReports
+from aegaeon.runtime.driver.instances import Instances
+from aegaeon.runtime.driver.losses import Losses
+from aegaeon.runtime.driver.quarantine import Quarantine
+from aegaeon.runtime.driver.requests import Requests
 from aegaeon.runtime.wire import messages as m
 from aegaeon.scheduler.scheduler import Scheduler
 

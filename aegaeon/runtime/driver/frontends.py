@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from aegaeon.runtime.node import driver_outputs as o
-from aegaeon.runtime.node.desk import Desk
-from aegaeon.runtime.node.driver_request import DriverRequest
+from aegaeon.runtime.driver import driver_outputs as o
+from aegaeon.runtime.driver.desk import Desk
+from aegaeon.runtime.driver.driver_request import DriverRequest
 from aegaeon.runtime.wire import messages as m
 
 
