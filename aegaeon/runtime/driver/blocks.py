@@ -56,7 +56,8 @@ class Blocks:
     def find(self, request: DriverRequest) -> None:
         """Open the table of a request that begins, with what KV there is of its tokens already."""
         shape = self._models[request.model].kv_shape
-        request.kv_tokens = self._kv.adopt(request.table_key, shape, request.model, request.token_ids)
+        token_ids = request.token_ids(0, request.context_tokens)
+        request.kv_tokens = self._kv.adopt(request.table_key, shape, request.model, token_ids)
         self._open.add(request.table_key)
 
     def seat(self, request: DriverRequest) -> bool:

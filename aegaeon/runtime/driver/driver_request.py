@@ -50,13 +50,14 @@ class DriverRequest:
         return f"{self.request_id}#{self.epoch}"
 
     @property
-    def token_ids(self) -> tuple[int, ...]:
-        """Prompt and output so far."""
-        return (*self.submit.prompt_ids, *self.generated_ids)
-
-    @property
     def context_tokens(self) -> int:
         return len(self.submit.prompt_ids) + len(self.generated_ids)
+
+    def token_ids(self, start: int, end: int) -> Sequence[int]:
+        """Its tokens from one position to another, prompt and output."""
+        prompt_ids = self.submit.prompt_ids
+        output = slice(max(0, start - len(prompt_ids)), max(0, end - len(prompt_ids)))
+        return (*prompt_ids[start:end], *self.generated_ids[output])
 
     @property
     def free(self) -> bool:
@@ -126,7 +127,7 @@ class DriverRequest:
         return SequenceState(
             self.request_id,
             self.submit.frontend_id,
-            self.token_ids,
+            (*self.submit.prompt_ids, *self.generated_ids),
             len(self.submit.prompt_ids),
             self.kv_tokens,
             self.submit.sampling,

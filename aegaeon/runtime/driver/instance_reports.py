@@ -86,7 +86,7 @@ class InstanceReports:
         request = self._requests.get(message.progress.request_id)
         if request is None:
             return
-        request.advance(message.progress.new_ids, message.progress.kv_tokens)
+        self._advance((message.progress,))
         request.prefilled = True
         self._quarantine.works(request.model)
         if not request.free:

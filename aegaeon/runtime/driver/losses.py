@@ -106,7 +106,8 @@ class Losses:
             self._settle(loss)
 
     def _answered(self, loss: Loss) -> bool:
-        return not any(request_id in self._requests for request_id in loss.unanswered)
+        loss.unanswered.intersection_update([request.request_id for request in self._requests])
+        return not loss.unanswered
 
     def _settle(self, loss: Loss) -> None:
         instance_id = loss.incarnation.instance_id

@@ -426,3 +426,15 @@ def test_a_turn_that_never_reached_its_instance_speaks_against_nobody(world: Cor
     seen: set[str] = set(members(instance.expect(m.RunTurn)))
     while seen != {"a", "b"}:
         seen |= {member.request_id for member in instance.expect(m.JoinTurn).prefill}
+
+
+def test_a_name_that_is_used_again_is_not_taken_for_the_request_that_was_interrupted(world: CoreWorld):
+    world.submit("a")
+    world.submit("b")
+    assert set(members(world.join().expect(m.RunTurn))) == {"a", "b"}
+    world.die()
+    assert {world.frontend.expect(m.Interrupted).request_id for _ in range(2)} == {"a", "b"}
+    world.frontend.send(m.Cancel("a"))
+    world.submit("a")
+    world.frontend.send(m.Cancel("b"))
+    world.await_restart()
