@@ -105,8 +105,11 @@ class CoreWorld:
             peer.send(m.Started("i0", pid))
         return peer
 
-    def submit(self, *args: Any, frontend: Peer | None = None, **kwargs: Any) -> None:
-        (frontend or self.frontend).send(submission(*args, arrival_s=self.time_s, **kwargs))
+    def submit(
+        self, request_id: str, model: str = "one", *, frontend: Peer | None = None, **of_submission: Any
+    ) -> None:
+        submit = submission(request_id, model, arrival_s=self.time_s, **of_submission)
+        (frontend or self.frontend).send(submit)
 
     def die(self, *unread: m.FromInstance) -> None:
         """The instance's process ends; what it had said last was not read yet."""
