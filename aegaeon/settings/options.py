@@ -429,7 +429,8 @@ OPTIONS = (
         "check",
         OptionKind.SWITCH,
         Scope.CLUSTER,
-        "hold the policy to its contract: a node whose scheduler breaks it is started anew, with an error in the log",
+        "hold the policy to its contract, and the KV cache's books to each other when a node is idle: a node where "
+        "either is broken is started anew, with an error in the log",
     ),
 )
 

@@ -58,6 +58,20 @@ def test_the_cores_of_the_runtime_bring_in_no_device_no_ring_and_no_loop(process
     assert "aegaeon.device" not in modules
 
 
+def test_a_drivers_core_brings_in_nothing_that_does_anything() -> None:
+    modules = brought_in("aegaeon.runtime.node.core")
+    assert top_levels(modules) - {"aegaeon", "quick_model_loader"} <= sys.stdlib_module_names
+    assert not {"select", "selectors", "socket", "mmap"} & top_levels(modules)
+    inner = {one for one in modules if one.startswith(("aegaeon.engine.", "aegaeon.device", "aegaeon.runtime.wire."))}
+    assert inner == {
+        "aegaeon.engine.sampling",
+        "aegaeon.engine.sampling.stop",
+        "aegaeon.runtime.wire.messages",
+        "aegaeon.runtime.wire.model_failure",
+        "aegaeon.runtime.wire.pulse_reading",
+    }
+
+
 @pytest.mark.parametrize("package", ["sim", "aegaeon.workload"])
 def test_the_simulated_world_brings_in_neither_torch_nor_ray_nor_the_runtime(package: str) -> None:
     if not exists(package):

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,13 +33,15 @@ from aegaeon.runtime.instance.core.instance_model import InstanceModel
 from aegaeon.runtime.instance.in_place_kv import InPlaceKv
 from aegaeon.runtime.instance.instance import Instance
 from aegaeon.runtime.instance.model_engine import ModelEngine
-from aegaeon.runtime.node.driver import Driver
-from aegaeon.runtime.node.instance_handle import InstanceHandle
+from aegaeon.runtime.node.core import driver_inputs as i
+from aegaeon.runtime.node.core.driver_core import DriverCore
+from aegaeon.runtime.node.core.incarnation import instance_key
 from aegaeon.runtime.node.node_kv import NodeKv
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.pulse import NoPulse
 from aegaeon.scheduler.limits import PoolLimits
-from aegaeon.scheduler.policies.registry import make_scheduler
+from aegaeon.scheduler.policies.registry import find_policy
+from tests.worlds.played_driver import PlayedDriver
 
 SHAPE = KvShape((LayerKv(2, 8, 8),), element_bytes=4)
 SLAB_BYTES = 8 * SHAPE.block_bytes
@@ -111,28 +111,26 @@ class Clock:
 
 
 class Ring:
-    """Shared memory: what was sent is there, until it is read."""
+    """Shared memory: what was sent is there, until it is read. From a ``slow`` writer comes one message at a time."""
 
     def __init__(self) -> None:
         self.messages: deque[Any] = deque()
+        self.slow = False
 
     def drain(self) -> Iterator[Any]:
         while self.messages:
             yield self.messages.popleft()
+            if self.slow:
+                return
 
 
 class End:
-    """One end of a link; ``ring_bell`` has a selector read it."""
+    """One end of a link."""
 
     pending = False
 
     def __init__(self, incoming: Ring, outgoing: Ring, before_send: Callable[[], None] = lambda: None) -> None:
         self._incoming, self._outgoing, self._before_send = incoming, outgoing, before_send
-        self.data_fd = self.room_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.peer_fd = os.eventfd(0, os.EFD_CLOEXEC)  # nobody here dies without a word
-
-    def ring_bell(self) -> None:
-        os.eventfd_write(self.data_fd, 1)
 
     def send(self, message: Any) -> None:
         self._before_send()
@@ -142,31 +140,7 @@ class End:
         return
 
     def drain(self) -> Iterator[Any]:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.data_fd)
         return self._incoming.drain()
-
-    def close(self) -> None:
-        os.close(self.data_fd)
-        os.close(self.peer_fd)
-
-
-class Weights:
-    """Every model is in host memory."""
-
-    cached = MODELS
-    used_bytes = 0
-
-    def __init__(self) -> None:
-        self._ids = itertools.count(1)
-
-    def lease(self, model: str, instance_key: str, deliver: Callable[[m.HostWeights], None]) -> None:
-        deliver(m.HostWeights(model, next(self._ids), None))  # type: ignore[arg-type]
-
-    def ignore(self, *_: object) -> None:
-        return
-
-    cancel = drop = give_back = forget_instance = close = ignore
 
 
 class Store:
@@ -175,11 +149,17 @@ class Store:
     loading = False
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        self._taken: dict[str, int] = {}
+        self._returned: list[tuple[str, int]] = []
         self._model = ""
 
+    @property
+    def leases(self) -> set[int]:
+        return set(self._taken.values())
+
     def take(self, weights: m.HostWeights) -> None:
-        self._taken.add(weights.model)
+        assert weights.model not in self._taken, "what is there of it was to be evicted"
+        self._taken[weights.model] = weights.lease_id
 
     def ready(self, model: str) -> bool:
         return model in self._taken
@@ -191,10 +171,12 @@ class Store:
         return self
 
     def evict(self, model: str) -> None:
-        self._taken.discard(model)
+        if model in self._taken:
+            self._returned.append((model, self._taken.pop(model)))
 
     def collect_returned(self) -> list[tuple[str, int]]:
-        return []
+        returned, self._returned = self._returned, []
+        return returned
 
     def prepare_one(self) -> bool:
         return False
@@ -271,8 +253,9 @@ class Process:
     key: str
     fuse: int | None = None
     dead: bool = False
-    end: End = field(init=False)
-    driver_end: End = field(init=False)
+    to_driver: Ring = field(default_factory=Ring)
+    to_instance: Ring = field(default_factory=Ring)
+    store: Store = field(default_factory=Store)
     sinks: Sinks = field(init=False)
     instance: Instance = field(init=False)
 
@@ -341,15 +324,9 @@ class MessageWorld:
         limits = PoolLimits(slabs * SLAB_BYTES, SLAB_BYTES)
         self.kv = NodeKv(slabs * SLAB_BYTES, SLAB_BYTES, [SHAPE])
         self.memory: dict[tuple[int, int], int] = {}
-        self.driver = Driver(
-            specs,
-            make_scheduler(policy, tuple(specs.values()), costs, limits),
-            self.kv,
-            lambda post, fail: Weights(),  # type: ignore[arg-type,return-value]
-            self.clock,
-            self._start,
-            dict.fromkeys(specs, (EOS,)),
-        )
+        scheduler = find_policy(policy).checked().scheduler(tuple(specs.values()), costs, limits, ())
+        core = DriverCore(specs, scheduler, self.kv, dict.fromkeys(specs, (EOS,)), check=True)
+        self.driver = PlayedDriver(core, self.clock.now_s, self._start)
         served = {
             name: ServedModel(spec, None, Words(), VOCABULARY, (EOS,))  # type: ignore[arg-type]
             for name, spec in specs.items()
@@ -358,7 +335,7 @@ class MessageWorld:
         self.processes: list[Process] = []
         self._incarnations: dict[str, int] = {}
         self.peers: dict[str, Peer] = {}
-        self.driver_ends: list[End] = []
+        self.driver_rings: list[tuple[Ring, Callable[[Any], i.DriverInput]]] = []
         self.far = far
         self.peer = self.connect(self.frontend, "f")
         for index, role in enumerate(LAYOUTS[policy]):
@@ -366,9 +343,8 @@ class MessageWorld:
 
     def connect(self, frontend: PoolFrontend, frontend_id: str) -> Peer:
         to_driver, from_driver = Ring(), Ring()
-        end = End(to_driver, from_driver)
-        self.driver.add_frontend(frontend_id, end)  # type: ignore[arg-type]
-        self.driver_ends.append(end)
+        self.driver.add_frontend(frontend_id, from_driver.messages.append)
+        self.driver_rings.append((to_driver, lambda message: i.FrontendSaid(frontend_id, message)))
         peer = Peer(frontend_id, End(from_driver, to_driver), self.far, frontend.receive)
         self.peers[frontend_id] = peer
         peer.send(m.AttachFrontend(frontend_id, "nowhere"))
@@ -377,22 +353,18 @@ class MessageWorld:
 
     def _start(self, spec: InstanceSpec) -> None:
         incarnation = self._incarnations[spec.instance_id] = self._incarnations.get(spec.instance_id, -1) + 1
-        process = Process(f"{spec.instance_id}:{incarnation}")
-        to_instance, to_driver = Ring(), Ring()
-        process.driver_end = End(to_driver, to_instance)
-        process.end = End(to_instance, to_driver, process.burn)
+        process = Process(instance_key(spec.instance_id, incarnation))
+        end = End(process.to_instance, process.to_driver, process.burn)
         process.sinks = Sinks(lambda frontend_id: self._token_ring(frontend_id, process.key), process.burn)
         models = {name: InstanceModel(name, SHAPE, (EOS,)) for name in MODELS}
-        weights, kv = Store(), InPlaceKv(self.memory)  # type: ignore[arg-type]
+        weights, kv = process.store, InPlaceKv(self.memory)  # type: ignore[arg-type]
         engine = ModelEngine(weights, kv, Greedy(), self.clock, NoPulse())  # type: ignore[arg-type]
         core = InstanceCore(spec.instance_id, models, weights, kv, engine, self.clock.now_s, chunk_tokens=16)
-        process.instance = Instance(core, process.end, process.sinks, self.clock, NoPulse())  # type: ignore[arg-type]
+        process.instance = Instance(core, end, process.sinks, self.clock, NoPulse())  # type: ignore[arg-type]
         self.processes.append(process)
-        self.driver_ends.append(process.driver_end)
-        self.driver.wakeup.post(
-            lambda: self.driver.add_instance(InstanceHandle(spec, incarnation, process.driver_end))  # type: ignore[arg-type]
-        )
-        process.end.send(m.Started(spec.instance_id, 1))
+        self.driver_rings.append((process.to_driver, lambda message: i.InstanceSaid(process.key, message)))
+        self.driver.add_instance(spec, incarnation, process.to_instance.messages.append)
+        end.send(m.Started(spec.instance_id, 1))
 
     def _token_ring(self, frontend_id: str, instance_key: str) -> Ring | None:
         if frontend_id not in self.peers:
@@ -404,15 +376,20 @@ class MessageWorld:
     # --- what happens -----------------------------------------------------------------------------------------------
 
     @property
+    def rings(self) -> list[Ring]:
+        """Those of links, in both directions."""
+        return [*(ring for ring, _ in self.driver_rings), *(process.to_instance for process in self.processes)]
+
+    @property
     def alive(self) -> list[Process]:
         return [process for process in self.processes if not process.dead]
 
     def driver_reads(self, number: int) -> None:
-        """One of its rings, and whatever has been posted to it."""
-        end = self.driver_ends[number % len(self.driver_ends)]
-        if end in list[object](self.driver._links()):
-            end.ring_bell()
-        self.driver.go_on()
+        """One of its rings, and what is due."""
+        ring, said = self.driver_rings[number % len(self.driver_rings)]
+        for message in ring.drain():
+            self.driver.tell(said(message))
+        self.driver.tell(i.TimeCame())
 
     def instance_goes_on(self, number: int) -> None:
         if self.alive:
@@ -437,6 +414,14 @@ class MessageWorld:
         for process in self.alive:
             process.sinks.full = False
 
+    def writer_is_slow(self, number: int) -> None:
+        rings = self.rings
+        rings[number % len(rings)].slow = True
+
+    def writers_are_fast(self, number: int) -> None:
+        for ring in self.rings:
+            ring.slow = False
+
     def light_fuse(self, number: int) -> None:
         """An instance dies before one of its next messages."""
         if self.alive:
@@ -447,10 +432,13 @@ class MessageWorld:
             self.alive[number % len(self.alive)].dead = True
 
     def death_is_noticed(self, number: int) -> None:
+        """What it had said before is read to its end."""
         dead = [process for process in self.processes if process.dead]
         if dead:
-            key = dead[number % len(dead)].key
-            self.driver.instance_died(key, "killed")
+            process = dead[number % len(dead)]
+            unread = tuple(process.to_driver.messages)
+            process.to_driver.messages.clear()
+            self.driver.tell(i.InstanceEnded(process.key, "killed", unread))
 
     async def breathe(self) -> None:
         """Let clients and the frontend's own tasks go on."""
@@ -462,31 +450,35 @@ class MessageWorld:
         for _ in range(500):
             self.clock.time_s += 0.01
             self.ring_has_room(0)
+            self.writers_are_fast(0)
             for process in self.alive:
                 process.fuse = None
                 process.go_on()
             for number in range(len(self.processes)):
                 self.death_is_noticed(number)
-            for number in range(len(self.driver_ends)):
+            for number in range(len(self.driver_rings)):
                 self.driver_reads(number)
             self.peer.inbox.take_from_driver()
             self.peer.inbox.take_from_instances()
             self.peer.read_frames()
             await self.breathe()
-            if not self.driver._requests and not self.frontend.request_ids and self._idle():
+            if self.driver.core.idle and not self.frontend.request_ids and self._idle():
                 return
 
     def _idle(self) -> bool:
-        return all(not process.instance.core.restless for process in self.alive)
+        return all(not process.instance.core.restless and not process.to_driver.messages for process in self.alive)
+
+    def check_books(self) -> None:
+        """Everybody has let go of everything: blocks, tables of requests, leases of those who have died."""
+        assert self.driver.core.idle
+        self.driver.core.check_idle()
+        assert self.kv.used_bytes == 0
+        assert all(not process.instance.core.request_ids for process in self.alive)
+        assert not self.frontend.request_ids
+        held = {(process.key, lease_id) for process in self.alive for lease_id in process.store.leases}
+        assert {(key, lease_id) for lease_id, (key, _) in self.driver.host.leases.items()} == held
 
     def close(self) -> None:
-        """The books must balance."""
-        self.kv.check_integrity()
-        for process in self.processes:
-            process.end.close()
-        ends: set[Any] = {*self.driver._links(), *(peer.link for peer in self.peers.values())}
-        for end in ends:
-            end.close()
         self.kv.close()
 
 
@@ -496,10 +488,11 @@ def request(request_id: str, model: str, prompt: Sequence[int], **sampling: Any)
 
 
 async def collect(frontend: PoolFrontend, asked: GenerationRequest) -> tuple[tuple[int, ...], str, FinishReason | None]:
-    """What a client gets."""
+    """What a client gets, which ends once."""
     ids: list[int] = []
     text, reason = "", None
     async for delta in await frontend.generate(asked):
+        assert reason is None, "something came after the end"
         ids += delta.token_ids
         text += delta.text
         reason = delta.finish_reason

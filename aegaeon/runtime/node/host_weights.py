@@ -86,6 +86,11 @@ class HostWeightCache:
         """Descriptors for whoever is to take over; the caller closes them."""
         return self._store.heirlooms()
 
+    @property
+    def leased(self) -> frozenset[str]:
+        """Models that somebody has a lease of."""
+        return frozenset(entry.key for _, entry in self._leases.values())
+
     def lease(self, model: str, instance_key: str, deliver: Deliver) -> None:
         """Have ``deliver`` called as soon as the model is there, at once where it is."""
         try:

@@ -26,6 +26,7 @@ from aegaeon.latency.online.calibrated_costs import CalibratedCosts, Calibrating
 from aegaeon.latency.online.costs import find_profiles, make_costs
 from aegaeon.latency.online.node_device import node_device
 from aegaeon.runtime.instance.worker import WorkerModel, WorkerOptions
+from aegaeon.runtime.node.core.driver_core import DriverCore
 from aegaeon.runtime.node.driver import Driver
 from aegaeon.runtime.node.estate import ESTATE, Estate
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post, chunk_bytes
@@ -80,17 +81,15 @@ class Node:
         self._specs = specs_in_cache(models, options.weight_cache_bytes)
         self._instance_specs = plan_instances(options, self._specs, self._costs())
         self._log = _open_log(options.config.event_log)
-        self.driver = Driver(
+        core = DriverCore(
             {spec.name: spec for spec in self._specs},
             self._logged(self.make_scheduler()),
             self._kv,
-            self._make_weights,
-            MonotonicClock(),
-            self._start_instance,
             {name: model.facts.eos_token_ids for name, model in self._models.items()},
             instance_timeout_s=options.config.instance_timeout_s,
-            examine=self._examine,
+            check=options.config.check,
         )
+        self.driver = Driver(core, self._make_weights, MonotonicClock(), self._start_instance, examine=self._examine)
         self._examiner = ModelExaminer({spec.name: self._examined(spec) for spec in self._specs})
         self._incarnations: dict[str, int] = {}
         self._fds: dict[str, list[int]] = {}

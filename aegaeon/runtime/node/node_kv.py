@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.common.shared_memory import create_memfd
@@ -16,10 +16,8 @@ from aegaeon.memory.block_table import BlockTables
 from aegaeon.memory.slab_cache import SlabCache
 from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.memory.token_hash import block_names, root_name
+from aegaeon.runtime.node.core.blocks import TokenIds
 from aegaeon.runtime.node.kv_index import KvIndex
-
-TokenIds = Callable[[int, int], Sequence[int]]
-"""``ids(start, end)``: a request's tokens from one position to another."""
 
 
 class NodeKv:

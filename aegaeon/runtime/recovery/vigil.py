@@ -6,7 +6,7 @@ machine stood still, or is so busy that the driver itself hardly runs, nobody is
 
 from __future__ import annotations
 
-from aegaeon.runtime.wire.pulse import PulseReading
+from aegaeon.runtime.wire.pulse_reading import PulseReading
 
 # A piece of work may take so many times what it should: the machine may be busy with other things.
 _SLOWNESS = 20.0

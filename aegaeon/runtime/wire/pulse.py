@@ -17,8 +17,9 @@ import mmap
 import os
 import struct
 import threading
-from dataclasses import dataclass
 from typing import Protocol
+
+from aegaeon.runtime.wire.pulse_reading import PulseReading
 
 _PULSE = struct.Struct("<QQQd")
 _U64 = struct.Struct("<Q")
@@ -46,17 +47,6 @@ class NoPulse:
     def wait(self) -> None: ...
 
     def work(self, expected_s: float | None = None) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PulseReading:
-    """``expected_s``: None where nothing is known of the present work. ``pid`` is 0 until the process has begun."""
-
-    pid: int
-    beats: int
-    passes: int
-    waiting: bool
-    expected_s: float | None
 
 
 def create_pulse() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aegaeon.runtime.node.timers import Timers
+from aegaeon.runtime.node.core.timers import Timers
 from aegaeon.runtime.process.backoff import INSTANCE_PAUSES, Backoff, Pauses, ran_well
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aegaeon.runtime.recovery.vigil import Vigil, look_interval_s
-from aegaeon.runtime.wire.pulse import PulseReading
+from aegaeon.runtime.wire.pulse_reading import PulseReading
 
 TIMEOUT_S = 10.0
 LOOK_S = look_interval_s(TIMEOUT_S)

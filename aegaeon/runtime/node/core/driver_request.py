@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from aegaeon.core.request import Request
+from aegaeon.runtime.node.core.request_state import IN_A_TURN, DriverRequestState, RequestHappening, next_state
 from aegaeon.runtime.recovery.suspicion import RequestSuspicion
 from aegaeon.runtime.wire.messages import Member, SequenceState, Submit
+
+_BEING_GIVEN_UP = (DriverRequestState.DROPPING, DriverRequestState.RELEASING, DriverRequestState.UNSETTLED)
 
 
 @dataclass(slots=True)
@@ -23,12 +26,11 @@ class DriverRequest:
     generated_ids: list[int] = field(init=False)
     kv_tokens: int = 0
     prefilled: bool = False
+    state: DriverRequestState = DriverRequestState.WAITING
     home: str | None = None
     running_on: str | None = None
     begun: bool = False
     epoch: int = 0
-    dropping: bool = False
-    releasing: bool = False
     suspicion: RequestSuspicion = field(default_factory=RequestSuspicion)
 
     def __post_init__(self) -> None:
@@ -59,8 +61,18 @@ class DriverRequest:
 
     @property
     def free(self) -> bool:
-        """Whether it may be put into a turn, as far as the driver knows: nothing of it is being given up."""
-        return not (self.releasing or self.dropping)
+        """Whether nothing of it is being given up."""
+        return self.state not in _BEING_GIVEN_UP
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is a member of a turn, and is to stay one."""
+        return self.state in (DriverRequestState.RUNNING, DriverRequestState.STARVED)
+
+    @property
+    def releasing(self) -> bool:
+        """Whether it is over for its scheduler already."""
+        return self.state is DriverRequestState.RELEASING
 
     @property
     def arrival(self) -> Request:
@@ -70,6 +82,22 @@ class DriverRequest:
             return request
         left = max(1, request.max_new_tokens - before)
         return replace(request, prompt_tokens=request.prompt_tokens + before, max_new_tokens=left)
+
+    def note(self, happening: RequestHappening) -> None:
+        """Something has happened to it. Raises ``TransitionError`` where that cannot be."""
+        self.state = next_state(self.request_id, self.state, happening)
+        if self.state not in IN_A_TURN:
+            self.running_on = None
+
+    def take_for(self, instance_id: str) -> None:
+        """It is in a turn of an instance."""
+        self.note(RequestHappening.TAKEN)
+        self.running_on = instance_id
+
+    def lose_kv(self) -> None:
+        """Its block table is gone."""
+        self.home, self.kv_tokens, self.prefilled = None, 0, False
+        self.epoch += 1
 
     def go_on_from(self, generated_ids: Sequence[int]) -> None:
         """The output so far is ``generated_ids`` and nothing else, whatever was heard before: its client has it.

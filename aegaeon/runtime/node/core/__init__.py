@@ -1,0 +1,1 @@
+"""A driver's core: what it decides, without any I/O."""

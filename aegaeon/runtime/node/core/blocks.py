@@ -1,0 +1,168 @@
+"""The block tables of a node's requests, and who waits for a block."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from aegaeon.core.event import KvExhausted
+from aegaeon.core.kv_shape import KvShape
+from aegaeon.core.model import ModelSpec
+from aegaeon.memory.errors import LedgerError
+from aegaeon.memory.slab_ledger import OutOfSlabsError
+from aegaeon.runtime.node.core.desk import Desk
+from aegaeon.runtime.node.core.driver_request import DriverRequest
+from aegaeon.runtime.node.core.instances import Instances
+from aegaeon.runtime.node.core.request_state import DriverRequestState, RequestHappening
+from aegaeon.runtime.wire import messages as m
+
+logger = logging.getLogger(__name__)
+
+# KV that another driver has left gives way to anybody at once; who has not come for it by then will not come.
+_KEEP_REST_S = 300.0
+
+TokenIds = Callable[[int, int], Sequence[int]]
+"""``ids(start, end)``: a request's tokens from one position to another."""
+
+
+class KvLedger(Protocol):
+    """The books of a node's slab cache, by the keys of block tables."""
+
+    @property
+    def used_bytes(self) -> int: ...
+
+    @property
+    def assigned_bytes(self) -> int: ...
+
+    @property
+    def total_bytes(self) -> int: ...
+
+    def open(self, key: str, shape: KvShape) -> None: ...
+
+    def adopt(self, key: str, shape: KvShape, model: str, token_ids: Sequence[int]) -> int: ...
+
+    def note(self, key: str, model: str, token_ids: TokenIds, kv_tokens: int) -> None: ...
+
+    def forget_rest(self) -> None: ...
+
+    def extend(self, key: str, tokens: int) -> tuple[int, ...]: ...
+
+    def blocks(self, key: str) -> tuple[int, ...]: ...
+
+    def free(self, key: str) -> None: ...
+
+    def check_integrity(self) -> None: ...
+
+
+class Blocks:
+    """Gives blocks to members of turns; those that there are none for are starved until some come free."""
+
+    def __init__(self, desk: Desk, kv: KvLedger, models: Mapping[str, ModelSpec], instances: Instances) -> None:
+        self._desk = desk
+        self._kv = kv
+        self._models = models
+        self._instances = instances
+        self._open: set[str] = set()
+        self._starved: dict[str, tuple[DriverRequest, int]] = {}  # who waits, and for room for how many tokens
+        desk.timers.at(float("-inf"), self._begin)
+
+    def _begin(self) -> None:
+        self._desk.timers.at(self._desk.now_s + _KEEP_REST_S, self._kv.forget_rest)
+
+    def find(self, request: DriverRequest) -> None:
+        """Open the table of a request that begins, with what KV another driver has left of its tokens."""
+        shape = self._models[request.model].kv_shape
+        token_ids = request.token_ids(0, request.context_tokens)
+        request.kv_tokens = self._kv.adopt(request.table_key, shape, request.model, token_ids)
+        self._open.add(request.table_key)
+        if request.kv_tokens:
+            found = f"the KV of {request.kv_tokens} of its {request.context_tokens} tokens"
+            logger.info("request %s finds %s", request.request_id, found)
+
+    def note(self, request: DriverRequest) -> None:
+        """How much of a request's KV is safe has changed."""
+        self._kv.note(request.table_key, request.model, request.token_ids, request.kv_tokens)
+
+    def seat(self, request: DriverRequest) -> bool:
+        """See to it that a new member of a turn can go on; False where it is starved."""
+        key, shape = request.table_key, self._models[request.model].kv_shape
+        self._kv.open(key, shape)
+        self._open.add(key)
+        for tokens in (request.context_tokens + shape.block_tokens, request.context_tokens):
+            if self._extend(request, tokens) is not None:
+                return True
+        self._starve(request, request.context_tokens)
+        return False
+
+    def need(self, request: DriverRequest, tokens: int) -> bool:
+        """A member will soon hold so many tokens; False where it is starved."""
+        if not self._grant(request, tokens):
+            self._starve(request, tokens)
+            return False
+        if self._waits(request):
+            self._feed(request)
+        return True
+
+    def table(self, request: DriverRequest) -> tuple[int, ...]:
+        """A request's blocks, in the order of its tokens."""
+        return self._kv.blocks(request.table_key)
+
+    def free(self, request: DriverRequest) -> None:
+        """Nobody touches a request's blocks any more: others get them."""
+        self._kv.free(request.table_key)
+        self._open.discard(request.table_key)
+        self._starved.pop(request.request_id, None)
+        self._feed_starved()
+
+    def report_starved(self) -> None:
+        """What was freed was not enough for them (or of another shape)."""
+        for request, _ in tuple(self._starved.values()):
+            incarnation = self._instances.running(request)
+            if self._waits(request) and incarnation is not None and incarnation.turn_id is not None:
+                self._desk.dispatch(KvExhausted(incarnation.instance_id, incarnation.turn_id, request.request_id))
+
+    def check_idle(self) -> None:
+        """Raises ``LedgerError`` where the books do not balance, or something is left though there is no request."""
+        self._kv.check_integrity()
+        if self._open or self._starved:
+            left = sorted({*self._open, *self._starved})
+            raise LedgerError(f"no request is under way, but there are block tables, or requests wait for some: {left}")
+
+    def _starve(self, request: DriverRequest, tokens: int) -> None:
+        request.note(RequestHappening.EXHAUSTED)
+        self._starved[request.request_id] = request, tokens
+
+    def _waits(self, request: DriverRequest) -> bool:
+        """Whether it is starved still: it may have left its turn since."""
+        return request.request_id in self._starved and request.state is DriverRequestState.STARVED
+
+    def _extend(self, request: DriverRequest, tokens: int) -> tuple[int, ...] | None:
+        try:
+            return self._kv.extend(request.table_key, tokens)
+        except OutOfSlabsError:
+            return None
+
+    def _grant(self, request: DriverRequest, tokens: int) -> bool:
+        """Give a running member more blocks; False when there are none."""
+        new = self._extend(request, tokens)
+        if new is None:
+            return False
+        incarnation = self._instances.running(request)
+        if new and incarnation is not None:
+            self._instances.tell(incarnation, m.GrantBlocks(request.request_id, new))
+        return True
+
+    def _feed_starved(self) -> None:
+        """Blocks came free: the earliest arrived go first."""
+        for request, tokens in sorted(self._starved.values(), key=lambda one: one[0].submit.request.arrival_s):
+            if not self._waits(request):
+                del self._starved[request.request_id]
+            elif self._grant(request, tokens):
+                self._feed(request)
+            else:
+                return
+
+    def _feed(self, request: DriverRequest) -> None:
+        request.note(RequestHappening.GRANTED)
+        del self._starved[request.request_id]

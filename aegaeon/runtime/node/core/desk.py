@@ -1,0 +1,45 @@
+"""What the parts of a driver's core share: time, what is to go out, what is due later, and the scheduler's ear."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from aegaeon.core.event import Event
+from aegaeon.runtime.node.core.driver_outputs import DriverOutput
+from aegaeon.runtime.node.core.timers import Timers
+
+
+class Desk:
+    """``decide`` has the scheduler handle an event. ``changed``: there is something new to report."""
+
+    def __init__(self, decide: Callable[[Event], None]) -> None:
+        self.now_s = float("-inf")
+        self.changed = True
+        self.timers = Timers()
+        self._decide = decide
+        self._events: deque[Event] = deque()
+        self._handling = False
+        self._outputs: list[DriverOutput] = []
+
+    def put(self, output: DriverOutput) -> None:
+        """Have something done, after all that was put here before."""
+        self._outputs.append(output)
+
+    def take_outputs(self) -> list[DriverOutput]:
+        """What was put here since the last time."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def dispatch(self, event: Event) -> None:
+        """Let the scheduler handle an event. What a command causes at once is handled after it."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                self._decide(self._events.popleft())
+        finally:
+            self._handling = False
+        self.changed = True
