@@ -31,7 +31,7 @@ def measure(probe: Probe, model: str, other: str, point: Point) -> float:
             members = (Script(point.context, DECODE_STEPS, decoding=True),) * point.batch
             if probe.captures:
                 probe.run_turn(model, members)
-                probe.settle()
+                probe.settle(model)
             return probe.run_turn(model, members).decode_step_s
         case HandOverPoint():
             return _hand_over_s(probe, model, other)

@@ -16,12 +16,8 @@ _COMPUTE = (Phase.PREFILL, Phase.DECODE)
 
 @dataclass(frozen=True, slots=True)
 class TurnTimes:
-    """``issued_s``: its command was sent. ``token_times_s``: the end of each step that gave tokens, at least one.
+    """``token_times_s``: the end of each step that gave tokens, at least one; on the node's monotonic clock."""
 
-    All on the node's monotonic clock.
-    """
-
-    issued_s: float
     token_times_s: tuple[float, ...]
     spans: tuple[PhaseSpan, ...]
 
