@@ -34,8 +34,8 @@ from aegaeon.profiling.pretended_kv import PRETENDED, PretendedKv
 from aegaeon.profiling.script import ScriptedScheduler
 from aegaeon.profiling.target import Target
 from aegaeon.profiling.turn_times import TurnTimes
-from aegaeon.runtime.driver.driver_core import DriverCore
 from aegaeon.runtime.instance.worker import WorkerModel, WorkerOptions, run_worker
+from aegaeon.runtime.node.core.driver_core import DriverCore
 from aegaeon.runtime.node.driver import Driver
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.node.instance_handle import InstanceHandle
