@@ -4,8 +4,6 @@ Recursive least squares (Ljung, "System Identification", 11.2) on factors of the
 sums ``f`` that took ``s`` seconds is the equation ``sum_j theta_j * c_j * f_j / s = 1``, so errors are relative and a
 factor of 1 is the estimate. Factors may drift, so old turns are forgotten. Robust: an innovation is cut off at a few
 standard deviations (Huber): a turn that was disturbed hardly counts, and one that was too slow never more than 1.
-
-Does not know: clocks, models, who asks.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ _LEAST_FACTOR, _MOST_FACTOR = 0.02, 50.0
 _CUT = 3.0  # standard deviations of an innovation
 
 
-class PartCalibration:
+class OnlineFit:
     """Three coefficients in seconds, each positive, and their factors so far."""
 
     def __init__(self, estimate_s: Sequence[float]) -> None:

@@ -1,7 +1,4 @@
-"""How much slower than the peak rates real devices are, from measured sets; and how well that predicts unseen ones.
-
-Does not know: files, how a prediction is used.
-"""
+"""How much slower than the peak rates real devices are, from measured sets; and how well that predicts unseen ones."""
 
 from __future__ import annotations
 
@@ -13,30 +10,19 @@ import numpy as np
 from aegaeon.latency.estimate.architecture import Architecture
 from aegaeon.latency.estimate.device_spec import DeviceSpec
 from aegaeon.latency.estimate.roofline import Slowdown, estimate, peak_times
-from aegaeon.latency.fit.least_squares import Matrix, Vector, fit_relative, mean_relative_error
-from aegaeon.latency.fit.measurement import Measurement
-from aegaeon.latency.fit.part_fit import decode_features, prefill_features
+from aegaeon.latency.fit.least_squares import Matrix, fit_relative, mean_relative_error
+from aegaeon.latency.fit.part_fit import Sample, done_of, seconds_of
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSet:
-    """The points of one model on one device that a fit was made of: prefill and decode may differ in range."""
+    """The samples of one model on one device that a fit was made of: prefill and decode may differ in range."""
 
     model_name: str
     model: Architecture
     device: DeviceSpec
-    prefill: tuple[Measurement, ...]
-    decode: tuple[Measurement, ...]
-
-    @property
-    def prefill_s(self) -> Vector:
-        """[n] measured."""
-        return np.array([point.prefill_s for point in self.prefill])
-
-    @property
-    def decode_step_s(self) -> Vector:
-        """[n] measured."""
-        return np.array([point.decode_step_s for point in self.decode])
+    prefill: tuple[Sample, ...]
+    decode: tuple[Sample, ...]
 
 
 def calibrate(sets: Sequence[MeasuredSet]) -> Slowdown:
@@ -46,8 +32,8 @@ def calibrate(sets: Sequence[MeasuredSet]) -> Slowdown:
     """
     prefill = np.concatenate([_prefill_times(each) for each in sets])
     decode = np.concatenate([_decode_times(each) for each in sets])
-    prefill_s = np.concatenate([each.prefill_s for each in sets])
-    decode_s = np.concatenate([each.decode_step_s for each in sets])
+    prefill_s = np.concatenate([seconds_of(each.prefill) for each in sets])
+    decode_s = np.concatenate([seconds_of(each.decode) for each in sets])
     return Slowdown(
         *map(float, fit_relative(prefill, prefill_s, np.array([0.0, 1.0, 0.0, 0.0]))),
         *map(float, fit_relative(decode, decode_s, np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]))),
@@ -68,8 +54,8 @@ def estimate_error(measured: MeasuredSet, slowdown: Slowdown) -> EstimateError:
     prefill = np.array([profile.p0_s, profile.p1_s, profile.p2_s])
     decode = np.array([profile.d0_s, profile.d1_s, profile.d2_s])
     return EstimateError(
-        mean_relative_error(prefill_features(measured.prefill), measured.prefill_s, prefill),
-        mean_relative_error(decode_features(measured.decode), measured.decode_step_s, decode),
+        mean_relative_error(done_of(measured.prefill), seconds_of(measured.prefill), prefill),
+        mean_relative_error(done_of(measured.decode), seconds_of(measured.decode), decode),
     )
 
 
@@ -83,7 +69,7 @@ def leave_one_out(sets: Sequence[MeasuredSet], measured: MeasuredSet, *, whole_d
 def _prefill_times(measured: MeasuredSet) -> Matrix:
     """[n, 4]: seconds at peak of reading the weights and of multiplying; layers, and those with experts."""
     time = peak_times(measured.model, measured.device)
-    features = prefill_features(measured.prefill)
+    features = done_of(measured.prefill)
     multiply_s = features @ np.array([0.0, time.token_s, time.token_pair_s])
     ones = features[:, 0]
     layers = [ones * measured.model.layers, ones * measured.model.expert_layers]
@@ -93,7 +79,7 @@ def _prefill_times(measured: MeasuredSet) -> Matrix:
 def _decode_times(measured: MeasuredSet) -> Matrix:
     """[n, 6]: seconds at peak of reading weights and KV and of multiplying; layers, those with experts; batch size."""
     time = peak_times(measured.model, measured.device)
-    ones, context, batch = decode_features(measured.decode).T
+    ones, context, batch = done_of(measured.decode).T
     columns = [ones * time.weights_s, context * time.kv_token_s, batch * time.token_s]
     layers = [ones * measured.model.layers, ones * measured.model.expert_layers]
     return np.stack([*columns, *layers, batch], axis=1)
