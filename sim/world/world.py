@@ -36,6 +36,7 @@ class World:
         router: Router | None = None,
     ) -> None:
         self.now_s = 0.0
+        self.layout = layout
         self._queue = EventQueue()
         self._arrivals: Iterator[tuple[Request, int]] = iter(arrivals)
         self._router = router
