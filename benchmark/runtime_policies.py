@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,16 +29,15 @@ from rich.table import Table
 
 from aegaeon.cli.terminal.console import make_console
 from aegaeon.cli.terminal.logs import configure_logs
-from aegaeon.core.record import mean_attainment
 from aegaeon.core.slo import Slo
 from aegaeon.device.common.local_cpu import local_cpu
+from aegaeon.metrics import RunMetrics
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.scheduler.policies.registry import POLICIES as REGISTERED
 from benchmark.e2e.awake import awake_cores
 from benchmark.e2e.interrupt import run_to_end
 from benchmark.e2e.options import amount, count
 from benchmark.e2e.pool import PoolError
-from benchmark.e2e.results import by_model, failures
 from benchmark.e2e.small_models import CACHE_DIR
 from benchmark.policies import real_pool as real
 
@@ -68,17 +67,17 @@ class PolicyOutcome:
 
     @classmethod
     def of(cls, leg: real.Leg) -> PolicyOutcome:
-        records = leg.records
+        seen = RunMetrics.of(leg.records)
         return cls(
-            mean_attainment(records),
-            min(map(mean_attainment, by_model(records).values())),
-            _median(record.ttft_s for record in records),
-            _median(record.tpot_s for record in records),
-            sum(len(record.token_times_s) for record in records) / leg.duration_s,
+            seen.slo_attainment,
+            seen.worst_model,
+            seen.ttft_s.p50,
+            seen.tpot_s.p50,
+            seen.tokens / leg.duration_s,
             leg.commands.turns,
             leg.commands.switches,
             leg.commands.loads,
-            failures(records).total(),
+            seen.failed,
             leg.other_cores,
         )
 
@@ -89,10 +88,6 @@ class PolicyOutcome:
 
 Outcomes = Mapping[float, Mapping[str, Sequence[PolicyOutcome]]]
 """By load (requests per second) and policy, one a round."""
-
-
-def _median(values: Iterable[float | None]) -> float:
-    return median([value for value in values if value is not None] or [float("nan")])
 
 
 def order(policies: Sequence[str], index: int) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from aegaeon.metrics import Metric
 from plots.bounds import Bounds
 from plots.cdf import duration
 from plots.crossing import Crossing
@@ -16,7 +17,6 @@ from plots.curve import Curve, Origin
 from plots.outcome import Distribution
 from plots.panel import DIGITS, Axis, Panel
 from plots.style import SYSTEMS, model_name, system_name
-from plots.token_gaps import Metric
 
 OURS = "aegaeon"
 OTHERS = ("sllm", "sllm+", "muxserve")

@@ -27,6 +27,7 @@ if not __package__:  # run as a script: the folder above has the packages
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from aegaeon.metrics import Metric
 from plots import plot_a10, plot_autoscale_cdf, plot_breakdown, plot_e2e, plot_frag, plot_kvcache_cdf, plot_tp4
 from plots.claims import Result, claims_page
 from plots.crossing import bound_crossing
@@ -34,7 +35,6 @@ from plots.options import FIGURES, PLOTS, RECORDS, command_line, say
 from plots.outcome import Load
 from plots.panel import A10_PANELS, BASE_SLO, FAR_PANELS, PANELS, TP4_PANELS, Panel
 from plots.records import bound_of, curves_of, read_records
-from plots.token_gaps import Metric
 from plots.usage import PlotUsageError
 
 BLIND = frozenset({"sllm", "sllm+", "muxserve", "dedicated"})  # to targets: one run is scored by any

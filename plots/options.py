@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aegaeon.core.slo import Slo
+from aegaeon.metrics import Metric
 from plots.outcome import Load
-from plots.token_gaps import Metric
 from plots.usage import PlotUsageError
 
 PLOTS = Path(__file__).parent

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from aegaeon.core.slo import Slo
 from aegaeon.core.timeline import LatencyParts
+from aegaeon.metrics import Metric, TokenGaps
 from plots.curve import Source
-from plots.token_gaps import Metric, TokenGaps
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from aegaeon.core.slo import Slo
+from aegaeon.metrics import Metric
 from plots.curve import UNKNOWN_DEVICE, Curve, Source
 from plots.outcome import Outcome
 from plots.panel import BASE_SLO, Panel
 from plots.run_file import read_artifact_run, read_run
 from plots.sim_file import SUMMARY_SUFFIX, read_simulation
 from plots.style import system_name, system_rank
-from plots.token_gaps import Metric
 from plots.usage import PlotUsageError
 
 NO_PLACEMENT = "no placement"

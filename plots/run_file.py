@@ -17,10 +17,10 @@ import numpy as np
 
 from aegaeon.core.slo import Slo
 from aegaeon.core.timeline import LatencyParts
+from aegaeon.metrics import TokenGaps
 from plots.curve import Origin, Source
 from plots.json_file import read_object, reading
 from plots.outcome import Detail, Distribution, Load, Outcome
-from plots.token_gaps import TokenGaps
 from plots.usage import PlotUsageError
 
 NUMBER = r"(\d+(?:\.\d+)?)"

@@ -20,11 +20,11 @@ import numpy as np
 
 from aegaeon.core.slo import Slo
 from aegaeon.core.timeline import LatencyParts
+from aegaeon.metrics import Metric, TokenGaps
 from plots.curve import UNKNOWN_DEVICE, Origin, Source
 from plots.json_file import read_object, reading
 from plots.outcome import Detail, Distribution, Load, Outcome, SlabUse
 from plots.style import policy_of
-from plots.token_gaps import Metric, TokenGaps
 
 SUMMARY_SUFFIX = ".summary.json"
 NUMBER = r"(\d+(?:\.\d+)?)"

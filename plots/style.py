@@ -22,8 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from aegaeon.metrics import Metric
 from aegaeon.scheduler.policy import Policy
-from plots.token_gaps import Metric
 from sim.systems.systems import SYSTEMS as POLICIES
 
 INK = "#333333"

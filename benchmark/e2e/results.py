@@ -6,17 +6,18 @@ Does not know: how requests were sent, how figures are drawn.
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from aegaeon.core.record import RequestRecord, mean_attainment, mean_qos
+from aegaeon.core.record import RequestRecord
 from aegaeon.core.slo import Slo
+from aegaeon.metrics import Percentiles, RunMetrics, by_model
 
 DROPPED = -1.0  # what stands in for times that never came to be, as in the simulator's files
 
@@ -58,25 +59,16 @@ def failures(records: Sequence[RequestRecord]) -> Counter[str]:
     return Counter(record.error for record in records if record.error is not None)
 
 
-def by_model(records: Sequence[RequestRecord]) -> dict[str, list[RequestRecord]]:
-    """Records of each model, models in order of their names."""
-    groups = defaultdict(list)
-    for record in records:
-        groups[record.model].append(record)
-    return dict(sorted(groups.items()))
-
-
 def summary_table(records: Sequence[RequestRecord], duration_s: float) -> Table:
     """The run in a few lines."""
     table = Table(title="summary", show_header=False, box=SIMPLE_HEAD, pad_edge=False)
-    failed = failures(records).total()
-    tokens = sum(len(record.token_times_s) for record in records)
-    table.add_row("requests", f"{len(records)}, {failed} failed")
-    table.add_row("slo_attainment", f"{mean_attainment(records):.4f}   share of tokens on time")
-    table.add_row("qos", f"{mean_qos(records):.4f}   share of service time on target")
-    table.add_row("TTFT p50 / p99", f"{_quantiles_ms(_ttfts(records))} ms")
-    table.add_row("TPOT p50 / p99", f"{_quantiles_ms(_tpots(records))} ms")
-    table.add_row("output", f"{tokens} tokens in {duration_s:.1f} s, {tokens / duration_s:.1f} tokens/s")
+    seen = RunMetrics.of(records)
+    table.add_row("requests", f"{seen.requests}, {seen.failed} failed")
+    table.add_row("slo_attainment", f"{seen.slo_attainment:.4f}   share of tokens on time")
+    table.add_row("qos", f"{seen.qos:.4f}   share of service time on target")
+    table.add_row("TTFT p50 / p99", f"{_p50_p99_ms(seen.ttft_s)} ms")
+    table.add_row("TPOT p50 / p99", f"{_p50_p99_ms(seen.tpot_s)} ms")
+    table.add_row("output", f"{seen.tokens} tokens in {duration_s:.1f} s, {seen.tokens / duration_s:.1f} tokens/s")
     return table
 
 
@@ -87,28 +79,20 @@ def model_table(records: Sequence[RequestRecord], switches: Mapping[str, int]) -
     for heading in ("requests", "TTFT (ms)\np50 / p99", "TPOT (ms)\np50 / p99", "on time", "switches\nto it"):
         table.add_column(heading, justify="right", no_wrap=True)
     for model, group in by_model(records).items():
-        failed = failures(group).total()
+        seen = RunMetrics.of(group)
         table.add_row(
             model,
-            f"{len(group)}, {failed} failed" if failed else str(len(group)),
-            _quantiles_ms(_ttfts(group)),
-            _quantiles_ms(_tpots(group)),
-            f"{mean_attainment(group):.1%}",
+            f"{seen.requests}, {seen.failed} failed" if seen.failed else str(seen.requests),
+            _p50_p99_ms(seen.ttft_s),
+            _p50_p99_ms(seen.tpot_s),
+            f"{seen.slo_attainment:.1%}",
             str(switches.get(model, 0)),
         )
     return table
 
 
-def _ttfts(records: Sequence[RequestRecord]) -> list[float]:
-    return [record.ttft_s for record in records if record.ttft_s is not None]
-
-
-def _tpots(records: Sequence[RequestRecord]) -> list[float]:
-    return [record.tpot_s for record in records if record.tpot_s is not None]
-
-
-def _quantiles_ms(values_s: Sequence[float]) -> str:
-    if not values_s:
+def _p50_p99_ms(times_s: Percentiles) -> str:
+    values_ms = [seconds * 1e3 for seconds in (times_s.p50, times_s.p99)]
+    if isnan(values_ms[0]):
         return "-"
-    values_ms = np.quantile(values_s, (0.5, 0.99)) * 1e3
     return " / ".join(f"{value_ms:.0f}" if value_ms >= 100 else f"{value_ms:.1f}" for value_ms in values_ms)

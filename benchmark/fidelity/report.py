@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from aegaeon.core.record import RequestRecord, mean_attainment
+from aegaeon.core.record import RequestRecord
+from aegaeon.metrics import RunMetrics
 from benchmark.fidelity.simulated import MeasuredMachine
 
 if TYPE_CHECKING:
@@ -34,13 +34,8 @@ class LoadOutcome:
 
     @classmethod
     def of(cls, records: Sequence[RequestRecord]) -> LoadOutcome:
-        ttfts = sorted(record.ttft_s for record in records if record.ttft_s is not None)
-        tpots = sorted(record.tpot_s for record in records if record.tpot_s is not None)
-        return cls(mean_attainment(records), median(ttfts), median(tpots), _p90(ttfts), _p90(tpots))
-
-
-def _p90(values: Sequence[float]) -> float:
-    return values[min(len(values) - 1, int(0.9 * len(values)))]
+        seen = RunMetrics.of(records)
+        return cls(seen.slo_attainment, seen.ttft_s.p50, seen.tpot_s.p50, seen.ttft_s.p90, seen.tpot_s.p90)
 
 
 @dataclass(frozen=True, slots=True)

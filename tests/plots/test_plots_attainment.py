@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aegaeon.metrics import Metric
 from plots.attainment import draw_attainment, draw_bound
 from plots.bounds import Bounds
 from plots.claims import Result, claims_page
@@ -16,7 +17,6 @@ from plots.curve import Curve, Origin, Source
 from plots.outcome import Distribution
 from plots.panel import PANELS
 from plots.style import LOOKS, SYSTEMS, figure_style, new_figure
-from plots.token_gaps import Metric
 
 SIMULATED = Source(Origin.SIMULATED, "16 x H100")
 MEASURED = Source(Origin.MEASURED, "2-core CPU")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from aegaeon.core.slo import Slo
+from aegaeon.metrics import Metric
 from plots import figures, plot_a10, plot_autoscale_cdf, plot_breakdown, plot_e2e, plot_frag, plot_kvcache_cdf, plot_tp4
 from plots.outcome import Load
 from plots.panel import A10_PANELS, FAR_PANELS, PANELS, TP4_PANELS
 from plots.records import curves_of, read_records
 from plots.style import SYSTEMS, system_look
-from plots.token_gaps import Metric
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "16 x h100"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from aegaeon.metrics import Metric
 from plots.outcome import Outcome
 from plots.panel import A10_PANELS, PANELS, TP4_PANELS, Panel
 from plots.records import read_records
 from plots.sim_file import read_simulation
-from plots.token_gaps import Metric
 from sim import simulate
 from sim.study.options import make_plans, make_setting, parser
 
