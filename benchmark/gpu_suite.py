@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from aegaeon.profiling.source_commit import source_commit
+from aegaeon.source_commit import source_commit
 
 LIMITS_S = {
     "models": 70,

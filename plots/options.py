@@ -12,14 +12,13 @@ from pathlib import Path
 
 from aegaeon.core.slo import Slo
 from aegaeon.metrics import Metric
-from plots.outcome import Load
-from plots.usage import PlotUsageError
+from aegaeon.run_header import Load
+from plots.curves.usage import PlotUsageError
+from plots.read.selection import TYPICAL_LOAD
 
 PLOTS = Path(__file__).parent
 RECORDS = PLOTS / "json"
 FIGURES = PLOTS / "figures"  # part of the project: only ``make figures``, which draws all of them, writes there
-
-TYPICAL_LOAD = Load(32, 0.1)  # of Figures 15(a) and 16 in the artifact
 
 
 def command_line(docstring: str | None) -> argparse.ArgumentParser:

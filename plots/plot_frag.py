@@ -18,13 +18,13 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from plots.bars import Part, draw_shares
+from plots.curves.outcome import SlabUse
+from plots.curves.usage import PlotUsageError
+from plots.draw.bars import Part, draw_shares
+from plots.draw.style import PALETTE, figure_style, new_figure, system_name, write_figure
 from plots.options import add_load, chosen_load, destinations, parser, run
-from plots.outcome import SlabUse
-from plots.records import read_records
-from plots.selection import at_load, load_name
-from plots.style import PALETTE, figure_style, new_figure, system_name, write_figure
-from plots.usage import PlotUsageError
+from plots.read.records import read_records
+from plots.read.selection import at_load, load_name
 
 PARTS = (Part("used", PALETTE[0]), Part("fragmented", PALETTE[1]))
 GIB = 1 << 30

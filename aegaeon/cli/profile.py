@@ -131,7 +131,7 @@ def _target(options: ProfileOptions) -> Target:
 
 def _campaign(options: ProfileOptions, folders: Mapping[str, Path]) -> Campaign:
     from aegaeon.profiling.campaign import Campaign
-    from aegaeon.profiling.source_commit import source_commit
+    from aegaeon.source_commit import source_commit
 
     target = _target(options)
     most_kv_bytes = _MOST_KV_BYTES if target.memory_bytes is None else target.memory_bytes // _KV_SHARE

@@ -21,7 +21,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -37,10 +36,8 @@ from rich.table import Table
 from aegaeon.runtime.process.run_folder import places
 from benchmark.chaos.clients import Client, Question, QuestionKind, Verdict, Watch, learn, questions
 from benchmark.chaos.faults import Fault, Hit, Victims
-from benchmark.e2e.completion_stream import ReplyError
-from benchmark.e2e.interrupt import run_to_end
-from benchmark.e2e.options import amount, count
-from benchmark.e2e.pool import PoolError, PoolProcess
+from benchmark.command.main import amount, count, run_command
+from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.process_tree import ProcessTree
 from benchmark.e2e.replay import http_client
 from benchmark.e2e.small_models import BENCH_ARCHITECTURES, CACHE_DIR, SmallModel, ensure_models
@@ -387,8 +384,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     console = Console(highlight=False, soft_wrap=True)
     options = parse_options(arguments)
-    try:
-        return run_to_end(lambda: _run(options, console))
-    except (PoolError, ReplyError, OSError, httpx.HTTPError) as error:
-        sys.stderr.write(f"chaos: {error or type(error).__name__}\n")
-        return 2
+    return run_command("chaos", lambda: _run(options, console))

@@ -16,9 +16,10 @@ from typing import Any
 import httpx
 
 from aegaeon.core.timeline import LatencyParts, Phase, PhaseSpan
+from benchmark.command.errors import BenchmarkError
 
 
-class ReplyError(Exception):
+class ReplyError(BenchmarkError):
     """A request did not get what it asked for; the message is short, so that failures can be counted by it."""
 
 

@@ -14,7 +14,7 @@ from aegaeon.core.config import PoolConfig
 from aegaeon.settings.error import SettingsError
 from aegaeon.settings.schema import given, validate
 from aegaeon.settings.sources import read_sources
-from benchmark.e2e.usage import BenchmarkUsageError
+from benchmark.command.errors import BenchmarkUsageError
 
 DEFAULT_POLICY = PoolConfig(models=()).policy
 

@@ -1,11 +1,9 @@
-"""Records of a run: the record file, the summary and the table per model.
-
-Does not know: how requests were sent, how figures are drawn.
-"""
+"""Records of a run: the record file, the summary and the table per model."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isnan
@@ -15,10 +13,13 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from aegaeon.cli.gpus import gpus
 from aegaeon.core.record import RequestRecord
 from aegaeon.core.slo import Slo
 from aegaeon.metrics import Percentiles, RunMetrics, by_model
+from aegaeon.run_header import SUMMARY_SUFFIX, Load, Origin, RunHeader, SystemRun
 
+RUN = "run"  # what the only run of a record file is called
 DROPPED = -1.0  # what stands in for times that never came to be, as in the simulator's files
 
 
@@ -27,14 +28,11 @@ def record_file_name(label: str, slo: Slo) -> str:
     return f"run-{label}-ttft{slo.ttft_s}-tpot{slo.tpot_s}.json"
 
 
-def record_entry(record: RequestRecord, policy: str | None = None) -> dict[str, Any]:
-    """One request in the record file; seconds. Parts are null where the server told no timeline.
-
-    ``policy``: what the server ran; without it the entry has the artifact's fields alone.
-    """
+def record_entry(record: RequestRecord) -> dict[str, Any]:
+    """One request in the record file, as the artifact has it; seconds. Parts are null where the server told no
+    timeline."""
     parts = record.parts
     return {
-        **({"policy": policy} if policy else {}),
         "ttft": record.ttft_s if record.completed else DROPPED,
         "qos": record.qos,
         "per_token": list(record.per_token_s) if record.completed else [DROPPED],
@@ -47,11 +45,24 @@ def record_entry(record: RequestRecord, policy: str | None = None) -> dict[str, 
     }
 
 
-def write_records(records: Sequence[RequestRecord], path: Path, policy: str | None) -> None:
-    """Write the record file, one request to a line. ``policy``: what the server ran, None where nobody knows."""
+def write_records(records: Sequence[RequestRecord], path: Path, header: RunHeader) -> None:
+    """Write the record file, one request to a line, and its header beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (f"{json.dumps(record.request_id)}: {json.dumps(record_entry(record, policy))}" for record in records)
+    lines = (f"{json.dumps(record.request_id)}: {json.dumps(record_entry(record))}" for record in records)
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    summary = path.with_name(f"{path.stem}{SUMMARY_SUFFIX}")
+    summary.write_text(json.dumps(header.plain(), indent=1) + "\n", encoding="utf-8")
+
+
+def here() -> str:
+    """What a pool that is started on this machine runs on."""
+    found, _ = gpus()
+    return f"{len(found)} x {found[0].name}" if found else f"{os.cpu_count()}-core CPU"
+
+
+def run_header(policy: str | None, load: Load | None, slo: Slo, device: str | None) -> RunHeader:
+    """Of a real run; None for what nobody knows."""
+    return RunHeader.here(Origin.MEASURED, device, slo, {RUN: SystemRun(policy, load)})
 
 
 def failures(records: Sequence[RequestRecord]) -> Counter[str]:

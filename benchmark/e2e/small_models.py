@@ -17,7 +17,7 @@ from pathlib import Path
 
 import aegaeon
 from aegaeon.settings.cache_dir import default_cache_dir
-from benchmark.e2e.interrupt import deaf_to_interrupts
+from benchmark.command.interrupt import deaf_to_interrupts
 
 MAKERS = 2  # processes; making is compute, one thread each
 CACHE_DIR = (

@@ -16,9 +16,9 @@ from aegaeon.device.cuda.inventory import find_gpus
 from aegaeon.latency.files.profile_file import ProfileFile
 from aegaeon.profiling.campaign import Campaign
 from aegaeon.profiling.errors import ProfilingError
-from aegaeon.profiling.source_commit import source_commit
 from aegaeon.profiling.target import Target, copying_target, gpu_target
 from aegaeon.settings.machine import gpu_room_bytes, read_machine
+from aegaeon.source_commit import source_commit
 
 _CPU_MEMORY_BYTES = 512 << 20
 _KV_SHARE, _MOST_KV_BYTES = 4, 8 << 30  # of the device's memory

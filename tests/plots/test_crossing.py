@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plots.crossing import CrossingKind, crossing
+from aegaeon.crossing import CrossingKind, crossing
 
 
 def test_a_crossing_is_interpolated() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from aegaeon.metrics import Metric
-from plots.outcome import Outcome
-from plots.panel import A10_PANELS, PANELS, TP4_PANELS, Panel
-from plots.records import read_records
-from plots.sim_file import read_simulation
+from plots.curves.outcome import Outcome
+from plots.read.record_file import read_record_file
+from plots.read.records import read_records
 from sim import simulate
+from sim.panels import A10_PANELS, PANELS, TP4_PANELS, Panel
 from sim.study.options import make_plans, make_setting, parser
 
 EVERY_PANEL = [*PANELS.values(), *A10_PANELS, *TP4_PANELS]
@@ -24,7 +24,7 @@ def test_a_panels_records_are_found_under_the_name_that_the_simulator_gives_them
     (plan,) = make_plans(options, slo)
     keys = ", ".join(f'"{point.key}": {{}}' for point in plan.points)
     (tmp_path / plan.file_name).write_text(f"{{{keys}}}", encoding="utf-8")
-    outcomes = read_simulation(tmp_path / plan.file_name)
+    outcomes = read_record_file(tmp_path / plan.file_name)
     assert tuple(panel.x_of(outcome.load) for outcome in outcomes) == panel.xs
     assert {outcome.slo for outcome in outcomes} == {slo} == {panel.slo}
 

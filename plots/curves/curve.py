@@ -6,18 +6,11 @@ Does not know: files, how it is drawn.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
-from plots.crossing import Crossing, crossing
+from aegaeon.crossing import Crossing, crossing
+from aegaeon.run_header import Origin
 
 UNKNOWN_DEVICE = "device not stated"
-
-
-class Origin(StrEnum):
-    """Whether a clock or a simulator gave the times."""
-
-    SIMULATED = "simulated"
-    MEASURED = "measured"
 
 
 @dataclass(frozen=True, slots=True)

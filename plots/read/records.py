@@ -11,13 +11,13 @@ from pathlib import Path
 
 from aegaeon.core.slo import Slo
 from aegaeon.metrics import Metric
-from plots.curve import UNKNOWN_DEVICE, Curve, Source
-from plots.outcome import Outcome
-from plots.panel import BASE_SLO, Panel
-from plots.run_file import read_artifact_run, read_run
-from plots.sim_file import SUMMARY_SUFFIX, read_simulation
-from plots.style import system_name, system_rank
-from plots.usage import PlotUsageError
+from aegaeon.run_header import SUMMARY_SUFFIX
+from plots.curves.curve import Curve, Source
+from plots.curves.outcome import Outcome
+from plots.curves.usage import PlotUsageError
+from plots.draw.style import system_name, system_rank
+from plots.read.record_file import read_artifact_results, read_record_file
+from sim.panels import BASE_SLO, Panel
 
 NO_PLACEMENT = "no placement"
 
@@ -28,21 +28,15 @@ Key = tuple[str, Source]
 def read_records(directories: Sequence[Path], measured_on: str | None = None) -> list[Outcome]:
     """All outcomes that the folders hold, the newest files last; ``measured_on``: the device of real runs."""
     files = [file for directory in directories for file in directory.glob("*.json")]
+    files = [file for file in files if not file.name.endswith(SUMMARY_SUFFIX)]
     files.sort(key=lambda file: (file.stat().st_mtime, file.name))
-    outcomes: list[Outcome] = []
-    for file in files:
-        if file.name.startswith("run-"):
-            run = read_run(file, measured_on or UNKNOWN_DEVICE)
-            outcomes += [run] if run else []
-        elif file.name.startswith("sim-") and not file.name.endswith(SUMMARY_SUFFIX):
-            outcomes += read_simulation(file)
-    return outcomes
+    return [outcome for file in files for outcome in read_record_file(file, measured_on)]
 
 
 def read_artifact_runs(directories: Sequence[Path], device: str, slos: Sequence[Slo]) -> list[Outcome]:
     """What the artifact comes with for Figure 17, scored by each of these targets."""
     files = sorted({file for directory in directories for file in directory.glob("*.json")})
-    return [outcome for file in files for outcome in read_artifact_run(file, device, slos)]
+    return [outcome for file in files for outcome in read_artifact_results(file, device, slos)]
 
 
 def curves_of(

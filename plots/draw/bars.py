@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from plots.style import HATCHES, Colour, add_legend, readable_on
+from plots.draw.style import HATCHES, Colour, add_legend, readable_on
 
 WRITTEN_FROM = 0.055  # of a bar: shares below have no room for their number
 

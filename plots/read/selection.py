@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from plots.curve import Origin
-from plots.options import TYPICAL_LOAD
-from plots.outcome import Load, Outcome
-from plots.panel import BASE_SLO
-from plots.usage import PlotUsageError
+from aegaeon.run_header import Load, Origin
+from plots.curves.outcome import Outcome
+from plots.curves.usage import PlotUsageError
+from sim.panels import BASE_SLO
 
+TYPICAL_LOAD = Load(32, 0.1)  # of Figures 15(a) and 16 in the artifact
 LOADS = (Load(16, 0.1), Load(32, 0.1), Load(64, 0.1), Load(16, 0.5), Load(32, 0.5))
 """Of Figures 14 and 15(b) in the artifact."""
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from plots.usage import PlotUsageError
+from plots.curves.usage import PlotUsageError
 
 
 @contextmanager

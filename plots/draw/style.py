@@ -182,3 +182,9 @@ def write_figure(figure: Figure, directories: Sequence[Path], name: str) -> list
         # Long names of curves make the legend wider than the axes: nothing of it may be cut off.
         figure.savefig(file, dpi=DPI, metadata=metadata, bbox_inches="tight", pad_inches=0.06)
     return files
+
+
+def write_picture(figure: Figure, path: Path, dpi: int = DPI) -> None:
+    """Write one PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi, metadata={"Software": None})

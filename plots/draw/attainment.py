@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from plots.crossing import LEVEL, Crossing, CrossingKind, bound_crossing
-from plots.curve import Curve
-from plots.style import INK, Look, add_legend
+from aegaeon.crossing import LEVEL, Crossing, CrossingKind, bound_crossing
+from plots.curves.curve import Curve
+from plots.draw.style import INK, Look, add_legend
 
 LABEL_HEIGHT = 0.07  # of a number at the bottom, in shares of attainment
 LABEL_WIDTH = 0.085  # in shares of the width: numbers closer than that go into another row

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from plots.crossing import Crossing, CrossingKind
+from aegaeon.crossing import Crossing, CrossingKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +14,8 @@ from numpy.typing import NDArray
 from aegaeon.core.slo import Slo
 from aegaeon.core.timeline import LatencyParts
 from aegaeon.metrics import Metric, TokenGaps
-from plots.curve import Source
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """A synthetic workload: so many models, requests/s of each, and factors on prompt and output lengths."""
-
-    models: int
-    rate: float
-    inlen_scale: float = 1.0
-    outlen_scale: float = 1.0
-
-    @classmethod
-    def of(cls, models: int, rate: float, inlen_scale: float = 1.0, outlen_scale: float = 1.0) -> Self:
-        """With the rate that is meant: ``3 * 0.05`` is written 0.15000000000000002 in names of the artifact's files."""
-        return cls(models, round(rate, 6), inlen_scale, outlen_scale)
+from aegaeon.run_header import Load
+from plots.curves.curve import Source
 
 
 @dataclass(frozen=True, slots=True)

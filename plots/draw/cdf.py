@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from plots.outcome import Distribution
-from plots.style import LOOKS, add_legend
+from plots.curves.outcome import Distribution
+from plots.draw.style import LOOKS, add_legend
 
 LEAST_S = 1e-4  # where a logarithmic axis begins; what is faster is drawn there
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from aegaeon.core.slo import Slo
-from plots.outcome import Load
+from aegaeon.run_header import Load
 
 BASE_SLO = Slo()
 

@@ -1,12 +1,10 @@
-"""The timeline of models per instance: a row for each instance, its turns coloured by model.
-
-Does not know: who measured the turns, or on which clock.
-"""
+"""The timeline of models per instance: a row for each instance, its turns coloured by model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -28,6 +26,14 @@ WIDTH_INCHES = 11.0
 FEW_COLOURS = (0, 1, 2, 3, 4, 9, 8, 5, 6)  # of seaborn's colorblind palette: all but the grey, which means idle here
 INK = "#333333"
 IDLE = "#f0f0f0"
+
+
+def draw_timeline(results: Mapping[str, Any], path: Path) -> None:
+    """Of a result file: ``instances`` with their turns, and a ``title``."""
+    turns = {
+        name: [(str(model), start, end) for model, start, end in row] for name, row in results["instances"].items()
+    }
+    plot_timeline(turns, path, results["title"])
 
 
 def plot_timeline(spans_by_instance: Mapping[str, Sequence[Turn]], path: Path, title: str = "") -> None:

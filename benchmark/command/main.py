@@ -1,0 +1,88 @@
+"""How every benchmark is run: its errors in a line, Ctrl-C, logs, awake cores; and where its results go.
+
+No benchmark draws: a result file says in ``benchmark`` what it is of, and ``python -m plots.results FILE`` draws it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+import aegaeon
+from aegaeon.cli.terminal.logs import configure_logs
+from aegaeon.latency.estimate.errors import LatencyError
+from aegaeon.profiling.errors import ProfilingError
+from aegaeon.source_commit import source_commit
+from aegaeon.workload import WorkloadError
+from benchmark.command.awake import awake_cores
+from benchmark.command.errors import BenchmarkError
+from benchmark.command.interrupt import run_to_end
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmark" / "results"
+_ERRORS = (BenchmarkError, ProfilingError, WorkloadError, LatencyError, OSError, httpx.HTTPError)
+
+
+def run_command(program: str, body: Callable[[], int]) -> int:
+    """The body's exit code; 2 where it could not be done, which is told in a line; 130 after Ctrl-C."""
+    try:
+        return run_to_end(body)
+    except _ERRORS as error:
+        sys.stderr.write(f"{program}: {error or type(error).__name__}\n")
+        return 2
+
+
+def run_measuring(program: str, body: Callable[[frozenset[int]], int]) -> int:
+    """The same with no log lines and with awake cores: the body gets the processes that keep them so."""
+    configure_logs(None)
+
+    def awake() -> int:
+        with awake_cores() as spinners:
+            return body(spinners)
+
+    return run_command(program, awake)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def amount(text: str) -> float:
+    """A positive, finite number, for argparse."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return value
+
+
+def write_result(path: Path, benchmark: str, content: Mapping[str, Any]) -> None:
+    """Write a result file: what it is of, when and by whose code it was made, and its content."""
+    header = {
+        "benchmark": benchmark,
+        "date": datetime.now(UTC).date().isoformat(),
+        "version": aegaeon.__version__,
+        "commit": source_commit(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rest = {name: value for name, value in content.items() if name not in header}
+    path.write_text(json.dumps({**header, **rest}, indent=1) + "\n", encoding="utf-8")
+
+
+def draw_result(path: Path, console: Console) -> None:
+    """Have the figure of a result file drawn beside it, and say what came of it."""
+    command = [sys.executable, "-m", "plots.results", str(path.resolve())]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    console.print(f"{path}, {(done.stdout or done.stderr).strip()}", soft_wrap=True, markup=False)
