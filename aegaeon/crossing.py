@@ -1,7 +1,4 @@
-"""Where a curve falls through a level: up to which load a system keeps its promise.
-
-Does not know: what the curve shows, how it is drawn.
-"""
+"""Where a curve falls through a level: up to which load a system keeps its promise."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which commit this code is of, for the provenance of what it measures.
-
-Does not know: what is measured.
-"""
+"""Which commit this code is of, for the provenance of what it measures."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """The demo: eight small models on three CPU instances under a minute of traffic, and what came of it.
 
-    python -m benchmark.demo [--seconds 60] [--no-live]
-
-Does not know: how the pool works; it starts ``aegaeon serve`` and talks HTTP, as anybody would.
+python -m benchmark.demo [--seconds 60] [--no-live]
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@
     python3 benchmark/engine.py --threads 2 --rounds 5 --new-tokens 128
 
 Both run the same prompts in turn, several rounds; the table has medians. The machine should have nothing else to do.
-
-Does not know: servers, schedulers.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Each stage runs in a process of its own under its own time limit; what it measured is written as soon as it ends, so
 that a stage that fails or hangs costs nothing but itself. All but the last stage run without Ray. ``--device cpu
 --models tiny`` tries the suite out without a GPU.
-
-Does not know: how anything is measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Our figures beside the published claims, as a Markdown page.
-
-Does not know: how records are found and read, how figures are drawn.
-"""
+"""Our figures beside the published claims, as a Markdown page."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@
 
 Two sets. *The paper, reproduced*: constants and systems of the SOSP'25 artifact, ``qos``, Figures 11 to 17. *What this
 project does*: today's constants, ``slo_attainment``, the sweeps as far as ``slack`` goes, and the bound.
-
-Does not know: how anything is simulated or drawn.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The command line that all figures share, and how their errors are told.
-
-Does not know: what is drawn.
-"""
+"""The command line that all figures share, and how their errors are told."""
 
 from __future__ import annotations
 
@@ -22,8 +19,8 @@ FIGURES = PLOTS / "figures"  # part of the project: only ``make figures``, which
 
 
 def command_line(docstring: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a module's docstring, but for what it does not know."""
-    told = (docstring or "").partition("Does not know:")[0].replace("``", "")
+    """A parser whose help is a module's docstring."""
+    told = (docstring or "").replace("``", "")
     return argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 

@@ -3,8 +3,6 @@
     python3 plot_autoscale_cdf.py [--num-models 32 --arrival-rate 0.1]
 
 Writes ``autoscale_cdf.png`` and ``autoscale_cdf.pdf``, see ``plot_e2e.py`` for where.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@
 
 A switch of models counts to the wait it happens in. Writes ``latency_breakdown.png`` and ``.pdf``, see ``plot_e2e.py``
 for where.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@
 
 Writes ``<spec>.png`` and ``<spec>.pdf`` into ``plots/out``, and the PDF beside this script, where the artifact has it;
 with ``--out`` only there.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations

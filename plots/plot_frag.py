@@ -4,8 +4,6 @@
 
 A slab serves one block shape at a time; what its blocks do not use is fragmented. Writes ``frag.png`` and ``frag.pdf``,
 see ``plot_e2e.py`` for where.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations

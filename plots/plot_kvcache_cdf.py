@@ -3,8 +3,6 @@
     python3 plot_kvcache_cdf.py
 
 Writes ``kvcache_cdf.png`` and ``kvcache_cdf.pdf``, see ``plot_e2e.py`` for where.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations

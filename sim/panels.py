@@ -1,7 +1,4 @@
-"""The panels of Figures 11 to 13 and 17, as published and as far as this project goes: sweeps, how they are simulated.
-
-Does not know: files, results.
-"""
+"""The panels of Figures 11 to 13 and 17, as published and as far as this project goes, and how to simulate them."""
 
 from __future__ import annotations
 

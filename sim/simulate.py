@@ -1,7 +1,4 @@
-"""``python3 -m sim.simulate``: sweeps over loads and systems, with the artifact's command line and output files.
-
-Does not know: how a point is simulated.
-"""
+"""``python3 -m sim.simulate``: sweeps over loads and systems, with the artifact's command line and output files."""
 
 from __future__ import annotations
 

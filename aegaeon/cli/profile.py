@@ -1,7 +1,4 @@
-"""``aegaeon profile``: measure models on this machine, show how it goes, write what it came to.
-
-Does not know: how anything is measured or fitted.
-"""
+"""``aegaeon profile``: measure models on this machine, show how it goes, write what it came to."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``python -m aegaeon.latency``: make latency profiles from measurements, estimate them, check the estimates.
-
-Does not know: how a fit or an estimate is made.
-"""
+"""``python -m aegaeon.latency``: make latency profiles from measurements, estimate them, check the estimates."""
 
 from __future__ import annotations
 

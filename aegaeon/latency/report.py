@@ -1,7 +1,4 @@
-"""Tables of fits and of estimates, for people.
-
-Does not know: where they are shown.
-"""
+"""Tables of fits and of estimates, for people."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Profiles several models on this machine: measures, fits, writes a file for each whose fit is good.
-
-Does not know: the command line, how results are shown.
-"""
+"""Profiles several models on this machine: measures, fits, writes a file for each whose fit is good."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A profile file made of measurements.
-
-Does not know: how they were made, where the file goes.
-"""
+"""A profile file made of measurements."""
 
 from __future__ import annotations
 

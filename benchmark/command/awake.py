@@ -3,8 +3,6 @@
 A core of a virtual machine that has nothing to do is given away, and what runs on it after a pause finds other people's
 data in its caches: steps after a pause took up to 1.3 times as long. Spinners of the idle scheduling class hold the
 cores without taking anything from whoever wants to run.
-
-Does not know: what is measured.
 """
 
 from __future__ import annotations

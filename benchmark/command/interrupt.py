@@ -1,7 +1,4 @@
-"""Ctrl-C and its relatives: one way out, and none out of what must not be left half done.
-
-Does not know: what is being interrupted.
-"""
+"""Ctrl-C and its relatives: one way out, and none out of what must not be left half done."""
 
 from __future__ import annotations
 

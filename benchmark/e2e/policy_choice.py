@@ -1,8 +1,6 @@
 """Which policy a pool runs that a benchmark starts: what options, environment or pool file say, else the default.
 
 A benchmark says it to the pool, and into its records: neither then depends on what the default is.
-
-Does not know: what policies do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A pool of our own: ``aegaeon serve`` as a user starts it, in processes of its own, gone without trace afterwards.
-
-Does not know: what the pool is used for.
-"""
+"""A pool of our own: ``aegaeon serve`` as a user starts it, in processes of its own, gone without trace afterwards."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Small models for demos and benchmarks: made once, kept in a cache folder, found there the next time.
-
-Does not know: how a model is made, what it is used for.
-"""
+"""Small models for demos and benchmarks: made once, kept in a cache folder, found there the next time."""
 
 from __future__ import annotations
 

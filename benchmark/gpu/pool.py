@@ -2,8 +2,6 @@
 
 The simulator gets the profiles that an earlier stage has measured here, and the pool's own arithmetic of capacities.
 Nothing is fitted to the pool's run.
-
-Does not know: how either side works.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The suite's profiles: ``aegaeon profile --quick`` for the suite's models, on the suite's device.
-
-Does not know: what the profiles are used for.
-"""
+"""The suite's profiles: ``aegaeon profile --quick`` for the suite's models, on the suite's device."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@
 Makes an environment of its own for the peers, a 3 GB model and 200 small ones; then measures everything in turn,
 round after round, so that a machine that changes its speed changes it for all. What counts are medians, and ratios
 taken within a round. Writes a table to the terminal, and JSON and a figure to ``benchmark/results``.
-
-Does not know how anything is loaded: that is in ``worker.py`` and ``methods.py``.
 """
 
 from __future__ import annotations

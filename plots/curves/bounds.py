@@ -1,7 +1,4 @@
-"""Numbers known only between two bounds, and their ratios: how far a system goes when its curve never crosses.
-
-Does not know: curves, figures.
-"""
+"""Numbers known only between two bounds, and their ratios: how far a system goes when its curve never crosses."""
 
 from __future__ import annotations
 

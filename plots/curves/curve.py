@@ -1,7 +1,4 @@
-"""A line of an attainment figure: a system under growing load, and who says so.
-
-Does not know: files, how it is drawn.
-"""
+"""A line of an attainment figure: a system under growing load, and who says so."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How one system did at one load: what a figure needs to know of it, whether it was measured or simulated.
-
-Does not know: files, figures.
-"""
+"""How one system did at one load: what a figure needs to know of it, whether it was measured or simulated."""
 
 from __future__ import annotations
 

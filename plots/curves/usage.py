@@ -1,7 +1,4 @@
-"""What a person asked for that cannot be drawn.
-
-Does not know: how it is shown.
-"""
+"""What a person asked for that cannot be drawn."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Draws attainment under growing load: a line per system, the 90 % line, and where each system falls through it.
-
-Does not know: files, what the load is.
-"""
+"""Draws attainment under growing load: a line per system, the 90 % line, and where each system falls through it."""
 
 from __future__ import annotations
 

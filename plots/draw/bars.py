@@ -1,7 +1,4 @@
-"""Draws stacked bars of shares: rows of parts that add up to one, hatched so that they differ without colour.
-
-Does not know: what the parts are.
-"""
+"""Draws stacked bars of shares: rows of parts that add up to one, hatched so that they differ without colour."""
 
 from __future__ import annotations
 

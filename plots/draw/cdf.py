@@ -1,7 +1,4 @@
-"""Draws cumulative distributions of times, with their median and 99th percentile in the legend.
-
-Does not know: what takes the time.
-"""
+"""Draws cumulative distributions of times, with their median and 99th percentile in the legend."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """How figures look: systems as their records have it (name, colour, marker, dash, order), fonts, how files are written.
 
 Systems can be told apart without colour. Files are the same bytes for the same numbers.
-
-Does not know: what a figure shows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""JSON files that somebody else wrote: what is wrong with one is told in a line.
-
-Does not know: what is in them.
-"""
+"""JSON files that somebody else wrote: what is wrong with one is told in a line."""
 
 from __future__ import annotations
 

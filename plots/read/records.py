@@ -1,7 +1,4 @@
-"""Finds the records in folders, real and simulated, and picks those of a panel.
-
-Does not know: what is inside the files, how curves are drawn.
-"""
+"""Finds the records in folders, real and simulated, and picks those of a panel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Picks the outcomes that the figures of inner workings (14 to 16) show.
-
-Does not know: files, how anything is drawn.
-"""
+"""Picks the outcomes that the figures of inner workings (14 to 16) show."""
 
 from __future__ import annotations
 

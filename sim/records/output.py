@@ -22,8 +22,6 @@ Other SLOs than the default are named after the scales: ``...-1.0-1.0-ttft5.0-tp
 
 Quantiles are written as share of all values -> the value that they do not exceed. Files are written beside their place
 and then renamed: whole or not at all.
-
-Does not know: how points are simulated.
 """
 
 from __future__ import annotations

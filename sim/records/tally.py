@@ -2,8 +2,6 @@
 
 An ``Observer``: it books requests soon after they end, some at a time, and keeps nothing else of them, so that a run of
 a million requests fits in memory.
-
-Does not know: files, figures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""One simulation: a system, a scenario, hardware; what came of it.
-
-Does not know: sweeps, files, the command line.
-"""
+"""One simulation: a system, a scenario, hardware; what came of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A workload with its models: who arrives when, and what each synthetic model really is.
-
-Does not know: policies, hardware beyond the device that profiles are for, runs.
-"""
+"""A workload with its models: who arrives when, and what each synthetic model really is."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Many simulations: systems x loads, on all cores, results in a fixed order.
-
-Does not know: the command line, files of results.
-"""
+"""Many simulations: systems x loads, on all cores, results in a fixed order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The simulated world: a virtual clock, nodes, and arrivals that are routed to them.
-
-Does not know: policies, metrics, files.
-"""
+"""The simulated world: a virtual clock, nodes, and arrivals that are routed to them."""
 
 from __future__ import annotations
 

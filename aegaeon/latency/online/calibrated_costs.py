@@ -2,8 +2,6 @@
 
 What it learns from are events, so a log that is fed to a fresh scheduler of the same node gives the same costs and the
 same commands.
-
-Does not know: how turns are timed.
 """
 
 from __future__ import annotations
