@@ -40,7 +40,7 @@ from benchmark.e2e.replay import Replay, Replayed, http_client, served_models
 from benchmark.e2e.results import (
     RUN,
     failures,
-    here,
+    local_device,
     model_table,
     record_file_name,
     run_header,
@@ -163,7 +163,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         console.print(f"policy: {options.policy}")
     with server_url(options, plan.models, console) as url:
         run = asyncio.run(replay(url, plan.arrivals, slo, options, console))
-    device = options.measured_on or (None if options.base_url else here())
+    device = options.measured_on or (None if options.base_url else local_device())
     report(run, path, run_header(options.policy, plan.load, slo, device), console)
     return int(bool(failures(run.records)))
 

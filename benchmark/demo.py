@@ -28,7 +28,7 @@ from benchmark.e2e.pool_state import PoolState
 from benchmark.e2e.replay import Replay, Replayed, http_client, served_models
 from benchmark.e2e.results import (
     failures,
-    here,
+    local_device,
     model_table,
     record_file_name,
     run_header,
@@ -79,7 +79,7 @@ def show_results(replies: Sequence[Replayed], duration_s: float, out: Path, cons
     console.print(summary_table(records, duration_s))
     for reason, count in failures(records).most_common():
         console.print(f"{count} failed: {reason}", style="red")
-    header = run_header(DEFAULT_POLICY, None, Slo(), here())
+    header = run_header(DEFAULT_POLICY, None, Slo(), local_device())
     write_records(records, out / record_file_name("demo", Slo()), header)
     models = len({record.model for record in records})
     title = f"{models} models on {len(ran)} instances, {len(records)} requests in {duration_s:.0f} s"

@@ -44,12 +44,8 @@ def run_command(program: str, body: Callable[[], int]) -> int:
 def run_measuring(program: str, body: Callable[[frozenset[int]], int]) -> int:
     """The same with no log lines and with awake cores: the body gets the processes that keep them so."""
     configure_logs(None)
-
-    def awake() -> int:
-        with awake_cores() as spinners:
-            return body(spinners)
-
-    return run_command(program, awake)
+    with awake_cores() as spinners:
+        return run_command(program, lambda: body(spinners))
 
 
 def count(text: str) -> int:

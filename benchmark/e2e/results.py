@@ -54,7 +54,7 @@ def write_records(records: Sequence[RequestRecord], path: Path, header: RunHeade
     summary.write_text(json.dumps(header.plain(), indent=1) + "\n", encoding="utf-8")
 
 
-def here() -> str:
+def local_device() -> str:
     """What a pool that is started on this machine runs on."""
     found, _ = gpus()
     return f"{len(found)} x {found[0].name}" if found else f"{os.cpu_count()}-core CPU"

@@ -25,7 +25,12 @@ from plots.read.json_file import read_object, reading
 _DEVICE = re.compile(r"\b[a-z]+\d\w*")
 _POINT_PARTS = ("prefill_wait_s", "prefill_s", "decode_wait_s", "decode_s", "control_s", "block_s")
 _REQUEST_PARTS = (
-    *("prefill_wait_time", "prefill_time", "decode_wait_time", "decode_time", "control_overhead", "block_overhead"),
+    "prefill_wait_time",
+    "prefill_time",
+    "decode_wait_time",
+    "decode_time",
+    "control_overhead",
+    "block_overhead",
 )
 
 

@@ -43,7 +43,7 @@ class WorkloadChoice:
     def load(self) -> Load | None:
         """As records say it; None of a trace."""
         spec = self.synthetic
-        return spec and Load.of(spec.models, spec.rate_per_s, spec.input_scale, spec.output_scale)
+        return Load.of(spec.models, spec.rate_per_s, spec.input_scale, spec.output_scale) if spec else None
 
 
 @dataclass(frozen=True, slots=True)

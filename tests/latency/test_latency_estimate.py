@@ -120,8 +120,7 @@ def made_set(name: str, device: str, slowdown: Slowdown = TRUE) -> MeasuredSet:
         for length in (16, 128, 1024)
         for batch in (1, 4, 16)
     )
-    prefill, decode = zip(*((point.prefill, point.decode) for point in points), strict=True)
-    return MeasuredSet(name, model, spec, prefill, decode)
+    return MeasuredSet(name, model, spec, tuple(p.prefill for p in points), tuple(p.decode for p in points))
 
 
 def test_calibration_finds_the_slowdown_that_made_the_measurements() -> None:
