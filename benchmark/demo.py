@@ -18,7 +18,8 @@ from rich.console import Console
 
 from aegaeon.core.slo import Slo
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
-from benchmark.command.main import amount, draw_result, run_command, write_result
+from benchmark.command.main import amount, draw_result, run_command
+from benchmark.command.result_file import write_result
 from benchmark.e2e.job import LengthLimits, plan_jobs
 from benchmark.e2e.live_view import ReplayProgress, showing
 from benchmark.e2e.occupancy import occupancies, switches

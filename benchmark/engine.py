@@ -9,7 +9,6 @@ Both run the same prompts in turn, several rounds; the table has medians. The ma
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
 import os
 import platform
@@ -39,6 +38,7 @@ from aegaeon.engine.sampling.sampler import Sampler, SamplingState
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.packing import WeightPacker
 from aegaeon.engine.step.runner import Runner
+from benchmark.command.result_file import write_result
 
 TARGETS = {1: 1.0, 8: 1.2, 32: 1.5}
 REBIND_TARGET_MS = 5.0
@@ -365,7 +365,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rates = compare(HuggingFace(reference), Engine(model, inspect_model(path).kv_shape), options, console)
     console.print(rate_table(rates, options))
     console.print(phase_table(phases, weight_bytes))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": machine(),
         "options": {key: value for key, value in vars(options).items() if key != "output"},
@@ -375,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ],
         "switch_ms": phases,
     }
-    options.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_result(options.output, "engine", record)
     console.print(f"written to {options.output}")
 
 

@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from aegaeon.source_commit import source_commit
+from benchmark.command.result_file import write_result
 
 LIMITS_S = {
     "models": 70,
@@ -122,18 +121,15 @@ def _device(kind: str) -> dict[str, Any] | str:
 
 def _run_all(options: SuiteOptions, device: dict[str, Any], console: Console) -> int:
     results: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "torch": metadata.version("torch"),
-        "commit": source_commit(),
         "models": list(options.models),
         "stages": {},
     }
     for stage in options.stages:
         records, problem = _in_process(stage, options)
         results["stages"][stage] = {"records": records, "failed": problem}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_result(options.out, "gpu", results)
         _show(console, stage, records, problem)
     console.print(f"written to {options.out}", highlight=False)
     return int(any(stage["failed"] for stage in results["stages"].values()))

@@ -29,7 +29,8 @@ from aegaeon.core.slo import Slo
 from aegaeon.device.common.local_cpu import local_cpu
 from aegaeon.metrics import RunMetrics
 from aegaeon.scheduler.policies.registry import POLICIES as REGISTERED
-from benchmark.command.main import RESULTS, amount, count, draw_result, run_measuring, write_result
+from benchmark.command.main import amount, count, draw_result, run_measuring
+from benchmark.command.result_file import RESULTS, write_result
 from benchmark.e2e.small_models import CACHE_DIR
 from benchmark.policies import real_pool as real
 

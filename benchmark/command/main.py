@@ -1,34 +1,25 @@
-"""How every benchmark is run: its errors in a line, Ctrl-C, logs, awake cores; and where its results go.
-
-No benchmark draws: a result file says in ``benchmark`` what it is of, and ``python -m plots.results FILE`` draws it.
-"""
+"""How every benchmark is run: its errors in a line, Ctrl-C, logs, awake cores; and who draws its results."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 from rich.console import Console
 
-import aegaeon
 from aegaeon.cli.terminal.logs import configure_logs
 from aegaeon.latency.estimate.errors import LatencyError
 from aegaeon.profiling.errors import ProfilingError
-from aegaeon.source_commit import source_commit
 from aegaeon.workload import WorkloadError
 from benchmark.command.awake import awake_cores
 from benchmark.command.errors import BenchmarkError
 from benchmark.command.interrupt import run_to_end
+from benchmark.command.result_file import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmark" / "results"
 _ERRORS = (BenchmarkError, ProfilingError, WorkloadError, LatencyError, OSError, httpx.HTTPError)
 
 
@@ -62,19 +53,6 @@ def amount(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be positive, got {text}")
     return value
-
-
-def write_result(path: Path, benchmark: str, content: Mapping[str, Any]) -> None:
-    """Write a result file: what it is of, when and by whose code it was made, and its content."""
-    header = {
-        "benchmark": benchmark,
-        "date": datetime.now(UTC).date().isoformat(),
-        "version": aegaeon.__version__,
-        "commit": source_commit(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rest = {name: value for name, value in content.items() if name not in header}
-    path.write_text(json.dumps({**header, **rest}, indent=1) + "\n", encoding="utf-8")
 
 
 def draw_result(path: Path, console: Console) -> None:

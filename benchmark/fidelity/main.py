@@ -50,7 +50,8 @@ from aegaeon.profiling.errors import ProfilingError
 from aegaeon.scheduler.policies.registry import POLICIES as REGISTERED
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
 from benchmark.command.errors import BenchmarkUsageError
-from benchmark.command.main import RESULTS, amount, count, draw_result, run_measuring, write_result
+from benchmark.command.main import amount, count, draw_result, run_measuring
+from benchmark.command.result_file import RESULTS, write_result
 from benchmark.e2e.job import LengthLimits, ReplayJob, TargetModel, plan_jobs
 from benchmark.e2e.results import failures
 from benchmark.e2e.small_models import CACHE_DIR

@@ -28,7 +28,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.command.main import RESULTS, draw_result, run_command, write_result
+from benchmark.command.main import draw_result, run_command
+from benchmark.command.result_file import RESULTS, write_result
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -31,7 +31,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from aegaeon.crossing import CrossingKind, crossing
-from benchmark.command.main import RESULTS, draw_result, run_command, write_result
+from benchmark.command.main import draw_result, run_command
+from benchmark.command.result_file import RESULTS, write_result
 from benchmark.policies.cases import (
     CaseLoad,
     Contender,
