@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aegaeon.metrics import Metric
+from aegaeon.run_header import Load
 from plots.curves.outcome import Outcome
 from plots.read.record_file import read_record_file
 from plots.read.records import read_records
@@ -36,6 +37,19 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     pool = ["--policy", "aegaeon", "--devices", "4xh100", "--workers", "1", "--out", str(folder)]
     assert simulate.main([*load, *pool]) == 0
     return read_records([folder])
+
+
+def test_what_a_simulation_says_of_itself_does_not_depend_on_names(tmp_path: Path) -> None:
+    load = ["--num-models", "2", "--arrival-rate", "0.5", "--duration", "10", "--inlen-scale", "2.0"]
+    assert (
+        simulate.main([*load, "--policy", "slack", "--devices", "2xa10", "--mix", "yi-1.5-6b", "--out", str(tmp_path)])
+        == 0
+    )
+    (file,) = tmp_path.glob("sim-*0.json")
+    file.rename(tmp_path / "mine.json")
+    file.with_name(f"{file.stem}.summary.json").rename(tmp_path / "mine.summary.json")
+    (outcome,) = read_records([tmp_path])
+    assert (outcome.policy, outcome.load, str(outcome.source)) == ("slack", Load(2, 0.5, 2.0), "simulated, 2 x A10")
 
 
 def test_metrics_of_the_token_times_are_those_of_the_summary(simulated: list[Outcome]) -> None:
