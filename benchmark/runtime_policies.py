@@ -2,8 +2,8 @@
 
     python3 benchmark/runtime_policies.py [--rates 1 2 3] [--seconds 45] [--rounds 2]
 
-Eight small models on one instance whose device pages hold three (``policy_pool.py``), profiled here, so that every
-policy knows their costs. Each load is replayed under each policy on a fresh pool, A B C in one round and C B A in the
+Eight small models on one instance whose device pages hold three (``policies/real_pool.py``), profiled here, so that
+every policy knows their costs. Each load is replayed under each policy on a fresh pool, A B C in one round and C B A in the
 next, because the machine's speed drifts; every round has requests of its own. ``sllm`` stands for request-level
 switching: a model runs until all of its requests are done.
 """
@@ -29,8 +29,8 @@ from aegaeon.core.slo import Slo
 from aegaeon.device.common.local_cpu import local_cpu
 from aegaeon.metrics import RunMetrics
 from aegaeon.scheduler.policies.registry import POLICIES as REGISTERED
-from benchmark.command.main import amount, count, draw_result, run_measuring
-from benchmark.command.result_file import RESULTS, write_result
+from benchmark.command.main import add_measuring_options, amount, draw_result, run_measuring
+from benchmark.command.result_file import write_result
 from benchmark.e2e.small_models import CACHE_DIR
 from benchmark.policies import real_pool as real
 
@@ -174,10 +174,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--rates", type=amount, nargs="+", default=list(RATES), help="requests per second of all models"
     )
     parser.add_argument("--seconds", type=amount, default=45.0, help="of arrivals of each load  [45]")
-    parser.add_argument("--rounds", type=count, default=2, help="of all loads, with other requests each time  [2]")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=CACHE_DIR / "runtime-policies", help="models and their profiles")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    add_measuring_options(parser, 2, CACHE_DIR / "runtime-policies")
     return parser.parse_args(arguments)
 
 

@@ -18,7 +18,7 @@ from aegaeon.workload import WorkloadError
 from benchmark.command.awake import awake_cores
 from benchmark.command.errors import BenchmarkError
 from benchmark.command.interrupt import run_to_end
-from benchmark.command.result_file import ROOT
+from benchmark.command.result_file import RESULTS, ROOT
 
 _ERRORS = (BenchmarkError, ProfilingError, WorkloadError, LatencyError, OSError, httpx.HTTPError)
 
@@ -37,6 +37,16 @@ def run_measuring(program: str, body: Callable[[frozenset[int]], int]) -> int:
     configure_logs(None)
     with awake_cores() as spinners:
         return run_command(program, lambda: body(spinners))
+
+
+def add_measuring_options(parser: argparse.ArgumentParser, rounds: int, work: Path) -> None:
+    """Options of whatever measures real pools, in rounds."""
+    parser.add_argument(
+        "--rounds", type=count, default=rounds, help="of all loads, with other requests each time  [%(default)s]"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=work, help="models and their profiles")
+    parser.add_argument("--out", type=Path, default=RESULTS)
 
 
 def count(text: str) -> int:

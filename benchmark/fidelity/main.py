@@ -50,8 +50,8 @@ from aegaeon.profiling.errors import ProfilingError
 from aegaeon.scheduler.policies.registry import POLICIES as REGISTERED
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
 from benchmark.command.errors import BenchmarkUsageError
-from benchmark.command.main import amount, count, draw_result, run_measuring
-from benchmark.command.result_file import RESULTS, write_result
+from benchmark.command.main import add_measuring_options, amount, draw_result, run_measuring
+from benchmark.command.result_file import write_result
 from benchmark.e2e.job import LengthLimits, ReplayJob, TargetModel, plan_jobs
 from benchmark.e2e.results import failures
 from benchmark.e2e.small_models import CACHE_DIR
@@ -263,11 +263,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--policies", nargs="+", choices=sorted(REGISTERED), default=list(POLICIES), help="served and simulated"
     )
     parser.add_argument("--rates", type=amount, nargs="+", default=list(RATES), help="requests per second and model")
-    parser.add_argument("--rounds", type=count, default=3, help="of all loads, other requests each time  [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reuse", action="store_true", help="simulate anew, beside what was measured the last time")
-    parser.add_argument("--work", type=Path, default=CACHE_DIR / "fidelity", help="models and their profiles")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    add_measuring_options(parser, 3, CACHE_DIR / "fidelity")
     return parser.parse_args(arguments)
 
 
