@@ -3,8 +3,8 @@
     python3 benchmark/runtime_policies.py [--rates 1 2 3] [--seconds 45] [--rounds 2]
 
 Eight small models on one instance whose device pages hold three (``policies/real_pool.py``), profiled here, so that
-every policy knows their costs. Each load is replayed under each policy on a fresh pool, A B C in one round and C B A in the
-next, because the machine's speed drifts; every round has requests of its own. ``sllm`` stands for request-level
+every policy knows their costs. Each load is replayed under each policy on a fresh pool, A B C in one round and C B A in
+the next, because the machine's speed drifts; every round has requests of its own. ``sllm`` stands for request-level
 switching: a model runs until all of its requests are done.
 """
 
