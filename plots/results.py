@@ -44,7 +44,7 @@ def draw(options: argparse.Namespace) -> list[Path]:
 
 def _draw(path: Path) -> Path:
     content = read_object(path)
-    benchmark = content.get("benchmark")
+    benchmark = str(content.get("benchmark"))
     if benchmark not in DRAW:
         raise PlotUsageError(f"{path} is of no benchmark that has a figure; those that have: {', '.join(DRAW)}")
     picture = path.with_suffix(".png")

@@ -46,8 +46,8 @@ def imported_header(path: Path, summary: Mapping[str, Any]) -> RunHeader | None:
         with reading(path, "points"):
             keys = [*(summary.get("points") or read_object(path)), *summary.get("no_placement", {})]
             runs = {key: _run_of(key, matched) for key in keys}
-        *_, ttft_s, tpot_s = matched.groups()
-        slo = Slo(float(ttft_s), float(tpot_s)) if ttft_s else Slo()
+        targets_s = [float(text) for text in matched.groups()[-2:] if text]
+        slo = Slo(*targets_s) if targets_s else Slo()
         return RunHeader(Origin.SIMULATED, summary.get("device"), slo, runs, version="", commit="")
     return None
 
