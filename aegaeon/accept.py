@@ -2,8 +2,6 @@
 
 asyncio's own server, once there are no descriptors left, tries as often as its backlog is long and logs a traceback
 each time, again every second.
-
-Does not know: what is spoken on a connection.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Runs as a script from anywhere, with numpy alone::
 
     python3 aegaeon/workload.py --num-models 8 10 12 --arrival-rate 0.1 0.5 --duration 120
-
-Does not know: who replays a workload, what a model is beyond its name.
 """
 
 from __future__ import annotations

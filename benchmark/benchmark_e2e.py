@@ -1,9 +1,7 @@
 """Replays a workload over HTTP against a pool, one it starts or a running one, and writes the record of every request.
 
-    python3 benchmark/benchmark_e2e.py --num-models 16 --arrival-rate 0.1
-    python3 benchmark/benchmark_e2e.py --base-url http://127.0.0.1:8000 --trace azure.csv.gz --time-scale 0.5
-
-Does not know: how the pool works; it is a client like any other.
+python3 benchmark/benchmark_e2e.py --num-models 16 --arrival-rate 0.1
+python3 benchmark/benchmark_e2e.py --base-url http://127.0.0.1:8000 --trace azure.csv.gz --time-scale 0.5
 """
 
 from __future__ import annotations
@@ -27,19 +25,29 @@ from rich.console import Console
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.record import RequestRecord
 from aegaeon.core.slo import Slo
-from aegaeon.workload import Arrival, WorkloadError
-from benchmark.e2e.interrupt import run_to_end
+from aegaeon.run_header import RunHeader
+from aegaeon.workload import Arrival
+from benchmark.command.errors import BenchmarkUsageError
+from benchmark.command.main import run_command
 from benchmark.e2e.job import LengthLimits, ReplayJob, TargetModel, plan_jobs
 from benchmark.e2e.live_view import ReplayProgress, showing
 from benchmark.e2e.occupancy import occupancies, switches
 from benchmark.e2e.options import parse_options
 from benchmark.e2e.plan import plan_of, slo_of
 from benchmark.e2e.policy_choice import chosen_policy
-from benchmark.e2e.pool import PoolError, PoolProcess
+from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.replay import Replay, Replayed, http_client, served_models
-from benchmark.e2e.results import failures, model_table, record_file_name, summary_table, write_records
+from benchmark.e2e.results import (
+    RUN,
+    failures,
+    local_device,
+    model_table,
+    record_file_name,
+    run_header,
+    summary_table,
+    write_records,
+)
 from benchmark.e2e.small_models import bench_models, ensure_models
-from benchmark.e2e.usage import BenchmarkUsageError
 
 LAG_WORTH_TELLING_S = 0.1
 
@@ -128,10 +136,10 @@ def _announce(jobs: Sequence[ReplayJob], arrivals: Sequence[Arrival], console: C
         console.print(f"lengths of {cut} requests are cut to the caps or to their model's context")
 
 
-def report(run: Run, path: Path, policy: str | None, console: Console) -> None:
+def report(run: Run, path: Path, header: RunHeader, console: Console) -> None:
     """Print tables and write the record file."""
     records = run.records
-    write_records(records, path, policy)
+    write_records(records, path, header)
     moves = switches(occupancies((reply.record.model, reply.spans) for reply in run.replies))
     console.print(model_table(records, moves))
     console.print(summary_table(records, run.duration_s))
@@ -139,7 +147,9 @@ def report(run: Run, path: Path, policy: str | None, console: Console) -> None:
         console.print(f"{count} failed: {reason}", style="red")
     if run.lag_s > LAG_WORTH_TELLING_S:
         console.print(f"this client was up to {run.lag_s:.2f} s late in sending; that counts against the server")
-    unknown = "" if policy else " (figures need to know which policy the server runs: tell it with --policy)"
+    unknown = (
+        "" if header.runs[RUN].policy else " (figures need to know which policy the server runs: tell it with --policy)"
+    )
     console.print(f"records: {path}{unknown}", soft_wrap=True)
 
 
@@ -153,18 +163,15 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         console.print(f"policy: {options.policy}")
     with server_url(options, plan.models, console) as url:
         run = asyncio.run(replay(url, plan.arrivals, slo, options, console))
-    report(run, path, options.policy, console)
+    device = options.measured_on or (None if options.base_url else local_device())
+    report(run, path, run_header(options.policy, plan.load, slo, device), console)
     return int(bool(failures(run.records)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: 0, 1 if a request failed, 2 for a mistake, 130 after Ctrl-C."""
-    try:
-        options = parse_options(arguments)
-        return run_to_end(lambda: _run(options, Console(highlight=False, markup=False)))
-    except (BenchmarkUsageError, WorkloadError, PoolError, OSError) as error:
-        sys.stderr.write(f"benchmark_e2e.py: {error}\n")
-        return 2
+    console = Console(highlight=False, markup=False)
+    return run_command("benchmark_e2e.py", lambda: _run(parse_options(arguments), console))
 
 
 if __name__ == "__main__":

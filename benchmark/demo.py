@@ -1,8 +1,6 @@
 """The demo: eight small models on three CPU instances under a minute of traffic, and what came of it.
 
-    python -m benchmark.demo [--seconds 60] [--no-live]
-
-Does not know: how the pool works; it starts ``aegaeon serve`` and talks HTTP, as anybody would.
+python -m benchmark.demo [--seconds 60] [--no-live]
 """
 
 from __future__ import annotations
@@ -19,23 +17,29 @@ import httpx
 from rich.console import Console
 
 from aegaeon.core.slo import Slo
-from aegaeon.workload import QuantileTable, SyntheticSpec, WorkloadError, synthesize
-from benchmark.e2e.interrupt import run_to_end
+from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
+from benchmark.command.main import amount, draw_result, run_command
+from benchmark.command.result_file import write_result
 from benchmark.e2e.job import LengthLimits, plan_jobs
 from benchmark.e2e.live_view import ReplayProgress, showing
 from benchmark.e2e.occupancy import occupancies, switches
-from benchmark.e2e.options import amount
 from benchmark.e2e.policy_choice import DEFAULT_POLICY
-from benchmark.e2e.pool import PoolError, PoolProcess
+from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.pool_state import PoolState
 from benchmark.e2e.replay import Replay, Replayed, http_client, served_models
-from benchmark.e2e.results import failures, model_table, record_file_name, summary_table, write_records
+from benchmark.e2e.results import (
+    failures,
+    local_device,
+    model_table,
+    record_file_name,
+    run_header,
+    summary_table,
+    write_records,
+)
 from benchmark.e2e.small_models import CACHE_DIR, demo_models, ensure_models
-from plots.timeline import plot_timeline
 
 INSTANCES = "3"
-POLICY = DEFAULT_POLICY
-SERVED = ("--instances", INSTANCES, "--policy", POLICY)
+SERVED = ("--instances", INSTANCES, "--policy", DEFAULT_POLICY)
 RATE_PER_S = 0.8
 GREETING = "Hello! Who are you?"
 GREETING_TOKENS = 32
@@ -76,11 +80,15 @@ def show_results(replies: Sequence[Replayed], duration_s: float, out: Path, cons
     console.print(summary_table(records, duration_s))
     for reason, count in failures(records).most_common():
         console.print(f"{count} failed: {reason}", style="red")
-    write_records(records, out / record_file_name("demo", Slo()), POLICY)
+    header = run_header(DEFAULT_POLICY, None, Slo(), local_device())
+    write_records(records, out / record_file_name("demo", Slo()), header)
     models = len({record.model for record in records})
     title = f"{models} models on {len(ran)} instances, {len(records)} requests in {duration_s:.0f} s"
-    plot_timeline({name: ran[name] for name in sorted(ran)}, out / "timeline.png", title)
-    console.print(f"timeline of models per instance: {out / 'timeline.png'}")
+    write_result(
+        out / "timeline.json", "timeline", {"title": title, "instances": {name: ran[name] for name in sorted(ran)}}
+    )
+    console.print("timeline of models per instance:", end=" ")
+    draw_result(out / "timeline.json", console)
 
 
 async def _visit(url: str, options: argparse.Namespace, console: Console) -> tuple[list[Replayed], float]:
@@ -117,11 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="default ./demo-out")
     options = parser.parse_args(arguments)
-    try:
-        return run_to_end(lambda: _run(options, console))
-    except (PoolError, WorkloadError, OSError, httpx.HTTPError) as error:
-        sys.stderr.write(f"demo: {error or type(error).__name__}\n")
-        return 2
+    return run_command("demo", lambda: _run(options, console))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,11 @@
     python3 benchmark/engine.py --threads 2 --rounds 5 --new-tokens 128
 
 Both run the same prompts in turn, several rounds; the table has medians. The machine should have nothing else to do.
-
-Does not know: servers, schedulers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
 import os
 import platform
@@ -42,6 +39,7 @@ from aegaeon.engine.sampling.sampling_state import SamplingState
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.packing import WeightPacker
 from aegaeon.engine.step.runner import Runner
+from benchmark.command.result_file import write_result
 
 TARGETS = {1: 1.0, 8: 1.2, 32: 1.5}
 REBIND_TARGET_MS = 5.0
@@ -368,7 +366,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rates = compare(HuggingFace(reference), Engine(model, inspect_model(path).kv_shape), options, console)
     console.print(rate_table(rates, options))
     console.print(phase_table(phases, weight_bytes))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": machine(),
         "options": {key: value for key, value in vars(options).items() if key != "output"},
@@ -378,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ],
         "switch_ms": phases,
     }
-    options.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_result(options.output, "engine", record)
     console.print(f"written to {options.output}")
 
 

@@ -3,8 +3,6 @@
 Each stage runs in a process of its own under its own time limit; what it measured is written as soon as it ends, so
 that a stage that fails or hangs costs nothing but itself. All but the last stage run without Ray. ``--device cpu
 --models tiny`` tries the suite out without a GPU.
-
-Does not know: how anything is measured.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from aegaeon.profiling.source_commit import source_commit
+from benchmark.command.result_file import write_result
 
 LIMITS_S = {
     "models": 70,
@@ -124,18 +121,15 @@ def _device(kind: str) -> dict[str, Any] | str:
 
 def _run_all(options: SuiteOptions, device: dict[str, Any], console: Console) -> int:
     results: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device,
         "torch": metadata.version("torch"),
-        "commit": source_commit(),
         "models": list(options.models),
         "stages": {},
     }
     for stage in options.stages:
         records, problem = _in_process(stage, options)
         results["stages"][stage] = {"records": records, "failed": problem}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_result(options.out, "gpu", results)
         _show(console, stage, records, problem)
     console.print(f"written to {options.out}", highlight=False)
     return int(any(stage["failed"] for stage in results["stages"].values()))

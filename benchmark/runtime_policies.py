@@ -2,20 +2,17 @@
 
     python3 benchmark/runtime_policies.py [--rates 1 2 3] [--seconds 45] [--rounds 2]
 
-Eight small models on one instance whose device pages hold three (``policy_pool.py``), profiled here, so that every
-policy knows their costs. Each load is replayed under each policy on a fresh pool, A B C in one round and C B A in the
-next, because the machine's speed drifts; every round has requests of its own. ``sllm`` stands for request-level
+Eight small models on one instance whose device pages hold three (``policies/real_pool.py``), profiled here, so that
+every policy knows their costs. Each load is replayed under each policy on a fresh pool, A B C in one round and C B A in
+the next, because the machine's speed drifts; every round has requests of its own. ``sllm`` stands for request-level
 switching: a model runs until all of its requests are done.
-
-Does not know: how policies decide.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,17 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 from aegaeon.cli.terminal.console import make_console
-from aegaeon.cli.terminal.logs import configure_logs
-from aegaeon.core.record import mean_attainment
 from aegaeon.core.slo import Slo
 from aegaeon.device.common.local_cpu import local_cpu
-from aegaeon.profiling.errors import ProfilingError
+from aegaeon.metrics import RunMetrics
 from aegaeon.scheduler.policies.registry import POLICIES as REGISTERED
-from benchmark.e2e.awake import awake_cores
-from benchmark.e2e.interrupt import run_to_end
-from benchmark.e2e.options import amount, count
-from benchmark.e2e.pool import PoolError
-from benchmark.e2e.results import by_model, failures
+from benchmark.command.main import add_measuring_options, amount, draw_result, run_measuring
+from benchmark.command.result_file import write_result
 from benchmark.e2e.small_models import CACHE_DIR
 from benchmark.policies import real_pool as real
 
@@ -68,17 +60,17 @@ class PolicyOutcome:
 
     @classmethod
     def of(cls, leg: real.Leg) -> PolicyOutcome:
-        records = leg.records
+        seen = RunMetrics.of(leg.records)
         return cls(
-            mean_attainment(records),
-            min(map(mean_attainment, by_model(records).values())),
-            _median(record.ttft_s for record in records),
-            _median(record.tpot_s for record in records),
-            sum(len(record.token_times_s) for record in records) / leg.duration_s,
+            seen.slo_attainment,
+            seen.worst_model,
+            seen.ttft_s.p50,
+            seen.tpot_s.p50,
+            seen.tokens / leg.duration_s,
             leg.commands.turns,
             leg.commands.switches,
             leg.commands.loads,
-            failures(records).total(),
+            seen.failed,
             leg.other_cores,
         )
 
@@ -89,10 +81,6 @@ class PolicyOutcome:
 
 Outcomes = Mapping[float, Mapping[str, Sequence[PolicyOutcome]]]
 """By load (requests per second) and policy, one a round."""
-
-
-def _median(values: Iterable[float | None]) -> float:
-    return median([value for value in values if value is not None] or [float("nan")])
 
 
 def order(policies: Sequence[str], index: int) -> list[str]:
@@ -128,35 +116,6 @@ def _cells(outcome: PolicyOutcome) -> list[str]:
     ]
 
 
-def draw(outcomes: Outcomes, path: Path) -> None:
-    """Attainment over the load, mean and worst model; lines through the medians, a point for each round."""
-    from matplotlib.figure import Figure
-
-    from plots.style import DPI, figure_style, system_look, system_name
-
-    with figure_style():
-        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-        panels = (("all requests", "attainment"), ("the worst model", "worst_model"))
-        for axes, (title, name) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-            for policy in next(iter(outcomes.values())):
-                look = system_look(policy)
-                rounds = {rate: [100 * getattr(each, name) for each in by[policy]] for rate, by in outcomes.items()}
-                axes.plot(
-                    list(rounds), [median(each) for each in rounds.values()], label=system_name(policy), **look.line
-                )
-                points = [(rate, value) for rate, values in rounds.items() for value in values]
-                axes.scatter(*zip(*points, strict=True), s=9, color=look.colour, alpha=0.5, linewidths=0)
-            axes.set_title(title)
-            axes.set_xticks(list(outcomes))
-            axes.set_xlabel("requests per second")
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_ylim(0, 103)
-        figure.axes[0].set_ylabel("tokens on time (%)")
-        figure.axes[0].legend(frameon=False, loc="lower left")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
-
-
 def _measure(options: argparse.Namespace, console: Console, awake: frozenset[int]) -> Outcomes:
     models = real.ensure_models(options.work / "models")
     console.print("profiling (what was measured before is kept) ...")
@@ -178,14 +137,12 @@ def _measure(options: argparse.Namespace, console: Console, awake: frozenset[int
 def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -> int:
     outcomes = _measure(options, console, awake)
     console.print(outcome_table(outcomes))
-    _write(outcomes, options)
-    console.print(f"written to {options.out / 'runtime_policies.json'} and .png")
+    _write(outcomes, options, console)
     return 0
 
 
-def _write(outcomes: Outcomes, options: argparse.Namespace) -> None:
-    record = {
-        "date": datetime.now(UTC).date().isoformat(),
+def _write(outcomes: Outcomes, options: argparse.Namespace, console: Console) -> None:
+    content = {
         "device": local_cpu(real.THREADS, copying=True).description,
         "models": real.MODELS,
         "resident_models": real.RESIDENT_MODELS,
@@ -206,9 +163,8 @@ def _write(outcomes: Outcomes, options: argparse.Namespace) -> None:
             for rate, by_policy in outcomes.items()
         ],
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "runtime_policies.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    draw(outcomes, options.out / "runtime_policies.png")
+    write_result(options.out / "runtime_policies.json", "runtime policies", content)
+    draw_result(options.out / "runtime_policies.json", console)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -218,24 +174,14 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--rates", type=amount, nargs="+", default=list(RATES), help="requests per second of all models"
     )
     parser.add_argument("--seconds", type=amount, default=45.0, help="of arrivals of each load  [45]")
-    parser.add_argument("--rounds", type=count, default=2, help="of all loads, with other requests each time  [2]")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=CACHE_DIR / "runtime-policies", help="models and their profiles")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    add_measuring_options(parser, 2, CACHE_DIR / "runtime-policies")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: 0, 2 where it could not be done, 130 after Ctrl-C."""
-    options = parse_options(arguments)
-    console = make_console()
-    configure_logs(None)
-    try:
-        with awake_cores() as awake:
-            return run_to_end(lambda: _run(options, console, awake))
-    except (ProfilingError, PoolError, OSError) as error:
-        sys.stderr.write(f"runtime_policies.py: {error}\n")
-        return 2
+    options, console = parse_options(arguments), make_console()
+    return run_measuring("runtime_policies.py", lambda awake: _run(options, console, awake))
 
 
 if __name__ == "__main__":

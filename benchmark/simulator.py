@@ -29,6 +29,7 @@ from aegaeon.latency.files.profile_book import ProfileBook
 from aegaeon.latency.files.shipped import shipped_profiles
 from aegaeon.scheduler.layout import NoPlacementError
 from aegaeon.workload import SyntheticSpec, default_lengths, read_trace, synthesize
+from sim.panels import PANELS
 from sim.records.tally import Tally
 from sim.study.hardware import Hardware, HardwareOptions, make_hardware
 from sim.study.run import RunResult, simulate
@@ -51,20 +52,6 @@ PUBLISHED: Mapping[str, tuple[float, float]] = {
     "32-0.5": (0.995, 0.348),
     "48-0.5": (0.903, 0.216),
 }
-MODELS_AT_LOW_RATE = [str(count) for count in range(16, 81, 4)]
-MODELS_AT_HIGH_RATE = [str(count) for count in range(16, 55, 2)]
-RATES = [f"{step / 20:g}" for step in range(1, 15)]
-PANELS: Sequence[Sequence[str]] = (
-    ("--num-models", *MODELS_AT_LOW_RATE, "--arrival-rate", "0.1"),
-    ("--num-models", *MODELS_AT_HIGH_RATE, "--arrival-rate", "0.5"),
-    ("--num-models", "40", "--arrival-rate", *RATES),
-    ("--num-models", *MODELS_AT_LOW_RATE, "--arrival-rate", "0.1", "--inlen-scale", "2.0"),
-    ("--num-models", *MODELS_AT_LOW_RATE, "--arrival-rate", "0.1", "--outlen-scale", "2.0"),
-    ("--num-models", *MODELS_AT_HIGH_RATE, "--arrival-rate", "0.5", "--inlen-scale", "2.0"),
-    ("--num-models", *MODELS_AT_HIGH_RATE, "--arrival-rate", "0.5", "--outlen-scale", "2.0"),
-    ("--num-models", *MODELS_AT_LOW_RATE, "--arrival-rate", "0.1", "--slo", "0.5"),
-    ("--num-models", *MODELS_AT_LOW_RATE, "--arrival-rate", "0.1", "--slo", "0.3"),
-)
 
 
 def published(options: argparse.Namespace, console: Console) -> int:
@@ -143,13 +130,13 @@ def panels(options: argparse.Namespace, console: Console) -> int:
     )
     total_s, total_cpu_s = 0.0, _children_cpu_s()
     with tempfile.TemporaryDirectory() as folder:
-        for panel in PANELS:
-            command = [sys.executable, "-m", "sim.simulate", *panel, "--policy", *PAPER_SYSTEMS, "--out", folder]
+        for arguments in (panel.simulate_arguments for panel in PANELS.values()):
+            command = [sys.executable, "-m", "sim.simulate", *arguments, "--policy", *PAPER_SYSTEMS, "--out", folder]
             began_s, began_cpu_s = time.perf_counter(), _children_cpu_s()
             subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - began_s
             total_s += seconds
-            table.add_row(" ".join(panel), f"{seconds:.1f}", f"{_children_cpu_s() - began_cpu_s:.1f}")
+            table.add_row(" ".join(arguments), f"{seconds:.1f}", f"{_children_cpu_s() - began_cpu_s:.1f}")
     table.add_row("all", f"{total_s:.1f}", f"{_children_cpu_s() - total_cpu_s:.1f}")
     console.print(table)
     return 0

@@ -1,7 +1,4 @@
-"""Our figures beside the published claims, as a Markdown page.
-
-Does not know: how records are found and read, how figures are drawn.
-"""
+"""Our figures beside the published claims, as a Markdown page."""
 
 from __future__ import annotations
 
@@ -9,14 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from plots.bounds import Bounds
-from plots.cdf import duration
-from plots.crossing import Crossing
-from plots.curve import Curve, Origin
-from plots.outcome import Distribution
-from plots.panel import DIGITS, Axis, Panel
-from plots.style import SYSTEMS, model_name, system_name
-from plots.token_gaps import Metric
+from aegaeon.crossing import Crossing
+from aegaeon.metrics import Metric
+from aegaeon.run_header import Origin
+from plots.curves.bounds import Bounds
+from plots.curves.curve import Curve
+from plots.curves.outcome import Distribution
+from plots.draw.cdf import duration
+from plots.draw.style import SYSTEMS, model_name, system_name
+from sim.panels import DIGITS, Axis, Panel
 
 OURS = "aegaeon"
 OTHERS = ("sllm", "sllm+", "muxserve")

@@ -4,8 +4,6 @@
 
 Two sets. *The paper, reproduced*: constants and systems of the SOSP'25 artifact, ``qos``, Figures 11 to 17. *What this
 project does*: today's constants, ``slo_attainment``, the sweeps as far as ``slack`` goes, and the bound.
-
-Does not know: how anything is simulated or drawn.
 """
 
 from __future__ import annotations
@@ -27,15 +25,15 @@ if not __package__:  # run as a script: the folder above has the packages
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from aegaeon.crossing import bound_crossing
+from aegaeon.metrics import Metric
+from aegaeon.run_header import Load
 from plots import plot_a10, plot_autoscale_cdf, plot_breakdown, plot_e2e, plot_frag, plot_kvcache_cdf, plot_tp4
 from plots.claims import Result, claims_page
-from plots.crossing import bound_crossing
+from plots.curves.usage import PlotUsageError
 from plots.options import FIGURES, PLOTS, RECORDS, command_line, say
-from plots.outcome import Load
-from plots.panel import A10_PANELS, BASE_SLO, FAR_PANELS, PANELS, TP4_PANELS, Panel
-from plots.records import bound_of, curves_of, read_records
-from plots.token_gaps import Metric
-from plots.usage import PlotUsageError
+from plots.read.records import bound_of, curves_of, read_records
+from sim.panels import A10_PANELS, BASE_SLO, FAR_PANELS, PANELS, TP4_PANELS, Panel
 
 BLIND = frozenset({"sllm", "sllm+", "muxserve", "dedicated"})  # to targets: one run is scored by any
 MEASURED = PLOTS.parent / "benchmark" / "results"  # real runs that are part of the project

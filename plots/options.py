@@ -1,7 +1,4 @@
-"""The command line that all figures share, and how their errors are told.
-
-Does not know: what is drawn.
-"""
+"""The command line that all figures share, and how their errors are told."""
 
 from __future__ import annotations
 
@@ -11,20 +8,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aegaeon.core.slo import Slo
-from plots.outcome import Load
-from plots.token_gaps import Metric
-from plots.usage import PlotUsageError
+from aegaeon.metrics import Metric
+from aegaeon.run_header import Load
+from plots.curves.usage import PlotUsageError
+from plots.read.selection import TYPICAL_LOAD
 
 PLOTS = Path(__file__).parent
 RECORDS = PLOTS / "json"
 FIGURES = PLOTS / "figures"  # part of the project: only ``make figures``, which draws all of them, writes there
 
-TYPICAL_LOAD = Load(32, 0.1)  # of Figures 15(a) and 16 in the artifact
-
 
 def command_line(docstring: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a module's docstring, but for what it does not know."""
-    told = (docstring or "").partition("Does not know:")[0].replace("``", "")
+    """A parser whose help is a module's docstring."""
+    told = (docstring or "").replace("``", "")
     return argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 

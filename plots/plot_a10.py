@@ -4,42 +4,21 @@
 
 Reads ``plots/json``, ``plots/json/a10``, and what the artifact comes with, ``plots/a10/<models>-<rate>.json``. Writes
 ``a10.png`` and ``a10.pdf``, see ``plot_e2e.py`` for where.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from plots.options import add_metric, add_policy, parser, run
-from plots.panel import A10_PANELS
-from plots.slo_curves import draw_slo_curves
+from plots.hardware import HardwareFigure
+from sim.panels import A10_PANELS
 
-
-def draw(options: argparse.Namespace) -> list[Path]:
-    """Draw the figure, return the files."""
-    return draw_slo_curves(A10_PANELS, options, "a10")
-
-
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    made = parser(__doc__, subfolder="a10")
-    add_metric(made)
-    add_policy(made)
-    return made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status."""
-    return run(draw, options().parse_args(arguments))
-
+FIGURE = HardwareFigure("a10", A10_PANELS, __doc__)
+draw, options, main = FIGURE.draw, FIGURE.options, FIGURE.main
 
 if __name__ == "__main__":
     sys.exit(main())

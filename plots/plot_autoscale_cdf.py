@@ -3,8 +3,6 @@
     python3 plot_autoscale_cdf.py [--num-models 32 --arrival-rate 0.1]
 
 Writes ``autoscale_cdf.png`` and ``autoscale_cdf.pdf``, see ``plot_e2e.py`` for where.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations
@@ -17,12 +15,12 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from plots.cdf import draw_cdf
+from plots.curves.usage import PlotUsageError
+from plots.draw.cdf import draw_cdf
+from plots.draw.style import figure_style, model_name, new_figure, system_name, write_figure
 from plots.options import add_load, chosen_load, destinations, parser, run
-from plots.records import read_records
-from plots.selection import at_load, load_name
-from plots.style import figure_style, model_name, new_figure, system_name, write_figure
-from plots.usage import PlotUsageError
+from plots.read.records import read_records
+from plots.read.selection import at_load, load_name
 
 
 def draw(options: argparse.Namespace) -> list[Path]:

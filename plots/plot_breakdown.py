@@ -4,8 +4,6 @@
 
 A switch of models counts to the wait it happens in. Writes ``latency_breakdown.png`` and ``.pdf``, see ``plot_e2e.py``
 for where.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations
@@ -19,14 +17,14 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from plots.bars import Part, draw_shares
-from plots.cdf import duration
+from plots.curves.outcome import Outcome
+from plots.curves.usage import PlotUsageError
+from plots.draw.bars import Part, draw_shares
+from plots.draw.cdf import duration
+from plots.draw.style import PALETTE, figure_style, new_figure, system_name, tint, write_figure
 from plots.options import add_loads, add_policy, destinations, parser, run, say
-from plots.outcome import Outcome
-from plots.records import read_records
-from plots.selection import load_name, typical
-from plots.style import PALETTE, figure_style, new_figure, system_name, tint, write_figure
-from plots.usage import PlotUsageError
+from plots.read.records import read_records
+from plots.read.selection import load_name, typical
 
 PARTS = (  # in the order of LatencyParts
     Part("waiting for prefill", tint(PALETTE[0])),

@@ -5,8 +5,6 @@
 
 Writes ``<spec>.png`` and ``<spec>.pdf`` into ``plots/out``, and the PDF beside this script, where the artifact has it;
 with ``--out`` only there.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations
@@ -21,13 +19,13 @@ if not __package__:  # run as a script: the folder above has the packages
 
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from plots.attainment import draw_attainment, draw_bound
-from plots.curve import Origin
+from aegaeon.run_header import Origin
+from plots.curves.usage import PlotUsageError
+from plots.draw.attainment import draw_attainment, draw_bound
+from plots.draw.style import figure_style, metric_label, new_figure, system_look, write_figure
 from plots.options import add_metric, add_slo, destinations, parser, run, say
-from plots.panel import DIGITS, FAR_PANELS, PANELS
-from plots.records import bound_of, curves_of, read_records
-from plots.style import figure_style, metric_label, new_figure, system_look, write_figure
-from plots.usage import PlotUsageError
+from plots.read.records import bound_of, curves_of, read_records
+from sim.panels import DIGITS, FAR_PANELS, PANELS
 
 
 def draw(options: argparse.Namespace) -> list[Path]:

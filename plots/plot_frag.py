@@ -4,8 +4,6 @@
 
 A slab serves one block shape at a time; what its blocks do not use is fragmented. Writes ``frag.png`` and ``frag.pdf``,
 see ``plot_e2e.py`` for where.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations
@@ -18,13 +16,13 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from plots.bars import Part, draw_shares
+from plots.curves.outcome import SlabUse
+from plots.curves.usage import PlotUsageError
+from plots.draw.bars import Part, draw_shares
+from plots.draw.style import PALETTE, figure_style, new_figure, system_name, write_figure
 from plots.options import add_load, chosen_load, destinations, parser, run
-from plots.outcome import SlabUse
-from plots.records import read_records
-from plots.selection import at_load, load_name
-from plots.style import PALETTE, figure_style, new_figure, system_name, write_figure
-from plots.usage import PlotUsageError
+from plots.read.records import read_records
+from plots.read.selection import at_load, load_name
 
 PARTS = (Part("used", PALETTE[0]), Part("fragmented", PALETTE[1]))
 GIB = 1 << 30

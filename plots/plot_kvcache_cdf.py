@@ -3,8 +3,6 @@
     python3 plot_kvcache_cdf.py
 
 Writes ``kvcache_cdf.png`` and ``kvcache_cdf.pdf``, see ``plot_e2e.py`` for where.
-
-Does not know: how records are found and read.
 """
 
 from __future__ import annotations
@@ -17,13 +15,13 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from plots.cdf import draw_cdf
+from plots.curves.outcome import Distribution
+from plots.curves.usage import PlotUsageError
+from plots.draw.cdf import draw_cdf
+from plots.draw.style import figure_style, new_figure, system_name, write_figure
 from plots.options import add_loads, add_policy, destinations, parser, run, say
-from plots.outcome import Distribution
-from plots.records import read_records
-from plots.selection import load_name, typical
-from plots.style import figure_style, new_figure, system_name, write_figure
-from plots.usage import PlotUsageError
+from plots.read.records import read_records
+from plots.read.selection import load_name, typical
 
 
 def draw(options: argparse.Namespace) -> list[Path]:

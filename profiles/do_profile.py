@@ -3,8 +3,6 @@
     python3 profiles/do_profile.py [MODEL_DIR ...] [--quick] [--threads N] [--out DIR]
 
 Profiles go to ``profiles/<device>/<model>.json``.
-
-Does not know: how anything is measured.
 """
 
 from __future__ import annotations

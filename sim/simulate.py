@@ -1,7 +1,4 @@
-"""``python3 -m sim.simulate``: sweeps over loads and systems, with the artifact's command line and output files.
-
-Does not know: how a point is simulated.
-"""
+"""``python3 -m sim.simulate``: sweeps over loads and systems, with the artifact's command line and output files."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from aegaeon.latency.estimate.errors import LatencyError
+from aegaeon.run_header import Origin, RunHeader, SystemRun
 from aegaeon.scheduler.contract import ContractError
 from aegaeon.workload import WorkloadError
 from sim.records.chrome_trace import write_trace
@@ -59,7 +57,7 @@ def _simulate(options: argparse.Namespace, out: Console, progress_on: Console) -
     for plan in plans:
         found = [by_point[point] for point in plan.points]
         path = options.out / plan.file_name
-        write_sweep(path, found, _header(options, setting, hardware))
+        write_sweep(path, found, _header(plan, options, setting, hardware))
         out.print(_table(plan, found, hardware))
         out.print(f"{path}", highlight=False, soft_wrap=True)
 
@@ -87,10 +85,10 @@ def _run_traced(
     return output
 
 
-def _header(options: argparse.Namespace, setting: Setting, hardware: Hardware) -> dict[str, Any]:
+def _header(plan: SweepPlan, options: argparse.Namespace, setting: Setting, hardware: Hardware) -> dict[str, Any]:
+    runs = {point.key: SystemRun(point.policy, point.workload.load) for point in plan.points}
     return {
-        "device": hardware.label,
-        "slo": {"ttft_s": setting.slo.ttft_s, "tpot_s": setting.slo.tpot_s},
+        **RunHeader.here(Origin.SIMULATED, hardware.label, setting.slo, runs).plain(),
         "seed": options.seed or 0,
         "compat": options.compat,
         "nodes": setting.hardware.nodes,

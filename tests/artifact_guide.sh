@@ -9,7 +9,7 @@ mkdir -p "$root/aegaeon"
 cd "$root"
 for part in aegaeon benchmark profiles; do ln -s "$repository/$part" "aegaeon/$part"; done
 mkdir aegaeon/plots aegaeon/sim
-cp "$repository"/plots/*.py aegaeon/plots
+cp -r "$repository"/plots/*.py "$repository"/plots/{benchmarks,curves,draw,read} aegaeon/plots
 cp -r "$repository"/sim/. aegaeon/sim
 rm -f aegaeon/sim/simdata/*.csv
 

@@ -1,6 +1,6 @@
 """The command line: ``aegaeon``.
 
-Does not know: algorithms. Importing this package, ``--version`` and ``--help`` import neither torch nor Ray.
+Importing this package, ``--version`` and ``--help`` import neither torch nor Ray.
 """
 
 from __future__ import annotations

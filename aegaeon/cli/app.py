@@ -1,7 +1,4 @@
-"""The commands and their flags; what they do is in modules of their own, imported when needed.
-
-Does not know: how anything is done.
-"""
+"""The commands and their flags; what they do is in modules of their own, imported when needed."""
 
 # No ``from __future__ import annotations``: typer evaluates these annotations.
 import os

@@ -1,7 +1,4 @@
-"""Runs the benchmark as a command.
-
-Does not know: what it measures.
-"""
+"""Runs the benchmark as a command."""
 
 from __future__ import annotations
 

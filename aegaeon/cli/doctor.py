@@ -1,7 +1,4 @@
-"""``aegaeon doctor``: what this machine has for serving, and advice where something is missing.
-
-Does not know: configurations, models.
-"""
+"""``aegaeon doctor``: what this machine has for serving, and advice where something is missing."""
 
 from __future__ import annotations
 

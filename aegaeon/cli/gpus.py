@@ -1,7 +1,4 @@
-"""The GPUs of this machine, looked for only where there is a driver: finding them brings in torch.
-
-Does not know: what they are used for.
-"""
+"""The GPUs of this machine, looked for only where there is a driver: finding them brings in torch."""
 
 from __future__ import annotations
 

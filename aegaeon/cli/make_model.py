@@ -1,7 +1,4 @@
-"""``aegaeon make-model``: make a small model, show how it learns, say what came of it.
-
-Does not know: how models are made.
-"""
+"""``aegaeon make-model``: make a small model, show how it learns, say what came of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``aegaeon profile``: measure models on this machine, show how it goes, write what it came to.
-
-Does not know: how anything is measured or fitted.
-"""
+"""``aegaeon profile``: measure models on this machine, show how it goes, write what it came to."""
 
 from __future__ import annotations
 
@@ -131,7 +128,7 @@ def _target(options: ProfileOptions) -> Target:
 
 def _campaign(options: ProfileOptions, folders: Mapping[str, Path]) -> Campaign:
     from aegaeon.profiling.campaign import Campaign
-    from aegaeon.profiling.source_commit import source_commit
+    from aegaeon.source_commit import source_commit
 
     target = _target(options)
     most_kv_bytes = _MOST_KV_BYTES if target.memory_bytes is None else target.memory_bytes // _KV_SHARE

@@ -1,7 +1,4 @@
-"""``aegaeon serve``: read the settings, run the service, show what it reports.
-
-Does not know: how the service runs.
-"""
+"""``aegaeon serve``: read the settings, run the service, show what it reports."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A command is a turn, not a step: the instance steps on its own until something c
 carried out in order; a command that names a turn which has already ended is ignored (the event that says so is on its
 way).
 
-Does not know: who carries them out. Both worlds (runtime, simulator) carry out the same ones.
+Both worlds (runtime, simulator) carry out the same ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The pool's configuration, complete and immutable once the service starts.
-
-Does not know: YAML, flags, environment variables (``aegaeon.settings`` reads those).
-"""
+"""The pool's configuration, complete and immutable once the service starts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What things cost, as schedulers ask.
-
-Does not know: which device it describes, whether it was measured or estimated.
-"""
+"""What things cost, as schedulers ask."""
 
 from __future__ import annotations
 

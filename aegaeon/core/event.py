@@ -1,6 +1,6 @@
 """What happens: the closed union of events that a scheduler handles.
 
-Does not know: who reports them. Both worlds (runtime, simulator) report the same ones.
+Both worlds (runtime, simulator) report the same ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What passes between the server and the serving system: the ``Frontend`` protocol and its data.
-
-Does not know: HTTP, JSON, Ray, where a driver is.
-"""
+"""What passes between the server and the serving system: the ``Frontend`` protocol and its data."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the control plane knows of an instance: one device group that runs one model at a time.
-
-Does not know: processes, devices.
-"""
+"""What the control plane knows of an instance: one device group that runs one model at a time."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ A block holds ``block_tokens`` tokens of *all* layers, so that moving it is one 
 
     block:  | layer 0: K | layer 0: V | layer 1: K | layer 1: V | ...
              K of a layer: [kv_heads, block_tokens, key_size], V: [kv_heads, block_tokens, value_size]
-
-Does not know: where blocks lie, tensors, devices.
 """
 
 from __future__ import annotations

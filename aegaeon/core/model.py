@@ -1,7 +1,4 @@
-"""What the control plane knows of a model.
-
-Does not know: architectures, tensors, files.
-"""
+"""What the control plane knows of a model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Latency of a model on a device, as a linear model (Vidur, DistServe; Aegaeon section 4 of the paper).
-
-Does not know: how it was measured.
-"""
+"""Latency of a model on a device, as a linear model (Vidur, DistServe; Aegaeon section 4 of the paper)."""
 
 from __future__ import annotations
 

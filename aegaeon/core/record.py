@@ -1,7 +1,4 @@
-"""What happened to a request, the same for real and simulated runs, and the metrics over it.
-
-Does not know: where a record came from.
-"""
+"""What happened to a request, the same for real and simulated runs, and the metrics over it."""
 
 from __future__ import annotations
 

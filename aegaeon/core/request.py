@@ -1,7 +1,4 @@
-"""What the control plane knows of a request.
-
-Does not know: token ids, text, clients.
-"""
+"""What the control plane knows of a request."""
 
 from __future__ import annotations
 

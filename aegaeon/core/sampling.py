@@ -1,7 +1,4 @@
-"""How the next token of a request is chosen.
-
-Does not know: logits, tensors, random generators.
-"""
+"""How the next token of a request is chosen."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a service tells whoever started it, from its start to its end.
-
-Does not know: terminals, logs, how the service runs.
-"""
+"""What a service tells whoever started it, from its start to its end."""
 
 from __future__ import annotations
 

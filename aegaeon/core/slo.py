@@ -1,7 +1,4 @@
-"""Service-level objectives of a request.
-
-Does not know: the clock; callers pass times.
-"""
+"""Service-level objectives of a request."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Where a request's time went: spans on the node's monotonic clock.
-
-Does not know: who measured them.
-"""
+"""Where a request's time went: spans on the node's monotonic clock."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the steps of one turn took: sums over its steps, enough to fit a linear latency model to.
-
-Does not know: who measured it, what is made of it.
-"""
+"""What the steps of one turn took: sums over its steps, enough to fit a linear latency model to."""
 
 from __future__ import annotations
 

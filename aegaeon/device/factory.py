@@ -1,7 +1,4 @@
-"""Makes a device by the name of its kind.
-
-Does not know: which kind is best for a machine.
-"""
+"""Makes a device by the name of its kind."""
 
 from __future__ import annotations
 

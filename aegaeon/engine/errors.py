@@ -1,7 +1,4 @@
-"""What can be wrong with a model.
-
-Does not know: how it was found out.
-"""
+"""What can be wrong with a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,1 @@
-"""How long a model takes on a device: fitted from measurements, or estimated from what both are made of.
-
-Does not know: who asks; schedulers, the runtime, tensors.
-"""
+"""How long a model takes on a device: fitted from measurements, or estimated from what both are made of."""

@@ -1,7 +1,4 @@
-"""``python -m aegaeon.latency``: make latency profiles from measurements, estimate them, check the estimates.
-
-Does not know: how a fit or an estimate is made.
-"""
+"""``python -m aegaeon.latency``: make latency profiles from measurements, estimate them, check the estimates."""
 
 from __future__ import annotations
 
@@ -21,9 +18,10 @@ from aegaeon.latency.files.estimated_file import estimated_file
 from aegaeon.latency.files.fitted_file import fitted_file
 from aegaeon.latency.files.profile_file import Provenance
 from aegaeon.latency.files.shipped import shipped_profiles
-from aegaeon.latency.fit.calibration import MeasuredSet, calibrate
+from aegaeon.latency.fit.measured_fit import MeasuredFit, fit
 from aegaeon.latency.fit.measurement import Measurement, read_measurements
-from aegaeon.latency.fit.part_fit import MAX_ERROR, Fit, fit
+from aegaeon.latency.fit.part_fit import MAX_ERROR
+from aegaeon.latency.fit.slowdown import MeasuredSet, calibrate
 from aegaeon.latency.report import check_table, fit_table, slowdown_table
 
 _PIPE_WIDTH = 140  # a pipe has no width
@@ -96,7 +94,7 @@ def _fit(chosen: argparse.Namespace, console: Console) -> None:
 
 def _fit_set(
     chosen: argparse.Namespace, name: tuple[str, str], points: Sequence[Measurement]
-) -> tuple[CatalogueModel, str, Fit]:
+) -> tuple[CatalogueModel, str, MeasuredFit]:
     model, device = name
     facts = _known(model, CatalogueModel.read_all(chosen.models), chosen.models)
     limit = getattr(chosen, "max_error", MAX_ERROR)
@@ -140,7 +138,7 @@ def _facts(chosen: argparse.Namespace) -> CatalogueModel:
 def _check(chosen: argparse.Namespace, console: Console) -> None:
     fits = [_fit_set(chosen, *each) for each in read_measurements(chosen.measurements).items()]
     sets = [
-        MeasuredSet(facts.model, facts.architecture, device_spec(device), made.prefill.points, made.decode.points)
+        MeasuredSet(facts.model, facts.architecture, device_spec(device), made.prefill.samples, made.decode.samples)
         for facts, device, made in fits
     ]
     console.print(check_table(sets))

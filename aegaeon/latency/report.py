@@ -1,7 +1,4 @@
-"""Tables of fits and of estimates, for people.
-
-Does not know: where they are shown.
-"""
+"""Tables of fits and of estimates, for people."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from rich.table import Table
 
 from aegaeon.latency.estimate.roofline import CALIBRATED, Slowdown
 from aegaeon.latency.files.profile_file import ProfileFile, Validity
-from aegaeon.latency.fit.calibration import EstimateError, MeasuredSet, leave_one_out
+from aegaeon.latency.fit.slowdown import EstimateError, MeasuredSet, leave_one_out
 
 
 def fit_table(files: Sequence[ProfileFile]) -> Table:

@@ -1,6 +1,6 @@
 """Which blocks of the slab cache hold a request's KV, in order; blocks may be shared between requests.
 
-Does not know: tokens themselves, whether a copy has landed. A copy that is under way can be a holder too: ``fork`` the
+A copy that is under way can be a holder too: ``fork`` the
 table for it and ``release`` that when the copy has landed, and none of its blocks is used again before.
 """
 

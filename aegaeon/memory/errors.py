@@ -1,6 +1,6 @@
 """The error of a ledger that was misused, or that is wrong.
 
-Does not know: which ledger. Running out of memory is not an error of this kind: it is back pressure, and has classes of
+Running out of memory is not an error of this kind: it is back pressure, and has classes of
 its own beside the ledgers that run out.
 """
 

@@ -1,8 +1,4 @@
-"""A device's pages and ranges together: the single source of truth for what its memory holds.
-
-Does not know: the device itself, which follows its orders, or when a copy has landed: a caller unmaps only what no
-pending copy touches.
-"""
+"""A device's pages and ranges together: the single source of truth for what its memory holds."""
 
 from __future__ import annotations
 

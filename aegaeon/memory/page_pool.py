@@ -1,7 +1,4 @@
-"""Ownership of a device's fixed physical pages.
-
-Does not know: where pages are mapped, what lies in them, which device they belong to.
-"""
+"""Ownership of a device's fixed physical pages."""
 
 from __future__ import annotations
 

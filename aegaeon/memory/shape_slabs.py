@@ -1,7 +1,4 @@
-"""The slabs that serve one KV shape, kept by how full they are.
-
-Does not know: other shapes, unassigned slabs, which blocks of a slab are live, who holds them.
-"""
+"""The slabs that serve one KV shape, kept by how full they are."""
 
 from __future__ import annotations
 

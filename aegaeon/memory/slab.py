@@ -1,7 +1,4 @@
-"""The blocks of one slab.
-
-Does not know: other slabs, the shape's geometry, who holds a block.
-"""
+"""The blocks of one slab."""
 
 from __future__ import annotations
 

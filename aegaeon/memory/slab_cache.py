@@ -1,8 +1,6 @@
 """The node's KV slab cache: which blocks of its slabs are live.
 
 A block is known by its byte offset in the arena: ``slab index * slab_bytes + index in the slab * block_bytes``.
-
-Does not know: who holds a block, the arena's memory, what a block contains.
 """
 
 from __future__ import annotations

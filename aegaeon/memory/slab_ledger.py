@@ -1,8 +1,6 @@
 """Which slab serves which KV shape, and how many of its blocks are live: slabs in numbers.
 
 Whoever needs to know blocks by their place in the arena keeps a ``SlabCache``, which is one of these and decides alike.
-
-Does not know: which blocks of a slab are live, who holds them, the arena's memory.
 """
 
 from __future__ import annotations

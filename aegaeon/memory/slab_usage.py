@@ -1,7 +1,4 @@
-"""How well slabs are used, as Figure 16 of the paper shows it.
-
-Does not know: slabs or blocks; callers count them.
-"""
+"""How well slabs are used, as Figure 16 of the paper shows it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which page lies at which position of an address range that was reserved once.
-
-Does not know: addresses, who owns the pages, the device.
-"""
+"""Which page lies at which position of an address range that was reserved once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,1 @@
-"""Measure this engine on this machine, and make latency profiles of what was measured.
-
-Does not know: schedulers, servers, simulations.
-"""
+"""Measure this engine on this machine, and make latency profiles of what was measured."""

@@ -1,7 +1,4 @@
-"""Profiles several models on this machine: measures, fits, writes a file for each whose fit is good.
-
-Does not know: the command line, how results are shown.
-"""
+"""Profiles several models on this machine: measures, fits, writes a file for each whose fit is good."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from aegaeon import __version__
 from aegaeon.core.config import ModelConfig
 from aegaeon.engine.architecture.prepare import PreparedModel, prepare_models
 from aegaeon.latency.files.profile_file import ProfileFile, Provenance
+from aegaeon.latency.fit.part_fit import Fit
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.profiling.grid import GridLimits
 from aegaeon.profiling.journal import Journal
 from aegaeon.profiling.measured_file import fit_journal, measured_file
 from aegaeon.profiling.probe import RESIDENT_MODELS, Probe, ProbeOptions
 from aegaeon.profiling.profiler import Effort, ModelProfiler, Progress, run_rounds, subject_of
-from aegaeon.profiling.step_fit import StepFit
 from aegaeon.profiling.target import Target, cpu_target
 
 _TOOL = f"aegaeon profile {__version__}"
@@ -69,7 +66,9 @@ class Campaign:
 
     def _outcome(self, model: PreparedModel, profiler: ModelProfiler) -> ProfileFile | str:
         fit = self._fit(model, profiler)
-        return self._write(model, fit, profiler) if fit.good else self._refusal(model, fit)
+        if fit.worst_error > self.max_error:
+            return self._refusal(model, fit)
+        return self._write(model, fit, profiler)
 
     @property
     def _target(self) -> Target:
@@ -104,7 +103,7 @@ class Campaign:
     def _path(self, model: PreparedModel) -> Path:
         return self.out / self._target.name / f"{model.spec.name.replace('/', '--')}.json"
 
-    def _fit(self, model: PreparedModel, profiler: ModelProfiler) -> StepFit:
+    def _fit(self, model: PreparedModel, profiler: ModelProfiler) -> Fit:
         try:
             return fit_journal(profiler.points, profiler.journal, self.chunk_tokens, self.max_error)
         except ValueError as error:
@@ -112,14 +111,14 @@ class Campaign:
                 f"{model.spec.name}: {error}; it is too slow for --quick, or its context too short to profile"
             ) from error
 
-    def _refusal(self, model: PreparedModel, fit: StepFit) -> str:
+    def _refusal(self, model: PreparedModel, fit: Fit) -> str:
         return (
             f"{model.spec.name}: no profile written, the fit is off by {fit.prefill.mean_error:.1%} in prefill and "
             f"{fit.decode.mean_error:.1%} in decode, more than --max-error {self.max_error:.0%}. Measure again with "
             f"--fresh on a quiet machine; what was measured is in {self._path(model).parent}"
         )
 
-    def _write(self, model: PreparedModel, fit: StepFit, profiler: ModelProfiler) -> ProfileFile:
+    def _write(self, model: PreparedModel, fit: Fit, profiler: ModelProfiler) -> ProfileFile:
         source = (
             f"measured on {self._target.description}, torch {torch.__version__}, "
             f"prompts in chunks of {self.chunk_tokens}, "

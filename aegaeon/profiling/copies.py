@@ -2,8 +2,6 @@
 
 A device of its own beside the instance's, with memory of the same kind: what is measured is the way, from an idle
 device until the copy's event has happened.
-
-Does not know: models, where results go.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What goes wrong while profiling.
-
-Does not know: who shows the message.
-"""
+"""What goes wrong while profiling."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which points to measure: lengths and batches in steps that are even in ratio, as far as limits allow.
-
-Does not know: how a point is measured.
-"""
+"""Which points to measure: lengths and batches in steps that are even in ratio, as far as limits allow."""
 
 from __future__ import annotations
 

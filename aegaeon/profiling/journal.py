@@ -2,8 +2,6 @@
 
 The first line says what is measured (``{"format": .., "subject": {..}}``); each other one is
 ``{"point": "decode 8x256", "round": 0, "seconds": 0.0123}``. A last line that was cut off by a crash is ignored.
-
-Does not know: how a point is measured, what is made of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Measures one point with a probe.
-
-Does not know: which points there are, where results go.
-"""
+"""Measures one point with a probe."""
 
 from __future__ import annotations
 

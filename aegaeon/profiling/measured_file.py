@@ -1,7 +1,4 @@
-"""A profile file made of measurements.
-
-Does not know: how they were made, where the file goes.
-"""
+"""A profile file made of measurements."""
 
 from __future__ import annotations
 
@@ -9,44 +6,54 @@ from collections.abc import Sequence
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.engine.architecture.prepare import PreparedModel
+from aegaeon.latency.files.fitted_file import fit_error, validity
 from aegaeon.latency.files.profile_file import (
     Coefficients,
     Copying,
-    FitError,
     KvGeometry,
     ProfileFile,
     Provenance,
     Switching,
-    Validity,
 )
+from aegaeon.latency.fit.part_fit import Fit, Sample
+from aegaeon.latency.fit.step_fit import fit_steps
 from aegaeon.profiling.copies import copied_bytes
 from aegaeon.profiling.grid import DECODE_STEPS
 from aegaeon.profiling.journal import Journal
 from aegaeon.profiling.point import Copied, CopyPoint, DecodePoint, HandOverPoint, Point, PrefillPoint, SwitchPoint
-from aegaeon.profiling.step_fit import DecodeSample, PrefillSample, StepFit, fit_steps
 
 
-def fit_journal(points: Sequence[Point], journal: Journal, chunk_tokens: int, max_error: float) -> StepFit:
+def fit_journal(points: Sequence[Point], journal: Journal, chunk_tokens: int, max_error: float) -> Fit:
     """Raises ``ValueError`` where too few points were measured."""
     measured = [(point, seconds) for point in points if (seconds := journal.seconds(point)) is not None]
     prefill = [
-        PrefillSample(point.tokens, -(-point.tokens // chunk_tokens), seconds)
+        prompt_sample(point.tokens, chunk_tokens, seconds)
         for point, seconds in measured
         if isinstance(point, PrefillPoint)
     ]
     decode = [
         # the contexts grow while the steps are taken
-        DecodeSample(point.batch, point.batch * (point.context + DECODE_STEPS // 2), seconds)
+        batch_sample(point.batch, point.batch * (point.context + DECODE_STEPS // 2), seconds)
         for point, seconds in measured
         if isinstance(point, DecodePoint)
     ]
     return fit_steps(prefill, decode, max_error)
 
 
+def prompt_sample(tokens: int, chunk_tokens: int, seconds: float) -> Sample:
+    """A prompt, chunk by chunk."""
+    return Sample((-(-tokens // chunk_tokens), tokens, tokens**2), seconds, tokens)
+
+
+def batch_sample(batch: int, context_tokens: int, seconds: float) -> Sample:
+    """A step of ``batch`` requests with ``context_tokens`` in all."""
+    return Sample((1, context_tokens, batch), seconds, batch)
+
+
 def measured_file(
     model: PreparedModel,
     device: str,
-    fit: StepFit,
+    fit: Fit,
     journal: Journal,
     points: Sequence[Point],
     chunk_tokens: int,
@@ -60,17 +67,8 @@ def measured_file(
         model=spec.name,
         device=device,
         coefficients=Coefficients.of(fit.profile),
-        validity=Validity(
-            prefill_tokens=(fit.prefill.low, fit.prefill.high),
-            context_tokens=(1, longest),
-            decode_batch=(fit.decode.low, fit.decode.high),
-        ),
-        fit=FitError(
-            prefill_percent=round(100 * fit.prefill.mean_error, 2),
-            decode_percent=round(100 * fit.decode.mean_error, 2),
-            prefill_points=fit.prefill.points,
-            decode_points=fit.decode.points,
-        ),
+        validity=validity(fit, longest),
+        fit=fit_error(fit),
         batched_token_cap=chunk_tokens,
         switching=Switching(
             hand_over_s=journal.seconds(HandOverPoint()) or 0.0,

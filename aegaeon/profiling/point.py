@@ -1,7 +1,4 @@
-"""What can be measured of a model: the closed union of points, each with a name for the journal.
-
-Does not know: how a point is measured.
-"""
+"""What can be measured of a model: the closed union of points, each with a name for the journal."""
 
 from __future__ import annotations
 

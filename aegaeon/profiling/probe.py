@@ -39,6 +39,7 @@ from aegaeon.runtime.node.core.driver_core import DriverCore
 from aegaeon.runtime.node.driver import Driver
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.node.instance_handle import InstanceHandle
+from aegaeon.runtime.process.process import die_with_parent
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.clock import MonotonicClock
 from aegaeon.runtime.wire.fd_exchange import FdServer
@@ -112,7 +113,10 @@ class Probe:
         self._driver.add_frontend(_FRONTEND, ours)
         self._driver.add_instance(self._handle)
         self._process = multiprocessing.get_context("spawn").Process(
-            target=run_worker, args=(self._worker_options(),), name="aegaeon-probe", daemon=True
+            target=_run_while_parent_lives,
+            args=(self._worker_options(), os.getpid()),
+            name="aegaeon-probe",
+            daemon=True,
         )
 
     def __enter__(self) -> Self:
@@ -335,6 +339,12 @@ class Probe:
                     self._spans.extend(message.spans)
                 case m.Finished():
                     pass
+
+
+def _run_while_parent_lives(options: WorkerOptions, parent_pid: int) -> None:
+    """The instance's process: a profiler that is killed leaves none."""
+    die_with_parent(parent_pid)
+    run_worker(options)
 
 
 def _worker_model(model: PreparedModel) -> WorkerModel:

@@ -1,7 +1,4 @@
-"""Measures models in rounds over all their points, so that a disturbance hits no point and no model alone.
-
-Does not know: the command line, how results are shown, what is made of them.
-"""
+"""Measures models in rounds over all their points, so that a disturbance hits no point and no model alone."""
 
 from __future__ import annotations
 

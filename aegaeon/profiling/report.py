@@ -1,7 +1,4 @@
-"""The table of what was measured beside the fits (those are ``aegaeon.latency.report``'s).
-
-Does not know: where it is shown.
-"""
+"""The table of what was measured beside the fits (those are ``aegaeon.latency.report``'s)."""
 
 from __future__ import annotations
 

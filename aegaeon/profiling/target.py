@@ -1,7 +1,4 @@
-"""What is profiled: a device as an instance uses it, and what latency profiles call it.
-
-Does not know: models, measurements.
-"""
+"""What is profiled: a device as an instance uses it, and what latency profiles call it."""
 
 from __future__ import annotations
 

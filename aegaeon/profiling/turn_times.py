@@ -1,7 +1,4 @@
-"""When things happened in one turn of an instance.
-
-Does not know: how the turn was made, what is measured with it.
-"""
+"""When things happened in one turn of an instance."""
 
 from __future__ import annotations
 

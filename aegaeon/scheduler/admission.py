@@ -1,7 +1,4 @@
-"""Which requests are turned away at the door.
-
-Does not know: what happens to those that are let in.
-"""
+"""Which requests are turned away at the door."""
 
 from __future__ import annotations
 

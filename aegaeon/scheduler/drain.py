@@ -1,7 +1,4 @@
-"""How fast a queue drains, as observed: what tells an honest wait to one who comes now.
-
-Does not know: what is queued, who serves it.
-"""
+"""How fast a queue drains, as observed: what tells an honest wait to one who comes now."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a policy asks of a model again and again, computed once.
-
-Does not know: requests, instances.
-"""
+"""What a policy asks of a model again and again, computed once."""
 
 from __future__ import annotations
 

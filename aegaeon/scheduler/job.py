@@ -1,7 +1,4 @@
-"""A live request, as the scheduler follows it.
-
-Does not know: what its tokens are, which policy places it.
-"""
+"""A live request, as the scheduler follows it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Capacities and bounds of one node's pool, as numbers.
-
-Does not know: where they come from.
-"""
+"""Capacities and bounds of one node's pool, as numbers."""
 
 from __future__ import annotations
 

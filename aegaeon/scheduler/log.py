@@ -3,8 +3,6 @@
 A line is ``{"now_s": ..., "event": {"type": "TurnEnded", ...}, "commands": [{"type": "StartTurn", ...}, ...]}``; what
 is written is read back equal. A run's log fed to a fresh scheduler of the same policy, models, costs and limits must
 give the same commands.
-
-Does not know: files, policies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The set of models whose weights are on one instance's device.
-
-Does not know: who loads and evicts them, turns.
-"""
+"""The set of models whose weights are on one instance's device."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """The ``Router`` protocol: how a policy sends requests to the nodes of a pool, in both worlds (runtime, simulator).
 
 A policy without a router of its own leaves it to ``choose_node``.
-
-Does not know: how requests get to a node, policies.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Requests of a model decode together where they are together, so one goes where others of its model are; else to where
 the weights are in memory, which saves a load from disk. Both only while that node is not much busier than the idlest:
 then waiting would cost more.
-
-Does not know: models, how loads are learnt.
 """
 
 from __future__ import annotations

@@ -20,8 +20,6 @@ What a scheduler may rely on, in both worlds (runtime, simulator):
 - **Loss.** ``InstanceLost.survivors`` speaks of the members of the turn that was lost, and of nobody else: the KV of
   requests that only waited for the instance is in the slab cache. The scheduler drops what is left of the others' KV.
 - **Failed models.** ``ModelFailed`` does not end a turn; ``TurnEnded`` does (as always).
-
-Does not know: policies.
 """
 
 from __future__ import annotations

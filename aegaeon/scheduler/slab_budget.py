@@ -1,7 +1,4 @@
-"""Which requests hold KV in the node's slab cache, and whether another prompt still fits: an estimate from reports.
-
-Does not know: blocks, slabs in use (the memory ledger does); between reports contexts grow unseen.
-"""
+"""Which requests hold KV in the node's slab cache, and whether another prompt still fits: an estimate from reports."""
 
 from __future__ import annotations
 

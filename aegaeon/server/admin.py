@@ -1,7 +1,4 @@
-"""What runs where, for dashboards and for the curious.
-
-Does not know: what the state consists of; whoever composes the service passes a function that tells.
-"""
+"""What runs where, for dashboards and for the curious."""
 
 from __future__ import annotations
 

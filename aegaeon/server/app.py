@@ -1,7 +1,4 @@
-"""The HTTP application: routes of the OpenAI API, health, metrics.
-
-Does not know: tokens, models' insides, processes; all it asks of the serving system is the ``Frontend`` protocol.
-"""
+"""The HTTP application: routes of the OpenAI API, health, metrics."""
 
 from __future__ import annotations
 

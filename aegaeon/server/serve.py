@@ -1,7 +1,4 @@
-"""Runs the application on a socket until it is told to stop.
-
-Does not know: signals, configuration; the caller has both.
-"""
+"""Runs the application on a socket until it is told to stop."""
 
 from __future__ import annotations
 

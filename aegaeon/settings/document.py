@@ -1,7 +1,4 @@
-"""A YAML file as plain data that remembers the line of every key.
-
-Does not know: which keys mean something.
-"""
+"""A YAML file as plain data that remembers the line of every key."""
 
 from __future__ import annotations
 

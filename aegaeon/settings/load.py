@@ -1,7 +1,4 @@
-"""From flags, environment and file to the finished ``PoolConfig``.
-
-Does not know: torch, Ray, how the pool runs.
-"""
+"""From flags, environment and file to the finished ``PoolConfig``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """What this machine has, and the sizes that fit it.
 
 Shared memory here is memfd: it is limited by free memory and by the control group, not by the size of /dev/shm.
-
-Does not know: how GPUs are found (it is told their memory), models beyond the bytes of their weights.
 """
 
 from __future__ import annotations

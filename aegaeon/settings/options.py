@@ -2,8 +2,6 @@
 
 Flags, environment names, validation and the table in ``docs/configuration.md`` are all made from ``OPTIONS``;
 defaults are those of ``PoolConfig``.
-
-Does not know: how values are read, checked or used.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The table of every configuration value in ``docs/configuration.md``: ``python -m aegaeon.settings.reference FILE``.
-
-Does not know: anything that the options do not say.
-"""
+"""The table of every setting in ``docs/configuration.md``: ``python -m aegaeon.settings.reference FILE``."""
 
 from __future__ import annotations
 

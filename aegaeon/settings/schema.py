@@ -1,7 +1,4 @@
-"""What values must look like: pydantic models made from the options, and errors in the words of the configuration.
-
-Does not know: where values come from, what they are used for.
-"""
+"""What values must look like: pydantic models made from the options, and errors in the words of the configuration."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Byte sizes and counts as people write them.
-
-Does not know: what they are of.
-"""
+"""Byte sizes and counts as people write them."""
 
 from __future__ import annotations
 

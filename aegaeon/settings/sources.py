@@ -1,7 +1,4 @@
-"""Values from the file, the environment and flags, laid over each other, with where each came from.
-
-Does not know: which values are valid.
-"""
+"""Values from the file, the environment and flags, laid over each other, with where each came from."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 For demos and tests; nothing is downloaded. Sizes are mapped onto whatever names an architecture's configuration has for
 them, so there is no list of architectures here.
-
-Does not know: serving, command lines.
 """
 
 from __future__ import annotations

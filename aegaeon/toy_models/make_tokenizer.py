@@ -1,7 +1,4 @@
-"""A small but real tokenizer: byte-level BPE trained on a few kilobytes of English, with a chat template.
-
-Does not know: models.
-"""
+"""A small but real tokenizer: byte-level BPE trained on a few kilobytes of English, with a chat template."""
 
 from __future__ import annotations
 

@@ -4,8 +4,6 @@ Some steps of AdamW on rows made up on the spot: noise (pieces of English, rando
 that a user may say, and after it comes the text. Short rows teach the text; once it comes out word for word after
 questions that the model has not seen, longer ones, of many exercises and up to the model's context, teach it to go on
 from anywhere and not to be distracted by a long prompt.
-
-Does not know: architectures, files.
 """
 
 from __future__ import annotations

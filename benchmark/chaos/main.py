@@ -15,18 +15,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import multiprocessing
 import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -37,10 +34,9 @@ from rich.table import Table
 from aegaeon.runtime.process.run_folder import places
 from benchmark.chaos.clients import Client, Question, QuestionKind, Verdict, Watch, learn, questions
 from benchmark.chaos.faults import Fault, Hit, Victims
-from benchmark.e2e.completion_stream import ReplyError
-from benchmark.e2e.interrupt import run_to_end
-from benchmark.e2e.options import amount, count
-from benchmark.e2e.pool import PoolError, PoolProcess
+from benchmark.command.main import amount, count, run_command
+from benchmark.command.result_file import write_result
+from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.process_tree import ProcessTree
 from benchmark.e2e.replay import http_client
 from benchmark.e2e.small_models import BENCH_ARCHITECTURES, CACHE_DIR, SmallModel, ensure_models
@@ -332,7 +328,6 @@ def _report(chaos: Chaos, idle: Idle, gone: Gone, console: Console) -> int:
 def _write(chaos: Chaos, idle: Idle, gone: Gone, options: argparse.Namespace) -> None:
     p50_s, p99_s = _p50_p99_s([hit.recovery_s for hit in chaos.hits]) if chaos.hits else (None, None)
     record = {
-        "date": datetime.now(UTC).date().isoformat(),
         "minutes": options.minutes,
         "streams": options.streams,
         "models": options.num_models,
@@ -352,9 +347,8 @@ def _write(chaos: Chaos, idle: Idle, gone: Gone, options: argparse.Namespace) ->
         "left_when_idle": asdict(idle),
         "left_when_gone": asdict(gone),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = "chaos.json" if options.faults else "soak.json"
-    (options.out / name).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    name = "chaos" if options.faults else "soak"
+    write_result(options.out / f"{name}.json", name, record)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -387,8 +381,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     console = Console(highlight=False, soft_wrap=True)
     options = parse_options(arguments)
-    try:
-        return run_to_end(lambda: _run(options, console))
-    except (PoolError, ReplyError, OSError, httpx.HTTPError) as error:
-        sys.stderr.write(f"chaos: {error or type(error).__name__}\n")
-        return 2
+    return run_command("chaos", lambda: _run(options, console))

@@ -2,8 +2,6 @@
 
 The timeline is the object of ``X-Aegaeon-Timeline: 1``, in the last chunk's ``aegaeon`` key: ``arrival_s``,
 ``token_times_s``, ``spans`` (phase, start_s, end_s, instance) and ``now_s``, on the server's clock.
-
-Does not know: requests, connections, what is measured with it.
 """
 
 from __future__ import annotations
@@ -16,9 +14,10 @@ from typing import Any
 import httpx
 
 from aegaeon.core.timeline import LatencyParts, Phase, PhaseSpan
+from benchmark.command.errors import BenchmarkError
 
 
-class ReplyError(Exception):
+class ReplyError(BenchmarkError):
     """A request did not get what it asked for; the message is short, so that failures can be counted by it."""
 
 

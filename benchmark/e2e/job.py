@@ -1,7 +1,4 @@
-"""Requests to send: a workload's arrivals, mapped onto the models that a server offers.
-
-Does not know: how requests are sent.
-"""
+"""Requests to send: a workload's arrivals, mapped onto the models that a server offers."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
 from aegaeon.workload import Arrival
 
@@ -60,6 +58,11 @@ class ReplayJob:
         generator = np.random.default_rng(zlib.crc32(self.request_id.encode()))
         ids: list[int] = generator.integers(*PROMPT_ID_RANGE, self.prompt_tokens).tolist()
         return ids
+
+    def simulated(self, slo: Slo, way_s: float = 0.0) -> tuple[Request, int]:
+        """The request as a simulated pool gets it, ``way_s`` after it was sent, and the tokens that it will produce."""
+        request = Request(self.request_id, self.model, self.time_s + way_s, self.prompt_tokens, self.new_tokens, slo)
+        return request, self.new_tokens
 
     def body(self, slo: Slo, *, foreign: bool) -> dict[str, Any]:
         """The completion request. ``foreign``: to a server that is not ours, which is asked for the ids of tokens, as

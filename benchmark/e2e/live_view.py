@@ -1,7 +1,4 @@
-"""How a replay goes on, while it does: a live table on a terminal, a line now and then elsewhere.
-
-Does not know: HTTP, what is being replayed.
-"""
+"""How a replay goes on, while it does: a live table on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which model ran where and when, put together from the timelines of requests.
-
-Does not know: who asks, how it is drawn.
-"""
+"""Which model ran where and when, put together from the timelines of requests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The command line of ``benchmark_e2e.py``.
-
-Does not know: what is done with the values.
-"""
+"""The command line of ``benchmark_e2e.py``."""
 
 from __future__ import annotations
 
@@ -10,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aegaeon.workload import TIME_UNITS
+from benchmark.command.errors import BenchmarkUsageError
+from benchmark.command.main import amount, count
 from benchmark.e2e.plan import DEFAULT_MODELS
 from benchmark.e2e.small_models import BENCH_MODELS_DIR
-from benchmark.e2e.usage import BenchmarkUsageError
 
 _POOL_ONLY = ("config", "models", "instances", "cpu_num_slabs")
 
@@ -63,23 +61,8 @@ def _add_server(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--policy", metavar="NAME", help="of the pool to start, as in aegaeon serve; what a running server says it runs"
     )
+    group.add_argument("--measured-on", metavar="DEVICE", help="what the server runs on, for the record (what is here)")
     group.add_argument("--instances", metavar="ROLE=N,...", help="of the pool to start, as in aegaeon serve")
     group.add_argument("--nnodes", type=count, default=1, metavar="N", help="Ray nodes; more than 1 need a cluster")
     group.add_argument("--cpu-num-slabs", type=count, metavar="N", help="slabs of the KV cache")
     group.add_argument("--timeout", type=amount, default=600.0, metavar="S", help="a reply silent for S fails (600)")
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def amount(text: str) -> float:
-    """A positive, finite number, for argparse."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
-    return value

@@ -1,30 +1,32 @@
-"""What to replay: a trace, a workload file, or a synthetic workload made on the spot.
-
-Does not know: servers, how it is replayed.
-"""
+"""What to replay: a trace, a workload file, or a synthetic workload made on the spot."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from aegaeon.core.slo import Slo
+from aegaeon.run_header import Load
 from aegaeon.workload import Arrival, SyntheticSpec, default_lengths, read_trace, spread, synthesize
-from benchmark.e2e.usage import BenchmarkUsageError
+from benchmark.command.errors import BenchmarkUsageError
 
 DEFAULT_MODELS = 8
 DEFAULT_DURATION_S = 120.0
+_WORKLOAD_NAME = re.compile(r"synth-(\d+)-([\d.]+)-([\d.]+)-([\d.]+)\.csv(?:\.gz)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Arrivals, what names the record file, and where they come from."""
+    """Arrivals, what names the record file, and where they come from. ``load``: None where it is no synthetic one."""
 
     arrivals: list[Arrival]
     label: str
     origin: str
+    load: Load | None
 
     @property
     def models(self) -> int:
@@ -56,7 +58,7 @@ def _trace_plan(options: argparse.Namespace) -> Plan:
         names = [f"model_{index:02d}" for index in range(options.num_models)]
         arrivals = spread(arrivals, names, options.seed or 0)
     label = options.trace.name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl").removeprefix("synth-")
-    return Plan(arrivals, label, str(options.trace))
+    return Plan(arrivals, label, str(options.trace), _load_of_file(options.trace))
 
 
 def _synthetic_plan(options: argparse.Namespace) -> Plan:
@@ -68,12 +70,19 @@ def _synthetic_plan(options: argparse.Namespace) -> Plan:
         output_scale=options.outlen_scale,
         seed=options.seed or 0,
     )
+    load = Load.of(spec.models, spec.rate_per_s, spec.input_scale, spec.output_scale)
     file = options.workloads / spec.file_name
     if file.is_file() and options.seed is None and options.duration is None:
-        return Plan(read_trace(file), spec.label, str(file))
+        return Plan(read_trace(file), spec.label, str(file), load)
     lengths = default_lengths(os.environ)
     origin = f"synthetic {spec.label}, {spec.duration_s:g} s, seed {spec.seed}; lengths: {lengths.description}"
-    return Plan(synthesize(spec, lengths), spec.label, origin)
+    return Plan(synthesize(spec, lengths), spec.label, origin, load)
+
+
+def _load_of_file(path: Path) -> Load | None:
+    """What a workload file of this project, ``synth-<models>-<rate>-<inlen>-<outlen>.csv``, is called after."""
+    matched = _WORKLOAD_NAME.fullmatch(path.name)
+    return Load.of(int(matched[1]), *map(float, matched.groups()[1:])) if matched else None
 
 
 def slo_of(environment: Mapping[str, str]) -> Slo:

@@ -1,8 +1,6 @@
 """Which policy a pool runs that a benchmark starts: what options, environment or pool file say, else the default.
 
 A benchmark says it to the pool, and into its records: neither then depends on what the default is.
-
-Does not know: what policies do.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from aegaeon.core.config import PoolConfig
 from aegaeon.settings.error import SettingsError
 from aegaeon.settings.schema import given, validate
 from aegaeon.settings.sources import read_sources
-from benchmark.e2e.usage import BenchmarkUsageError
+from benchmark.command.errors import BenchmarkUsageError
 
 DEFAULT_POLICY = PoolConfig(models=()).policy
 

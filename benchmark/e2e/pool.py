@@ -1,7 +1,4 @@
-"""A pool of our own: ``aegaeon serve`` as a user starts it, in processes of its own, gone without trace afterwards.
-
-Does not know: what the pool is used for.
-"""
+"""A pool of our own: ``aegaeon serve`` as a user starts it, in processes of its own, gone without trace afterwards."""
 
 from __future__ import annotations
 
@@ -19,14 +16,15 @@ from types import TracebackType
 from typing import Self
 
 from aegaeon.runtime.process.process import adopt_orphans
-from benchmark.e2e.interrupt import deaf_to_interrupts
+from benchmark.command.errors import BenchmarkError
+from benchmark.command.interrupt import deaf_to_interrupts
 from benchmark.e2e.process_tree import ProcessTree
 
 READY_LINE = re.compile(r"^ready (https?://\S+)$", re.MULTILINE)
 POLL_S = 0.05
 
 
-class PoolError(Exception):
+class PoolError(BenchmarkError):
     """The pool did not start; the message has what it said last."""
 
 

@@ -1,7 +1,4 @@
-"""What runs where, as ``GET /admin/state`` tells it, for people to watch.
-
-Does not know: who decides what runs where.
-"""
+"""What runs where, as ``GET /admin/state`` tells it, for people to watch."""
 
 from __future__ import annotations
 

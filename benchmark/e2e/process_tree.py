@@ -1,7 +1,4 @@
-"""What descends from this process, also where parents died in between (Linux; elsewhere nothing is found).
-
-Does not know: what the processes are.
-"""
+"""What descends from this process, also where parents died in between (Linux; elsewhere nothing is found)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Open-loop replay of a workload against an OpenAI-compatible server; what each client saw, and when.
-
-Does not know: who started the server, what is done with the records.
-"""
+"""Open-loop replay of a workload against an OpenAI-compatible server; what each client saw, and when."""
 
 from __future__ import annotations
 

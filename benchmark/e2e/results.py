@@ -1,23 +1,25 @@
-"""Records of a run: the record file, the summary and the table per model.
-
-Does not know: how requests were sent, how figures are drawn.
-"""
+"""Records of a run: the record file, the summary and the table per model."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from aegaeon.core.record import RequestRecord, mean_attainment, mean_qos
+from aegaeon.cli.gpus import gpus
+from aegaeon.core.record import RequestRecord
 from aegaeon.core.slo import Slo
+from aegaeon.metrics import Percentiles, RunMetrics, by_model
+from aegaeon.run_header import SUMMARY_SUFFIX, Load, Origin, RunHeader, SystemRun
 
+RUN = "run"  # what the only run of a record file is called
 DROPPED = -1.0  # what stands in for times that never came to be, as in the simulator's files
 
 
@@ -26,14 +28,11 @@ def record_file_name(label: str, slo: Slo) -> str:
     return f"run-{label}-ttft{slo.ttft_s}-tpot{slo.tpot_s}.json"
 
 
-def record_entry(record: RequestRecord, policy: str | None = None) -> dict[str, Any]:
-    """One request in the record file; seconds. Parts are null where the server told no timeline.
-
-    ``policy``: what the server ran; without it the entry has the artifact's fields alone.
-    """
+def record_entry(record: RequestRecord) -> dict[str, Any]:
+    """One request in the record file, as the artifact has it; seconds. Parts are null where the server told no
+    timeline."""
     parts = record.parts
     return {
-        **({"policy": policy} if policy else {}),
         "ttft": record.ttft_s if record.completed else DROPPED,
         "qos": record.qos,
         "per_token": list(record.per_token_s) if record.completed else [DROPPED],
@@ -46,11 +45,24 @@ def record_entry(record: RequestRecord, policy: str | None = None) -> dict[str, 
     }
 
 
-def write_records(records: Sequence[RequestRecord], path: Path, policy: str | None) -> None:
-    """Write the record file, one request to a line. ``policy``: what the server ran, None where nobody knows."""
+def write_records(records: Sequence[RequestRecord], path: Path, header: RunHeader) -> None:
+    """Write the record file, one request to a line, and its header beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (f"{json.dumps(record.request_id)}: {json.dumps(record_entry(record, policy))}" for record in records)
+    lines = (f"{json.dumps(record.request_id)}: {json.dumps(record_entry(record))}" for record in records)
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    summary = path.with_name(f"{path.stem}{SUMMARY_SUFFIX}")
+    summary.write_text(json.dumps(header.plain(), indent=1) + "\n", encoding="utf-8")
+
+
+def local_device() -> str:
+    """What a pool that is started on this machine runs on."""
+    found, _ = gpus()
+    return f"{len(found)} x {found[0].name}" if found else f"{os.cpu_count()}-core CPU"
+
+
+def run_header(policy: str | None, load: Load | None, slo: Slo, device: str | None) -> RunHeader:
+    """Of a real run; None for what nobody knows."""
+    return RunHeader.here(Origin.MEASURED, device, slo, {RUN: SystemRun(policy, load)})
 
 
 def failures(records: Sequence[RequestRecord]) -> Counter[str]:
@@ -58,25 +70,16 @@ def failures(records: Sequence[RequestRecord]) -> Counter[str]:
     return Counter(record.error for record in records if record.error is not None)
 
 
-def by_model(records: Sequence[RequestRecord]) -> dict[str, list[RequestRecord]]:
-    """Records of each model, models in order of their names."""
-    groups = defaultdict(list)
-    for record in records:
-        groups[record.model].append(record)
-    return dict(sorted(groups.items()))
-
-
 def summary_table(records: Sequence[RequestRecord], duration_s: float) -> Table:
     """The run in a few lines."""
     table = Table(title="summary", show_header=False, box=SIMPLE_HEAD, pad_edge=False)
-    failed = failures(records).total()
-    tokens = sum(len(record.token_times_s) for record in records)
-    table.add_row("requests", f"{len(records)}, {failed} failed")
-    table.add_row("slo_attainment", f"{mean_attainment(records):.4f}   share of tokens on time")
-    table.add_row("qos", f"{mean_qos(records):.4f}   share of service time on target")
-    table.add_row("TTFT p50 / p99", f"{_quantiles_ms(_ttfts(records))} ms")
-    table.add_row("TPOT p50 / p99", f"{_quantiles_ms(_tpots(records))} ms")
-    table.add_row("output", f"{tokens} tokens in {duration_s:.1f} s, {tokens / duration_s:.1f} tokens/s")
+    seen = RunMetrics.of(records)
+    table.add_row("requests", f"{seen.requests}, {seen.failed} failed")
+    table.add_row("slo_attainment", f"{seen.slo_attainment:.4f}   share of tokens on time")
+    table.add_row("qos", f"{seen.qos:.4f}   share of service time on target")
+    table.add_row("TTFT p50 / p99", f"{_p50_p99_ms(seen.ttft_s)} ms")
+    table.add_row("TPOT p50 / p99", f"{_p50_p99_ms(seen.tpot_s)} ms")
+    table.add_row("output", f"{seen.tokens} tokens in {duration_s:.1f} s, {seen.tokens / duration_s:.1f} tokens/s")
     return table
 
 
@@ -87,28 +90,20 @@ def model_table(records: Sequence[RequestRecord], switches: Mapping[str, int]) -
     for heading in ("requests", "TTFT (ms)\np50 / p99", "TPOT (ms)\np50 / p99", "on time", "switches\nto it"):
         table.add_column(heading, justify="right", no_wrap=True)
     for model, group in by_model(records).items():
-        failed = failures(group).total()
+        seen = RunMetrics.of(group)
         table.add_row(
             model,
-            f"{len(group)}, {failed} failed" if failed else str(len(group)),
-            _quantiles_ms(_ttfts(group)),
-            _quantiles_ms(_tpots(group)),
-            f"{mean_attainment(group):.1%}",
+            f"{seen.requests}, {seen.failed} failed" if seen.failed else str(seen.requests),
+            _p50_p99_ms(seen.ttft_s),
+            _p50_p99_ms(seen.tpot_s),
+            f"{seen.slo_attainment:.1%}",
             str(switches.get(model, 0)),
         )
     return table
 
 
-def _ttfts(records: Sequence[RequestRecord]) -> list[float]:
-    return [record.ttft_s for record in records if record.ttft_s is not None]
-
-
-def _tpots(records: Sequence[RequestRecord]) -> list[float]:
-    return [record.tpot_s for record in records if record.tpot_s is not None]
-
-
-def _quantiles_ms(values_s: Sequence[float]) -> str:
-    if not values_s:
+def _p50_p99_ms(times_s: Percentiles) -> str:
+    values_ms = [seconds * 1e3 for seconds in (times_s.p50, times_s.p99)]
+    if isnan(values_ms[0]):
         return "-"
-    values_ms = np.quantile(values_s, (0.5, 0.99)) * 1e3
     return " / ".join(f"{value_ms:.0f}" if value_ms >= 100 else f"{value_ms:.1f}" for value_ms in values_ms)

@@ -1,7 +1,4 @@
-"""Small models for demos and benchmarks: made once, kept in a cache folder, found there the next time.
-
-Does not know: how a model is made, what it is used for.
-"""
+"""Small models for demos and benchmarks: made once, kept in a cache folder, found there the next time."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from pathlib import Path
 
 import aegaeon
 from aegaeon.settings.cache_dir import default_cache_dir
-from benchmark.e2e.interrupt import deaf_to_interrupts
+from benchmark.command.interrupt import deaf_to_interrupts
 
 MAKERS = 2  # processes; making is compute, one thread each
 CACHE_DIR = (

@@ -24,16 +24,12 @@ together; loads of higher rates are shorter; and lengths are such
 that a reply takes many turns. (With replies that fit into one, TPOT is either that of one turn or includes a round of
 all models, and in the simulator the median jumped by up to 30 % where steps took 5 % longer; with these it is 2 to
 14 %.)
-
-Does not know: how either side works.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +42,6 @@ from statistics import median
 from rich.console import Console
 
 from aegaeon.cli.terminal.console import make_console
-from aegaeon.cli.terminal.logs import configure_logs
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.slo import Slo
 from aegaeon.device.common.local_cpu import local_cpu
@@ -54,17 +49,15 @@ from aegaeon.latency.files.profile_book import ProfileEntry
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.scheduler.policies.registry import POLICIES as REGISTERED
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
-from benchmark.e2e.awake import awake_cores
-from benchmark.e2e.interrupt import run_to_end
+from benchmark.command.errors import BenchmarkUsageError
+from benchmark.command.main import add_measuring_options, amount, draw_result, run_measuring
+from benchmark.command.result_file import write_result
 from benchmark.e2e.job import LengthLimits, ReplayJob, TargetModel, plan_jobs
-from benchmark.e2e.options import amount, count
-from benchmark.e2e.pool import PoolError
 from benchmark.e2e.results import failures
 from benchmark.e2e.small_models import CACHE_DIR
-from benchmark.e2e.usage import BenchmarkUsageError
 from benchmark.fidelity import pool as real
 from benchmark.fidelity.measured import Measured, MeasuredLoad, RealRun
-from benchmark.fidelity.report import Comparison, LoadOutcome, Simulated, comparison_table, draw, machine_table
+from benchmark.fidelity.report import Comparison, LoadOutcome, Simulated, comparison_table, machine_table
 from benchmark.fidelity.simulated import MeasuredMachine, simulate
 from benchmark.fidelity.turns import TurnCosts, way_s
 
@@ -190,8 +183,7 @@ def _run(options: argparse.Namespace, console: Console, awake: frozenset[int]) -
         found[policy] = _compare_all(policy, loads, profiles, options)
         console.print(machine_table(policy, found[policy]))
         console.print(comparison_table(policy, found[policy]))
-    _write(found, options)
-    console.print(f"written to {options.out / 'fidelity.json'} and {options.out / 'fidelity.png'}")
+    _write(found, options, console)
     return 0
 
 
@@ -253,16 +245,14 @@ def _compare(
     )
 
 
-def _write(found: Mapping[str, Sequence[Comparison]], options: argparse.Namespace) -> None:
-    record = {
-        "date": datetime.now(UTC).date().isoformat(),
+def _write(found: Mapping[str, Sequence[Comparison]], options: argparse.Namespace, console: Console) -> None:
+    content = {
         "device": local_cpu(real.THREADS).description,
         "slo": asdict(SLO),
         "policies": {policy: [asdict(row) for row in rows] for policy, rows in found.items()},
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "fidelity.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    draw(found, options.out / "fidelity.png")
+    write_result(options.out / "fidelity.json", "fidelity", content)
+    draw_result(options.out / "fidelity.json", console)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -273,22 +263,12 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--policies", nargs="+", choices=sorted(REGISTERED), default=list(POLICIES), help="served and simulated"
     )
     parser.add_argument("--rates", type=amount, nargs="+", default=list(RATES), help="requests per second and model")
-    parser.add_argument("--rounds", type=count, default=3, help="of all loads, other requests each time  [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reuse", action="store_true", help="simulate anew, beside what was measured the last time")
-    parser.add_argument("--work", type=Path, default=CACHE_DIR / "fidelity", help="models and their profiles")
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "results")
+    add_measuring_options(parser, 3, CACHE_DIR / "fidelity")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line: 0, 2 where it could not be done, 130 after Ctrl-C."""
-    options = parse_options(arguments)
-    console = make_console()
-    configure_logs(None)
-    try:
-        with awake_cores() as awake:
-            return run_to_end(lambda: _run(options, console, awake))
-    except (ProfilingError, PoolError, BenchmarkUsageError, OSError) as error:
-        sys.stderr.write(f"fidelity: {error}\n")
-        return 2
+    options, console = parse_options(arguments), make_console()
+    return run_measuring("fidelity", lambda awake: _run(options, console, awake))

@@ -1,7 +1,4 @@
-"""What the real pool did, kept in a file, so that the simulated side can be compared anew without measuring again.
-
-Does not know: how it was measured, what it is compared with.
-"""
+"""What the real pool did, kept in a file, so that the simulated side can be compared anew without measuring again."""
 
 from __future__ import annotations
 

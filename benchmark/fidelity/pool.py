@@ -1,7 +1,4 @@
-"""The real side of the fidelity benchmark: models, their profiles, and a pool that replays loads.
-
-Does not know: the simulator, what is compared.
-"""
+"""The real side of the fidelity benchmark: models, their profiles, and a pool that replays loads."""
 
 from __future__ import annotations
 

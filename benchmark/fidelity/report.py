@@ -1,23 +1,19 @@
-"""What the fidelity benchmark shows: both sides of each load, how far apart they are, tables and a picture.
-
-Does not know: how either side works, files.
-"""
+"""What the fidelity benchmark shows: both sides of each load, how far apart they are, and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from aegaeon.core.record import RequestRecord, mean_attainment
+from aegaeon.core.record import RequestRecord
+from aegaeon.metrics import RunMetrics
 from benchmark.fidelity.simulated import MeasuredMachine
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 ATTAINMENT_TARGET_POINTS, LATENCY_TARGET = 2.0, 0.10
 
@@ -34,13 +30,8 @@ class LoadOutcome:
 
     @classmethod
     def of(cls, records: Sequence[RequestRecord]) -> LoadOutcome:
-        ttfts = sorted(record.ttft_s for record in records if record.ttft_s is not None)
-        tpots = sorted(record.tpot_s for record in records if record.tpot_s is not None)
-        return cls(mean_attainment(records), median(ttfts), median(tpots), _p90(ttfts), _p90(tpots))
-
-
-def _p90(values: Sequence[float]) -> float:
-    return values[min(len(values) - 1, int(0.9 * len(values)))]
+        seen = RunMetrics.of(records)
+        return cls(seen.slo_attainment, seen.ttft_s.p50, seen.tpot_s.p50, seen.ttft_s.p90, seen.tpot_s.p90)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,45 +134,3 @@ def machine_table(policy: str, rows: Sequence[Comparison]) -> Table:
             f"{row.machine.way_s * 1e3:.1f}",
         )
     return table
-
-
-def draw(found: Mapping[str, Sequence[Comparison]], path: Path) -> None:
-    """Three panels over the load: attainment, median TTFT, median TPOT; lines simulated, rings measured, by policy."""
-    from matplotlib.figure import Figure
-
-    from plots.style import DPI, figure_style
-
-    panels: tuple[tuple[str, Callable[[LoadOutcome], float]], ...] = (
-        ("tokens on time (%)", lambda outcome: 100 * outcome.slo_attainment),
-        ("median TTFT (ms)", lambda outcome: 1e3 * outcome.ttft_p50_s),
-        ("median TPOT (ms)", lambda outcome: 1e3 * outcome.tpot_p50_s),
-    )
-    with figure_style():
-        figure = Figure(figsize=(8.4, 3.3), layout="constrained")
-        for axes, (label, value) in zip(figure.subplots(1, 3), panels, strict=True):
-            for policy, rows in found.items():
-                _draw_policy(axes, policy, rows, value)
-            axes.set_xlabel("requests per second")
-            axes.set_title(label)
-            if "TTFT" in label:
-                axes.set_yscale("log")
-            else:
-                axes.set_ylim(bottom=0)
-            axes.spines[["top", "right"]].set_visible(False)
-        handles = figure.axes[0].get_legend_handles_labels()
-        figure.legend(*handles, frameon=False, loc="outside lower center", ncols=3 if len(found) > 1 else 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
-
-
-def _draw_policy(axes: Axes, policy: str, rows: Sequence[Comparison], value: Callable[[LoadOutcome], float]) -> None:
-    """Simulated at the machine's speed, predicted beforehand, and measured."""
-    from plots.style import system_look, system_name
-
-    rates, name = [row.rate_per_s for row in rows], system_name(policy)
-    line = system_look(policy).line | {"marker": "none"}
-    axes.plot(rates, [value(row.at_speed.outcome) for row in rows], label=f"{name}: simulated", **line)
-    beforehand = line | {"linestyle": ":", "alpha": 0.6}
-    axes.plot(rates, [value(row.predicted.outcome) for row in rows], label=f"{name}: predicted", **beforehand)
-    measured = system_look(policy, measured=True).line | {"linestyle": "none"}
-    axes.plot(rates, [value(row.measured) for row in rows], label=f"{name}: measured", **measured)

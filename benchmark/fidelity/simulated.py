@@ -1,7 +1,4 @@
-"""The simulated side of the fidelity benchmark: the same pool and the same requests on a virtual clock.
-
-Does not know: the real pool, what is compared.
-"""
+"""The simulated side of the fidelity benchmark: the same pool and the same requests on a virtual clock."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.instance import Role
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.record import RequestRecord
-from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
 from aegaeon.latency.files.profile_book import ProfileEntry
 from aegaeon.scheduler.layout import PoolDevice, PoolSpec, Rooms
@@ -21,10 +17,9 @@ from aegaeon.scheduler.policies.registry import find_policy
 from benchmark.e2e.job import ReplayJob
 from benchmark.fidelity.pool import BATCH, BLOCK_TOKENS, CHUNK_TOKENS, CONTEXT_TOKENS, KV_CACHE_BYTES, SLAB_BYTES
 from benchmark.fidelity.turns import TurnCosts
-from sim.records.tally import Tally
+from sim.study.pool import SimPool, simulate_pool
 from sim.world.constants import Constants
 from sim.world.model_facts import SimModel
-from sim.world.world import World
 
 _FREE = 1e15  # bytes per second of what is not copied
 
@@ -51,8 +46,6 @@ def simulate(
 ) -> list[RequestRecord]:
     """The records of the jobs under a policy, as their clients would see them; in the order of ``jobs``."""
     models = {name: _sim_model(name, entry, slo, machine) for name, entry in profiles.items()}
-    arrivals = [(_request(job, slo, machine), job.new_tokens) for job in jobs]
-    tally = Tally(keep_text=False, keep_records=True)
     specs = [model.spec for model in models.values()]
     costs = ProfiledCosts(
         {spec.name: spec for spec in specs},
@@ -61,24 +54,16 @@ def simulate(
         _FREE,
         machine.told_hand_over_s,
     )
-    limits = PoolLimits(KV_CACHE_BYTES, SLAB_BYTES)
-    chosen = find_policy(policy)
-    world = World(
-        chosen.lay_out(_pool(specs), specs, {}, costs),
+    pool = SimPool(
+        find_policy(policy).checked(),
         models,
+        _pool(specs),
         _constants(specs, machine),
-        lambda instances: chosen.checked().scheduler(specs, costs, limits, instances),
-        arrivals,
-        tally,
+        costs,
+        PoolLimits(KV_CACHE_BYTES, SLAB_BYTES),
     )
-    world.run()
-    records = {record.request_id: record for record in tally.records}
-    return [replace(records[job.request_id], arrival_s=job.time_s) for job in jobs]
-
-
-def _request(job: ReplayJob, slo: Slo, machine: MeasuredMachine) -> Request:
-    """It reaches the pool later than it was sent."""
-    return Request(job.request_id, job.model, job.time_s + machine.way_s, job.prompt_tokens, job.new_tokens, slo)
+    records = simulate_pool(pool, [job.simulated(slo, machine.way_s) for job in jobs])
+    return [replace(record, arrival_s=job.time_s) for record, job in zip(records, jobs, strict=True)]
 
 
 def _sim_model(name: str, entry: ProfileEntry, slo: Slo, machine: MeasuredMachine) -> SimModel:

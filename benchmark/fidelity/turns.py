@@ -2,8 +2,6 @@
 
 A profile is measured with one instance that has nothing else to do. In a pool each step sends its tokens to clients,
 and the server and the driver want their share of the caches.
-
-Does not know: who ran the pool, what the costs are for.
 """
 
 from __future__ import annotations

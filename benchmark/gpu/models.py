@@ -2,8 +2,6 @@
 
 Weights are one block of random numbers again and again: what is measured does not depend on their values. The tokenizer
 is one that the server accepts; nobody reads what it says.
-
-Does not know: what is measured.
 """
 
 from __future__ import annotations

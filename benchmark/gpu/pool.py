@@ -2,8 +2,6 @@
 
 The simulator gets the profiles that an earlier stage has measured here, and the pool's own arithmetic of capacities.
 Nothing is fitted to the pool's run.
-
-Does not know: how either side works.
 """
 
 from __future__ import annotations
@@ -14,25 +12,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isnan
 from pathlib import Path
-from statistics import median
 from typing import Any
-
-import numpy as np
 
 import quick_model_loader as qml
 from aegaeon.core.config import InstanceConfig, PoolConfig
 from aegaeon.core.instance import Role
-from aegaeon.core.record import RequestRecord, mean_attainment, mean_qos
+from aegaeon.core.record import RequestRecord
 from aegaeon.core.slo import Slo
 from aegaeon.latency.estimate.errors import LatencyError
 from aegaeon.latency.files.profile_book import ProfileBook, ProfileEntry
+from aegaeon.metrics import RunMetrics
 from aegaeon.profiling.target import Target
 from aegaeon.scheduler.log import LogEntry
 from aegaeon.settings.machine import read_machine
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
 from benchmark.e2e.job import LengthLimits, ReplayJob
-from benchmark.e2e.results import failures
 from benchmark.gpu.profile import CONTEXT_TOKENS, profile_target
 from benchmark.policies.pool_commands import PoolCommands
 
@@ -198,18 +194,22 @@ def _mix(planned: SuitePool, jobs: Sequence[ReplayJob]) -> Record:
 
 def _outcome(side: str, records: Sequence[RequestRecord], entries: Sequence[LogEntry], start_s: float) -> Record:
     did = PoolCommands.of(entries, start_s)
-    ttfts = [record.ttft_s for record in records if record.ttft_s is not None]
-    tpots = [record.tpot_s for record in records if record.tpot_s is not None]
+    seen = RunMetrics.of(records)
     return {
         "side": side,
-        "requests": len(records),
-        "failed": failures(records).total(),
-        "attainment": mean_attainment(records),
-        "qos": mean_qos(records),
-        "ttft_p50_s": median(ttfts) if ttfts else None,
-        "ttft_p99_s": float(np.quantile(ttfts, 0.99)) if ttfts else None,
-        "tpot_p50_s": median(tpots) if tpots else None,
+        "requests": seen.requests,
+        "failed": seen.failed,
+        "attainment": seen.slo_attainment,
+        "qos": seen.qos,
+        "ttft_p50_s": _known(seen.ttft_s.p50),
+        "ttft_p99_s": _known(seen.ttft_s.p99),
+        "tpot_p50_s": _known(seen.tpot_s.p50),
         "turns": did.turns,
         "switches": did.switches,
         "loads": did.loads,
     }
+
+
+def _known(value: float) -> float | None:
+    """JSON has no number that is none."""
+    return None if isnan(value) else value

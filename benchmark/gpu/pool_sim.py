@@ -1,34 +1,31 @@
-"""The simulated side of the suite's pool: the same requests, capacities and profiles on a virtual clock.
-
-Does not know: the real pool.
-"""
+"""The simulated side of the suite's pool: the same requests, capacities and profiles on a virtual clock."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
 from aegaeon.core.config import PoolConfig
-from aegaeon.core.cost import ProfiledCosts
+from aegaeon.core.cost import CostModel, ProfiledCosts
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.record import RequestRecord
-from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
 from aegaeon.latency.files.profile_book import ProfileEntry
 from aegaeon.latency.online.costs import make_costs
 from aegaeon.latency.online.node_device import node_device
 from aegaeon.runtime.node.host_weights import chunk_bytes
-from aegaeon.runtime.node.node import NodeOptions, plan_instances
-from aegaeon.scheduler.layout import Layout, PlacedInstance, PoolDevice
+from aegaeon.runtime.node.node import NodeOptions, node_pool
+from aegaeon.scheduler.layout import PlacedInstance
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.log import LogEntry, LoggingScheduler, decode
-from aegaeon.scheduler.policies.registry import make_scheduler
+from aegaeon.scheduler.policies.registry import find_policy
+from aegaeon.scheduler.policy import Policy
+from aegaeon.scheduler.scheduler import Scheduler
 from benchmark.e2e.job import ReplayJob
-from sim.records.tally import Tally
+from sim.study.pool import SimPool, simulate_pool
 from sim.world.constants import Constants
 from sim.world.model_facts import SimModel
-from sim.world.world import World
 
 _DISK_BYTES_PER_S = 1e9  # of no account: every model has been used before
 
@@ -46,24 +43,28 @@ def simulate(
     threads = config.threads_per_instance or 1
     costs = make_costs(specs, {}, measured, node_device(config, threads).rates)
     options = NodeOptions(config, "node0", kv_cache_bytes, weight_cache_bytes, threads)
-    (instance,) = plan_instances(options, specs, costs)
-    device = PoolDevice(config.device, instance.total_bytes)
-    limits = PoolLimits(kv_cache_bytes, config.slab_bytes, max_queued_requests=config.max_queued_requests)
-    tally, lines = Tally(keep_text=False, keep_records=True), list[str]()
-    World(
-        Layout((device,), (PlacedInstance(instance, 0),)),
+    lines = list[str]()
+    pool = SimPool(
+        _logging(find_policy(config.policy), lines.append),
         {spec.name: SimModel(spec, measured[spec.name].profile, spec.name) for spec in specs},
+        node_pool(options, specs),
         _constants(config, kv_cache_bytes, weight_cache_bytes, measured, costs),
-        lambda _: LoggingScheduler(make_scheduler(config.policy, specs, costs, limits), lines.append),
-        [(_request(job, slo), job.new_tokens) for job in jobs],
-        tally,
-    ).run()
-    records = {record.request_id: record for record in tally.records}
-    return [records[job.request_id] for job in jobs], [decode(line) for line in lines]
+        costs,
+        PoolLimits(kv_cache_bytes, config.slab_bytes, max_queued_requests=config.max_queued_requests),
+    )
+    records = simulate_pool(pool, [job.simulated(slo) for job in jobs])
+    return records, [decode(line) for line in lines]
 
 
-def _request(job: ReplayJob, slo: Slo) -> Request:
-    return Request(job.request_id, job.model, job.time_s, job.prompt_tokens, job.new_tokens, slo)
+def _logging(policy: Policy, write: Callable[[str], object]) -> Policy:
+    """The policy, whose scheduler writes its log."""
+
+    def scheduler(
+        models: Sequence[ModelSpec], costs: CostModel, limits: PoolLimits, instances: Sequence[PlacedInstance]
+    ) -> Scheduler:
+        return LoggingScheduler(policy.scheduler(models, costs, limits, instances), write)
+
+    return replace(policy, scheduler=scheduler)
 
 
 def _spec(entry: ProfileEntry, config: PoolConfig, weight_cache_bytes: int) -> ModelSpec:

@@ -1,7 +1,4 @@
-"""The suite's profiles: ``aegaeon profile --quick`` for the suite's models, on the suite's device.
-
-Does not know: what the profiles are used for.
-"""
+"""The suite's profiles: ``aegaeon profile --quick`` for the suite's models, on the suite's device."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ from aegaeon.device.cuda.inventory import find_gpus
 from aegaeon.latency.files.profile_file import ProfileFile
 from aegaeon.profiling.campaign import Campaign
 from aegaeon.profiling.errors import ProfilingError
-from aegaeon.profiling.source_commit import source_commit
 from aegaeon.profiling.target import Target, copying_target, gpu_target
 from aegaeon.settings.machine import gpu_room_bytes, read_machine
+from aegaeon.source_commit import source_commit
 
 _CPU_MEMORY_BYTES = 512 << 20
 _KV_SHARE, _MOST_KV_BYTES = 4, 8 << 30  # of the device's memory

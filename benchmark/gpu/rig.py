@@ -1,8 +1,6 @@
 """One device with weights, KV and an engine, put together as an instance does, for measurements without Ray.
 
 On ``cpu`` it is the copying mode: for trying the measurements themselves out.
-
-Does not know: what is measured.
 """
 
 from __future__ import annotations

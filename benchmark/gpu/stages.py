@@ -1,8 +1,6 @@
 """What the GPU suite measures, one function for each stage: a rig's models in, records out.
 
 Rates are bytes per second of 1e9; times are medians.
-
-Does not know: processes, files, tables.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@
 Makes an environment of its own for the peers, a 3 GB model and 200 small ones; then measures everything in turn,
 round after round, so that a machine that changes its speed changes it for all. What counts are medians, and ratios
 taken within a round. Writes a table to the terminal, and JSON and a figure to ``benchmark/results``.
-
-Does not know how anything is loaded: that is in ``worker.py`` and ``methods.py``.
 """
 
 from __future__ import annotations
@@ -29,6 +27,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from benchmark.command.main import draw_result, run_command
+from benchmark.command.result_file import RESULTS, write_result
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -118,13 +119,16 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (default: 5)")
     parser.add_argument("--folder", type=Path, help="where models and environment go, and stay (default: temporary)")
-    parser.add_argument("--output", type=Path, default=HERE.parent / "results", help="where the results go")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where the results go")
     parser.add_argument("--patience-s", type=float, default=3.0, help="how long to wait for idle processors, each time")
     parser.add_argument("--ballast-gb", type=float, default=8.0, help="memory to break into pieces (0: leave that out)")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
-    console = Console()
+    return run_command("loader", lambda: _run(options, Console()))
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
     with folder_for(options.folder) as folder:
         with console.status("environment: the peers are installed, the loader is built"):
             python, installed = make_environment(folder / "venv")
@@ -136,8 +140,8 @@ def main() -> int:
         worker.close()
     criteria = judge(cold, warm, extras)
     report(console, cold, warm, extras, criteria)
-    save(options.output, cold, warm, extras, criteria, installed | worker.facts)
-    console.print(f"results in {options.output}")
+    save(options.output / "loader.json", cold, warm, extras, criteria, installed | worker.facts)
+    draw_result(options.output / "loader.json", console)
     return 0 if all(criterion.met is not False for criterion in criteria) else 1
 
 
@@ -375,39 +379,37 @@ def show(number: float | None) -> str:
 
 
 def save(
-    output: Path, cold: Rounds, warm: Rounds, extras: Rounds, criteria: list[Criterion], facts: dict[str, Any]
+    path: Path, cold: Rounds, warm: Rounds, extras: Rounds, criteria: list[Criterion], facts: dict[str, Any]
 ) -> None:
-    """Every single measurement as JSON, and a figure."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Every single measurement as JSON, and what its figure shows."""
     judged = [
         {"what": c.text, "target": c.target, "at_most": c.at_most, "measured": c.measured, "met": c.met}
         for c in criteria
     ]
-    content = {"facts": facts, "criteria": judged, "cold": cold, "warm": warm, "extras": extras}
-    (output / "loader.json").write_text(json.dumps(content, indent=1) + "\n")
-    draw(output / "loader.png", cold, warm, facts)
+    shown = {"figure": figure(cold, warm, facts)}
+    measured_all = {"facts": facts, "criteria": judged, "cold": cold, "warm": warm, "extras": extras}
+    write_result(path, "loader", {**measured_all, **shown})
 
 
-def draw(path: Path, cold: Rounds, warm: Rounds, facts: dict[str, Any]) -> None:
-    """Bars of medians, whiskers of extremes, the limits as lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.5), constrained_layout=True)
-    for axis, results, limit, title in ((axes[0], cold, FIO, "cold"), (axes[1], warm, COPY, "warm")):
-        speeds = {name: median_speed(results, name) for name in results}
-        names = sorted((name for name, found in speeds.items() if found), key=lambda name: speeds[name] or 0)
-        medians = [speeds[name] or 0.0 for name in names]
-        speeds_of = {name: [*map(speed, measured(results, name))] for name in names}
-        low = [m - min(speeds_of[name]) for m, name in zip(medians, names, strict=True)]
-        high = [max(speeds_of[name]) - m for m, name in zip(medians, names, strict=True)]
-        colours = ["tab:orange" if name.startswith(OURS) else "tab:blue" for name in names]
-        axis.barh(names, medians, xerr=(low, high), color=colours, ecolor="grey")
-        axis.axvline(speeds.get(limit) or 0.0, color="black", linestyle="--", label=limit)
-        axis.set(title=title, xlabel="GB/s (median; whiskers: lowest and highest)")
-        axis.legend(loc="lower right")
+def figure(cold: Rounds, warm: Rounds, facts: dict[str, Any]) -> dict[str, Any]:
+    """What the figure shows: medians and extremes of what was measured, the limits, and where it was."""
     where = f"{facts['machine']['cores']} cores, Linux {facts['machine']['kernel']}"
-    figure.suptitle(f"{facts['model_bytes'] / GB:.2f} GB, {facts['tensors']} tensors, {where}")
-    figure.savefig(path, dpi=150)
+    return {
+        "title": f"{facts['model_bytes'] / GB:.2f} GB, {facts['tensors']} tensors, {where}",
+        "panels": [_panel("cold", cold, FIO), _panel("warm", warm, COPY)],
+    }
+
+
+def _panel(title: str, results: Rounds, limit: str) -> dict[str, Any]:
+    speeds = {name: list(map(speed, answers)) for name in results if (answers := measured(results, name))}
+    bars = [
+        {
+            "name": name,
+            "median": statistics.median(found),
+            "low": min(found),
+            "high": max(found),
+            "ours": name.startswith(OURS),
+        }
+        for name, found in speeds.items()
+    ]
+    return {"title": title, "limit": {"name": limit, "median": median_speed(results, limit) or 0.0}, "bars": bars}

@@ -1,7 +1,7 @@
 """The ways to get a model's tensors into memory that the loader is compared with.
 
 Runs in the benchmark's own environment. Each method is a callable that loads once; what it loads is dropped outside
-the measurement. Does not know how often it is called, nor whether the page cache is cold.
+the measurement.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Measures what it is told to, one line of JSON in and one out: the part of ``loader.py`` that runs among the peers.
 
-    python loader_worker.py FOLDER LIBRARY PATIENCE_S
-
-Does not know what the figures should be, nor how often they are asked for.
+python loader_worker.py FOLDER LIBRARY PATIENCE_S
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the policy benchmark compares: contenders, ablations of ``slack``, and workloads.
-
-Does not know: how results are summed up or drawn.
-"""
+"""What the policy benchmark compares: contenders, ablations of ``slack``, and workloads."""
 
 from __future__ import annotations
 

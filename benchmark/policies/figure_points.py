@@ -1,14 +1,11 @@
-"""``slack`` beside ``aegaeon`` at every point of Figures 11 to 13 and 17(a): it must be below at none.
-
-Does not know: how results are summed up or drawn.
-"""
+"""``slack`` beside ``aegaeon`` at every point of Figures 11 to 13 and 17(a): it must be below at none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from plots.panel import A10_PANELS, PANELS, Panel
+from sim.panels import A10_PANELS, PANELS, Panel
 from sim.study.options import make_plans, make_setting, parser
 from sim.study.sweep import Point, Setting, run_point
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
@@ -31,6 +30,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from aegaeon.crossing import CrossingKind, crossing
+from benchmark.command.main import draw_result, run_command
+from benchmark.command.result_file import RESULTS, write_result
 from benchmark.policies.cases import (
     CaseLoad,
     Contender,
@@ -49,7 +51,6 @@ from benchmark.policies.cases import (
 from benchmark.policies.figure_points import FigurePoint, by_panel, figure_points
 from sim.systems.systems import find_system
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 LEVELS = (0.90, 0.99)
 DURATIONS_S = {0.1: 120.0, 0.5: 60.0}
 RANGES = {
@@ -127,13 +128,20 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args()
+    return run_command("policies", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    console = Console()
     seeds = range(FIRST_SEED, FIRST_SEED + (options.seeds or (1 if options.quick else 3)))
-    name = "policies-quick" if options.quick else "policies"
-    results = _read(options.out / f"{name}.json") if set(options.part) < set(PARTS) else {}
+    path = options.out / ("policies-quick.json" if options.quick else "policies.json")
+    results = _read(path) if set(options.part) < set(PARTS) else {}
     for part in options.part:
         results |= PARTS[part](options.quick, seeds, options.workers, results)
-        save(results, options.out, name)
-    report(results, Console())
+        save(results, path)
+    report(results, console)
+    if "bound" in results:
+        draw_result(path, console)
     return 0
 
 
@@ -370,14 +378,13 @@ def collect(jobs: Sequence[Trial], scores: Sequence[Score]) -> dict[str, Curve]:
     }
 
 
-def crossing(curve: Curve, level: float) -> tuple[float, str]:
+MARKS = {CrossingKind.NEVER: "<", CrossingKind.CROSSES: "", CrossingKind.BEYOND: ">"}
+
+
+def crossed(curve: Curve, level: float) -> tuple[float, str]:
     """Models at which attainment falls below a level, and ``>`` or ``<`` where that is outside of what was run."""
-    if curve[0][1] < level:
-        return curve[0][0], "<"
-    for (before, above, _), (after, below, _) in pairwise(curve):
-        if below < level:
-            return before + (after - before) * (above - level) / (above - below), ""
-    return curve[-1][0], ">"
+    found = crossing([(models, mean) for models, mean, _ in curve], level)
+    return found.x, MARKS[found.kind]
 
 
 # --- what a person sees
@@ -443,9 +450,9 @@ def _crossing_table(results: dict[str, Any], rate: float) -> Table:
     for series, curve in _best_split(results, f"sweep {rate:g} ").items():
         cells: list[str] = []
         for level in LEVELS:
-            models, mark = crossing(curve, level)
+            models, mark = crossed(curve, level)
             cells += [f"{mark}{models:.0f}", f"{mark}{models / bound:.0%}"]
-        table.add_row(series, *cells, f"{_worst_at(curve, crossing(curve, LEVELS[0])[0]):.2f}")
+        table.add_row(series, *cells, f"{_worst_at(curve, crossed(curve, LEVELS[0])[0]):.2f}")
     return table
 
 
@@ -453,7 +460,7 @@ def _best_split(results: dict[str, Any], prefix: str) -> dict[str, Curve]:
     """Curves of a prefix by policy; of the splits of ``aegaeon`` the one with the latest crossing."""
     found = {key.removeprefix(prefix): curve for key, curve in results["curves"].items() if key.startswith(prefix)}
     splits = [name for name in found if name.startswith("aegaeon/")]
-    best = max(splits, key=lambda name: crossing(found[name], LEVELS[0])[0], default=None)
+    best = max(splits, key=lambda name: crossed(found[name], LEVELS[0])[0], default=None)
     return {name: curve for name, curve in found.items() if name == best or name not in splits}
 
 
@@ -482,9 +489,9 @@ def _robustness_table(results: dict[str, Any]) -> Table:
         table.add_column(heading, justify="left" if heading == "market" else "right")
     for case in _market_cases(results):
         bound, steady = _market_limits(results, case)
-        ours, our_mark = crossing(results["curves"][f"market {case} slack"], LEVELS[0])
+        ours, our_mark = crossed(results["curves"][f"market {case} slack"], LEVELS[0])
         split, best = _best_aegaeon(results, case)
-        theirs, their_mark = crossing(best, LEVELS[0])
+        theirs, their_mark = crossed(best, LEVELS[0])
         times = f"{our_mark}{ours / theirs:.1f}" if not their_mark else "-"  # no crossing, no ratio
         our_cells = (f"{our_mark}{ours:.0f}", f"{our_mark}{ours / bound:.0%}")
         their_cells = (f"{their_mark}{theirs:.0f}", f"{their_mark}{theirs / steady:.0%}")
@@ -508,51 +515,26 @@ def _market_limits(results: dict[str, Any], case: str) -> tuple[int, int]:
     return found[case] if case in found else found["even"]
 
 
-def save(results: dict[str, Any], directory: Path, name: str) -> None:
-    """JSON, and a figure of both sweeps."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if "bound" in results:
-        _draw(results, directory / f"{name}.png")
+def save(results: dict[str, Any], path: Path) -> None:
+    """All of it, and what its figure shows."""
+    shown = {"figure": figure(results)} if "bound" in results else {}
+    write_result(path, "policies", {**results, **shown})
 
 
-def _draw(results: dict[str, Any], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from plots.style import figure_style
-
-    with figure_style():
-        figure = Figure(figsize=(13, 4.2), layout="constrained")
-        left, middle, right = figure.subplots(1, 3, width_ratios=(5, 5, 4))
-        _draw_sweep(left, results, 0.1)
-        _draw_sweep(middle, results, 0.5)
-        left.set_ylabel("tokens on time (%)")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-        if "market limits" in results:
-            _draw_markets(right, results)
-        figure.savefig(path, dpi=160, metadata={"Software": None})
+def figure(results: dict[str, Any]) -> dict[str, Any]:
+    """The best split's curves of both sweeps with their bounds, and crossings in other markets."""
+    return {
+        "sweeps": [_sweep(results, rate) for rate in DURATIONS_S],
+        "markets": [_market(results, case) for case in _market_cases(results)] if "market limits" in results else [],
+    }
 
 
-def _draw_sweep(axes: Any, results: dict[str, Any], rate: float) -> None:
-    """Attainment over the number of models; beside ``slack`` the curve of its worst model."""
-    from plots.style import GREY, INK, system_look, system_name, system_rank
-
-    found = _best_split(results, f"sweep {rate:g} ")
-    for series in sorted(found, key=lambda name: system_rank(_policy(name))):
-        policy, models = _policy(series), [point[0] for point in found[series]]
-        look, name = system_look(policy), system_name(policy)
-        label = f"{name}{_variant(series)}"
-        style = look.line | ({"linestyle": ":", "alpha": 0.7} if "paper" in series else {})
-        axes.plot(models, [100 * point[1] for point in found[series]], label=label, **style)
-        if policy == "slack":
-            worst = look.line | {"linestyle": ":", "marker": "none"}
-            axes.plot(models, [100 * point[2] for point in found[series]], label=f"{name}, its worst model", **worst)
-    bound = fmean(results["bound"][f"{rate:g}"].values())
-    axes.axvline(bound, color=INK, linestyle="--", linewidth=1)
-    axes.annotate("bound", (bound, 3), xytext=(-3, 0), textcoords="offset points", rotation=90, ha="right", color=INK)
-    axes.axhline(90, color=GREY, linewidth=0.6)
-    axes.set(title=f"{rate:g} requests/s per model", xlabel="models on 16 H100", ylim=(0, 102), xlim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
+def _sweep(results: dict[str, Any], rate: float) -> dict[str, Any]:
+    curves = [
+        {"policy": _policy(series), "remark": _remark(series), "points": curve}
+        for series, curve in _best_split(results, f"sweep {rate:g} ").items()
+    ]
+    return {"rate": rate, "bound": fmean(results["bound"][f"{rate:g}"].values()), "curves": curves}
 
 
 def _policy(series: str) -> str:
@@ -560,39 +542,17 @@ def _policy(series: str) -> str:
     return series.partition("/")[0].partition(" (")[0]
 
 
-def _variant(series: str) -> str:
+def _remark(series: str) -> str:
     """What a series is beside its policy."""
     split, remark = series.partition("/")[2], series.partition(" (")[2]
-    return f", {split} of 8 for prefill" if split else f", {remark.removesuffix(')')}" if remark else ""
+    return f"{split} of 8 for prefill" if split else remark.removesuffix(")")
 
 
-def _draw_markets(axes: Any, results: dict[str, Any]) -> None:
-    """Models at 90 % as bars, the bound as a line across each pair."""
-    from plots.style import INK, readable_on, system_look
-
-    colours = [system_look(policy).colour for policy in ("slack", "aegaeon")]
-    cases = _market_cases(results)
-    for place, case in enumerate(cases):
-        pair = results["curves"][f"market {case} slack"], _best_aegaeon(results, case)[1]
-        for offset, colour, curve in zip((-0.2, 0.2), colours, pair, strict=True):
-            models, mark = crossing(curve, LEVELS[0])
-            axes.barh(place + offset, models, height=0.38, color=colour)
-            axes.annotate(
-                f"{mark}{models:.0f}",
-                (models, place + offset),
-                xytext=(-3, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                color=readable_on(colour),
-            )
-        axes.plot(
-            [_market_limits(results, case)[0]] * 2,
-            [place - 0.42, place + 0.42],
-            color=INK,
-            linestyle="--",
-            linewidth=1,
-        )
-    axes.set(title="models at 90 % in other markets", yticks=range(len(cases)), yticklabels=cases)
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
+def _market(results: dict[str, Any], case: str) -> dict[str, Any]:
+    curves = {"slack": results["curves"][f"market {case} slack"], "aegaeon": _best_aegaeon(results, case)[1]}
+    found = {policy: crossed(curve, LEVELS[0]) for policy, curve in curves.items()}
+    return {
+        "name": case,
+        "bound": _market_limits(results, case)[0],
+        "crossings": {policy: {"models": models, "mark": mark} for policy, (models, mark) in found.items()},
+    }

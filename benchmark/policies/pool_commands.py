@@ -1,7 +1,4 @@
-"""What a scheduler had instances do, counted from its log.
-
-Does not know: whether the instances were real.
-"""
+"""What a scheduler had instances do, counted from its log."""
 
 from __future__ import annotations
 

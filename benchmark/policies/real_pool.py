@@ -2,8 +2,6 @@
 
 One mixed instance of a thread, worked with as if it were a GPU: weights and KV are copied to device pages, which hold
 ``RESIDENT_MODELS`` of the ``MODELS``.
-
-Does not know: which policies are compared, what is made of the results.
 """
 
 from __future__ import annotations

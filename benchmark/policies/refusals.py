@@ -2,8 +2,6 @@
 
 ``Retry-After`` says when those who wait now will have had their first token. What it came to is known afterwards: the
 time until as many requests as waited had theirs.
-
-Does not know: policies, workloads.
 """
 
 from __future__ import annotations

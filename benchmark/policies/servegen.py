@@ -2,8 +2,6 @@
 
 A model takes one window of 600 s of one client whose rate is of the cold tail that pooling is for (at most 1.13 req/s);
 gaps between requests are drawn from the window's distribution, which gives the shape, so that their mean is the rate's.
-
-Does not know: who serves the market, where the traces lie.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A process per instance with a row each for turns, switches, and KV moves in either direction; turns are coloured by
 model. Times are microseconds from the earliest span.
-
-Does not know: where the spans were recorded.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """How well slabs are used over time, sampled at a fixed step of virtual time (Figure 16).
 
 Between two events nothing changes, so all samples of a gap are one that counts as often: idle time costs nothing.
-
-Does not know: requests, files.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Other SLOs than the default are named after the scales: ``...-1.0-1.0-ttft5.0-tp
 
 ``<same name>.summary.json``::
 
-    {"device": "16 x h100", "slo": {"ttft_s": .., "tpot_s": ..}, "seed": .., "compat": null | "artifact",
+    {the header that ``aegaeon.run_header`` describes, "seed": .., "compat": null | "artifact",
      "constants": {..}, "no_placement": {"(<x>, <policy>)": "<why>"},
      "points": {"(<x>, <policy>)": {
         "slo_attainment", "qos", "worst_model", "busy_share": shares; "requests", "dropped", "switches", "turns",
@@ -22,8 +22,6 @@ Other SLOs than the default are named after the scales: ``...-1.0-1.0-ttft5.0-tp
 
 Quantiles are written as share of all values -> the value that they do not exceed. Files are written beside their place
 and then renamed: whole or not at all.
-
-Does not know: how points are simulated.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from aegaeon.core.slo import Slo
+from aegaeon.run_header import SUMMARY_SUFFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ def write_sweep(path: Path, points: Iterable[PointOutput], header: Mapping[str, 
             file.write("\n}\n")
         digest.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         body.replace(path)
-        digest.replace(path.with_name(f"{path.stem}.summary.json"))
+        digest.replace(path.with_name(f"{path.stem}{SUMMARY_SUFFIX}"))
     finally:
         body.unlink(missing_ok=True)
         digest.unlink(missing_ok=True)

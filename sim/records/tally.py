@@ -2,8 +2,6 @@
 
 An ``Observer``: it books requests soon after they end, some at a time, and keeps nothing else of them, so that a run of
 a million requests fits in memory.
-
-Does not know: files, figures.
 """
 
 from __future__ import annotations
@@ -18,8 +16,7 @@ import numpy as np
 
 from aegaeon.core.record import RequestRecord
 from aegaeon.core.timeline import LatencyParts
-from sim.records import metrics
-from sim.records.token_batch import TokenBatch
+from aegaeon.metrics import TokenBatch
 from sim.records.token_text import DROPPED_TEXT, gaps_texts
 from sim.world.instance import SimInstance
 from sim.world.request_state import RequestState
@@ -184,7 +181,7 @@ def _is_served(request: RequestState) -> bool:
 
 def _scores(requests: Sequence[RequestState], with_text: bool) -> Iterator[_Score]:
     """Of requests that were served, all at once; at least one."""
-    batch = TokenBatch.of(
+    batch = TokenBatch.of_times(
         [times_s for request in requests for times_s in request.times],
         [request.generated for request in requests],
         [request.request.arrival_s for request in requests],
@@ -192,10 +189,10 @@ def _scores(requests: Sequence[RequestState], with_text: bool) -> Iterator[_Scor
     )
     return map(
         _Score,
-        metrics.qos(batch).tolist(),
-        metrics.slo_attainment(batch).tolist(),
-        batch.times_s[batch.firsts].tolist(),
-        batch.times_s[batch.lasts].tolist(),
+        batch.qos().tolist(),
+        batch.slo_attainment().tolist(),
+        [float(request.times[0][0]) for request in requests],
+        [float(request.times[-1][-1]) for request in requests],
         gaps_texts(batch) if with_text else repeat(""),
     )
 

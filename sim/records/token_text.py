@@ -2,8 +2,6 @@
 
 Times are rounded to 0.01 ms before gaps are taken, so errors do not add up. A sweep writes 10^8 numbers: they are put
 together from tables of four characters, whose blanks are then taken out.
-
-Does not know: files, requests.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.records.token_batch import TokenBatch
+from aegaeon.metrics import TokenBatch
 
 DROPPED_TEXT = "[-1]"
 _TICKS_PER_S = 100_000

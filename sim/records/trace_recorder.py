@@ -1,7 +1,4 @@
-"""Records turns, switches and KV moves of a simulated run for ``sim.records.chrome_trace``.
-
-Does not know: formats, files.
-"""
+"""Records turns, switches and KV moves of a simulated run for ``sim.records.chrome_trace``."""
 
 from __future__ import annotations
 

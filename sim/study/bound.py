@@ -13,8 +13,6 @@ KV and memory cost nothing here.
 
 ``shared_prefill`` (default): a prompt may share the reading of the weights with a decode step (chunked prefill), so its
 fixed cost ``p0`` does not count; else every prompt costs all of its profile.
-
-Does not know: policies, what a schedule looks like.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Stated defaults: weights and KV move at 80 % of the host link's rate per directi
 a device's memory is usable, a node has 2 TB of host memory for weights, reads its disks at 5 GB/s, and has 32 GiB of KV
 slab cache per device in slabs of 1 GiB. ``artifact`` constants: 16 GiB/s for weights and KV (half of PCIe 4.0 x16) and
 80 GiB a device.
-
-Does not know: models beyond the number of devices one takes, policies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The command line of ``python3 -m sim.simulate``: the artifact's options word for word, and ours.
-
-Does not know: how anything is simulated.
-"""
+"""The command line of ``python3 -m sim.simulate``: the artifact's options word for word, and ours."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""One simulation: a system, a scenario, hardware; what came of it.
-
-Does not know: sweeps, files, the command line.
-"""
+"""One simulation: a system, a scenario, hardware; what came of it."""
 
 from __future__ import annotations
 
@@ -10,13 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from aegaeon.core.cost import ProfiledCosts
-from aegaeon.scheduler.layout import Layout, PlacedInstance
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.policy import Policy
-from aegaeon.scheduler.scheduler import Scheduler
 from sim.records.fragmentation import FragmentationSampler
 from sim.records.tally import Tally
 from sim.study.hardware import Hardware
+from sim.study.pool import SimPool
 from sim.study.scenario import Scenario
 from sim.world.constants import Constants
 from sim.world.observer import WorldObserver
@@ -42,30 +38,23 @@ def simulate(
 ) -> RunResult:
     """Run to the end. Raises ``NoPlacementError`` where the system cannot hold the scenario's models."""
     tally = tally or Tally()
-    world, layout = make_world(system, scenario, hardware, Observers(tally, observer) if observer else tally)
+    world = pool_of(system, scenario, hardware).world(
+        scenario.arrivals, Observers(tally, observer) if observer else tally
+    )
     sampler = FragmentationSampler(world)
     world.run(sampler.look)
-    return RunResult(_summary(tally, world, layout, sampler), tally.texts)
+    return RunResult(_summary(tally, world, sampler), tally.texts)
 
 
-def make_world(system: Policy, scenario: Scenario, hardware: Hardware, observer: WorldObserver) -> tuple[World, Layout]:
-    """The world of a run, ready to go."""
+def pool_of(system: Policy, scenario: Scenario, hardware: Hardware) -> SimPool:
+    """The pool of a run, whose schedulers know what the world charges."""
     constants = hardware.constants
     if system.prefill_chunk_tokens is not None:
         constants = replace(constants, prefill_chunk_tokens=system.prefill_chunk_tokens)
     if system.step_quantum_s is not None:
         constants = replace(constants, step_quantum_s=system.step_quantum_s)
     costs = make_costs(scenario, constants)
-    layout = system.lay_out(hardware.pool, scenario.specs, scenario.load(), costs)
-    limits = make_limits(constants)
-
-    def make_scheduler(instances: tuple[PlacedInstance, ...]) -> Scheduler:
-        return system.scheduler(scenario.specs, costs, limits, instances)
-
-    nodes = len(layout.nodes)
-    router = system.router(scenario.specs, nodes, constants.host_memory_bytes) if system.router else None
-    world = World(layout, scenario.models, constants, make_scheduler, scenario.arrivals, observer, router)
-    return world, layout
+    return SimPool(system, scenario.models, hardware.pool, constants, costs, make_limits(constants))
 
 
 def make_costs(scenario: Scenario, constants: Constants) -> ProfiledCosts:
@@ -105,13 +94,13 @@ class Observers:
         return both
 
 
-def _summary(tally: Tally, world: World, layout: Layout, sampler: FragmentationSampler) -> dict[str, Any]:
+def _summary(tally: Tally, world: World, sampler: FragmentationSampler) -> dict[str, Any]:
     busy_s = sum(instance.busy_s for node in world.nodes for instance in node.instances.values())
-    capacity_s = len(layout.devices) * max(tally.last_s, 1e-9)
+    capacity_s = len(world.layout.devices) * max(tally.last_s, 1e-9)
     return {
         **tally.summary(),
         "events": world.events,
-        "devices": len(layout.devices),
+        "devices": len(world.layout.devices),
         "busy_share": busy_s / capacity_s,
         "disk_reads": sum(node.host.reads for node in world.nodes),
         "fragmentation": sampler.usage(),

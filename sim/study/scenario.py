@@ -1,11 +1,7 @@
-"""A workload with its models: who arrives when, and what each synthetic model really is.
-
-Does not know: policies, hardware beyond the device that profiles are for, runs.
-"""
+"""A workload with its models: who arrives when, and what each synthetic model really is."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +10,6 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
 from aegaeon.latency.files.profile_book import ProfileBook, ProfileEntry
-from aegaeon.scheduler.layout import ModelLoad
 from aegaeon.workload import Arrival, LengthSource, SyntheticSpec, read_trace, synthesize
 from sim.systems.errors import InputError
 from sim.world.model_facts import SimModel
@@ -36,21 +31,6 @@ class Scenario:
     @property
     def specs(self) -> tuple[ModelSpec, ...]:
         return tuple(model.spec for model in self.models.values())
-
-    def load(self) -> Mapping[str, ModelLoad]:
-        """Mean rates and lengths by model, for systems that place models by them."""
-        last_s = max((request.arrival_s for request, _ in self.arrivals), default=0.0)
-        lengths: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        for request, new_tokens in self.arrivals:
-            lengths[request.model].append((request.prompt_tokens, new_tokens))
-        return {
-            name: ModelLoad(
-                len(pairs) / max(last_s, 1.0),
-                sum(prompt for prompt, _ in pairs) / len(pairs),
-                sum(new for _, new in pairs) / len(pairs),
-            )
-            for name, pairs in lengths.items()
-        }
 
 
 def find_workload(spec: SyntheticSpec) -> Path | None:

@@ -1,7 +1,4 @@
-"""Many simulations: systems x loads, on all cores, results in a fixed order.
-
-Does not know: the command line, files of results.
-"""
+"""Many simulations: systems x loads, on all cores, results in a fixed order."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from pathlib import Path
 
 from aegaeon.core.slo import Slo
 from aegaeon.latency.files.profile_book import ProfileBook
+from aegaeon.run_header import Load
 from aegaeon.scheduler.layout import NoPlacementError
 from aegaeon.workload import Arrival, SyntheticSpec, default_lengths, read_trace, spread
 from sim.records.output import PointOutput, point_key, texts_body
@@ -40,6 +38,12 @@ class WorkloadChoice:
     unit: str | None = None
     models: int = 1
     seed: int = 0
+
+    @property
+    def load(self) -> Load | None:
+        """As records say it; None of a trace."""
+        spec = self.synthetic
+        return Load.of(spec.models, spec.rate_per_s, spec.input_scale, spec.output_scale) if spec else None
 
 
 @dataclass(frozen=True, slots=True)

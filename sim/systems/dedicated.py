@@ -2,8 +2,6 @@
 
 A model gets replicas until each is busy at most ``TARGET_UTILISATION`` of the time with batches as large as its TPOT
 target and its memory allow.
-
-Does not know: other models, requests.
 """
 
 from __future__ import annotations

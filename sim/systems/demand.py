@@ -1,7 +1,4 @@
-"""How much of a GPU a model's traffic takes, for systems that place models in advance.
-
-Does not know: devices, placements.
-"""
+"""How much of a GPU a model's traffic takes, for systems that place models in advance."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The simulator's own errors.
-
-Does not know: how they are shown.
-"""
+"""The simulator's own errors."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ swaps as long as they help, then replicas of the busiest GPU's models where ther
 with an overlap of one half (assumed): two models of equal share that compute at the same time each run at two thirds of
 their speed, so that a shared GPU does a third more than one that takes turns. (The MuxServe paper, ICML'24, reports up
 to 1.8 times the throughput of taking turns.)
-
-Does not know: requests, SLOs, the published numbers of models per GPU (``PoolSpec`` says them).
 """
 
 from __future__ import annotations

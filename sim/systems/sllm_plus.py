@@ -3,8 +3,6 @@
 A GPU's queue is grouped by model, four requests in a group, and the group with the shortest remaining time goes first.
 A running group makes way for a shorter one (its switch counted), and loses its KV: what it had computed is recomputed
 when its turn comes again.
-
-Does not know: SLOs, other GPUs.
 """
 
 from __future__ import annotations

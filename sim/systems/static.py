@@ -1,7 +1,4 @@
-"""Static placement: every GPU (or share of one) has one model for good.
-
-Does not know: which model was placed where, or why.
-"""
+"""Static placement: every GPU (or share of one) has one model for good."""
 
 from __future__ import annotations
 

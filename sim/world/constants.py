@@ -1,7 +1,4 @@
-"""What the simulated hardware does, as numbers: bandwidths, overheads, host memory.
-
-Does not know: models, devices by name, the command line.
-"""
+"""What the simulated hardware does, as numbers: bandwidths, overheads, host memory."""
 
 from __future__ import annotations
 

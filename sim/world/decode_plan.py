@@ -3,8 +3,6 @@
 Step times follow the model's profile: ``d0 + d1 * (sum of contexts) + d2 * batch``; the sum grows by the batch size
 with every step, so a run with unchanged members is one cumulative sum. Members whose KV is still on its way join at the
 first step that begins after it has landed.
-
-Does not know: turns, queues, what a member is beyond its context and when it is there.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A simulated device: its pages, its host link, and the compute that the instances on it share.
-
-Does not know: turns, requests.
-"""
+"""A simulated device: its pages, its host link, and the compute that the instances on it share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The weights on one instance's device: which models are there or on their way, in pages of the device's ledger.
-
-Does not know: turns, KV, who decides what is resident.
-"""
+"""The weights on one instance's device: which models are there or on their way, in pages of the device's ledger."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The world's agenda: what happens next, in (time, declared priority, sequence) order.
-
-Does not know: what its entries do.
-"""
+"""The world's agenda: what happens next, in (time, declared priority, sequence) order."""
 
 from __future__ import annotations
 

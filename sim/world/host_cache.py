@@ -1,7 +1,4 @@
-"""Which models' weights are in a node's host memory, and when others are there: least recently used go first.
-
-Does not know: devices, links, requests.
-"""
+"""Which models' weights are in a node's host memory, and when others are there: least recently used go first."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 KV goes first (somebody waits for it, and it is small), weights for a turn that waits before weights fetched ahead; a
 copy that is overtaken goes on afterwards where it was.
-
-Does not know: what is copied beyond how long it takes alone, models, ledgers.
 """
 
 from __future__ import annotations

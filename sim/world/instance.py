@@ -2,8 +2,6 @@
 
 Between two boundaries nothing changes, so what happens there is planned in one go (``DecodePlan``, ``PromptPlan``) and
 booked when the boundary comes; whatever changes something earlier cuts the plan at the next step's end.
-
-Does not know: schedulers, where requests come from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A model as the executor needs it: its spec and its latency on the pool's devices, in plain numbers.
-
-Does not know: where profiles come from, devices by name.
-"""
+"""A model as the executor needs it: its spec and its latency on the pool's devices, in plain numbers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """One node of the simulated pool: its scheduler, its instances, its slab cache and host memory.
 
 Every event goes to the scheduler, and its commands are carried out, before time goes on.
-
-Does not know: other nodes, policies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What is to be known of a run while it goes: the node reports here.
-
-Does not know: what is made of it (``sim.records.tally``, ``sim.records.chrome_trace``).
-"""
+"""What is to be known of a run while it goes: the node reports here."""
 
 from __future__ import annotations
 

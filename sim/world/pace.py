@@ -1,7 +1,4 @@
-"""How fast an instance computes, and how long its steps take then.
-
-Does not know: profiles, what slows an instance down.
-"""
+"""How fast an instance computes, and how long its steps take then."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Processing one prompt: whole, or in chunks beside the decoding members of its turn.
-
-Does not know: turns, queues.
-"""
+"""Processing one prompt: whole, or in chunks beside the decoding members of its turn."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A request in the simulated world: how far it is, where its KV is, where its time went.
-
-Does not know: turns, schedulers, who decides.
-"""
+"""A request in the simulated world: how far it is, where its KV is, where its time went."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A turn as a simulated instance carries it out.
-
-Does not know: how long anything takes.
-"""
+"""A turn as a simulated instance carries it out."""
 
 from __future__ import annotations
 

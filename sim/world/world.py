@@ -1,7 +1,4 @@
-"""The simulated world: a virtual clock, nodes, and arrivals that are routed to them.
-
-Does not know: policies, metrics, files.
-"""
+"""The simulated world: a virtual clock, nodes, and arrivals that are routed to them."""
 
 from __future__ import annotations
 
@@ -36,6 +33,7 @@ class World:
         router: Router | None = None,
     ) -> None:
         self.now_s = 0.0
+        self.layout = layout
         self._queue = EventQueue()
         self._arrivals: Iterator[tuple[Request, int]] = iter(arrivals)
         self._router = router

@@ -22,13 +22,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from rich.console import Console
 
+import aegaeon
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.slo import Slo
 from aegaeon.core.timeline import Phase, PhaseSpan
+from aegaeon.run_header import Load, Origin, RunHeader
 from aegaeon.server.http.limits import RequestLimits
 from aegaeon.server.openai.schema import CompletionRequest, parse
 from aegaeon.workload import Arrival, write_csv
 from benchmark import benchmark_e2e
+from benchmark.command.errors import BenchmarkUsageError
 from benchmark.e2e.job import LengthLimits, ReplayJob, TargetModel, plan_jobs
 from benchmark.e2e.live_view import ReplayProgress
 from benchmark.e2e.occupancy import Occupancy, occupancies, switches
@@ -37,7 +40,7 @@ from benchmark.e2e.policy_choice import chosen_policy
 from benchmark.e2e.pool import PoolError, PoolProcess
 from benchmark.e2e.pool_state import PoolState
 from benchmark.e2e.replay import Replay, Replayed, http_client, is_foreign, served_models
-from benchmark.e2e.usage import BenchmarkUsageError
+from plots.read.records import read_records
 
 RECORD_KEYS = {
     "ttft",
@@ -398,8 +401,11 @@ def test_the_command_writes_the_record_file(
     trace = _trace(tmp_path, ["synth_model_00", "synth_model_01", "synth_model_00"])
     out = tmp_path / "json"
     assert benchmark_e2e.main(["--base-url", server.url, "--trace", str(trace), "--out", str(out)]) == 0
-    (file,) = out.iterdir()
+    file, summary = sorted(out.iterdir())
     assert file.name == "run-2-0.1-1.0-1.0-ttft5.0-tpot0.05.json"
+    header = RunHeader.read(json.loads(summary.read_text()))
+    assert header is not None
+    assert (header.origin, header.slo, header.version) == (Origin.MEASURED, Slo(5.0, 0.05), aegaeon.__version__)
     records = json.loads(file.read_text())
     assert len(records) == 3
     for entry in records.values():
@@ -419,9 +425,12 @@ def test_records_say_the_policy_that_a_running_server_is_said_to_run(
     trace = _trace(tmp_path, ["m"])
     arguments = ["--base-url", server.url, "--trace", str(trace), "--out", str(tmp_path / "json")]
     assert benchmark_e2e.main([*arguments, "--policy", "slack"]) == 0
-    (entry,) = json.loads(next((tmp_path / "json").iterdir()).read_text()).values()
-    assert set(entry) == {*RECORD_KEYS, "policy"}
-    assert entry["policy"] == "slack"
+    (outcome,) = read_records([tmp_path / "json"])
+    assert (outcome.policy, str(outcome.source)) == ("slack", "measured, device not stated")
+    assert outcome.load == Load(2, 0.1)
+    assert benchmark_e2e.main([*arguments, "--policy", "sllm", "--measured-on", "8 x A10"]) == 0
+    (outcome,) = read_records([tmp_path / "json"])
+    assert (outcome.policy, str(outcome.source)) == ("sllm", "measured, 8 x A10")
     assert benchmark_e2e.main(arguments) == 0
     assert "tell it with --policy" in capsys.readouterr().out
 
@@ -450,7 +459,8 @@ def test_failed_requests_make_the_command_fail_and_are_marked_dropped(
     monkeypatch.setattr(benchmark_e2e, "served_models", one_that_is_busy)
     trace = _trace(tmp_path, ["m"])
     assert benchmark_e2e.main(["--base-url", server.url, "--trace", str(trace), "--out", str(tmp_path / "json")]) == 1
-    (entry,) = json.loads(next((tmp_path / "json").iterdir()).read_text()).values()
+    file, _ = sorted((tmp_path / "json").iterdir())
+    (entry,) = json.loads(file.read_text()).values()
     assert (entry["ttft"], entry["per_token"], entry["qos"], entry["decode_time"]) == (-1.0, [-1.0], 0.0, None)
     assert "1 failed: HTTP 429: overloaded" in capsys.readouterr().out
 
@@ -463,8 +473,9 @@ def test_synthetic_workloads_are_made_where_no_file_is(
     assert benchmark_e2e.main([*command.split(), server.url]) == 0
     assert "shipped quantile table" in capsys.readouterr().out
     assert max(len(request["prompt"]) for request in server.seen) <= 8
-    assert [file.name for file in (tmp_path / "plots" / "json").iterdir()] == [
-        "run-3-20.0-1.0-1.0-ttft10.0-tpot0.1.json"
+    assert sorted(file.name for file in (tmp_path / "plots" / "json").iterdir()) == [
+        "run-3-20.0-1.0-1.0-ttft10.0-tpot0.1.json",
+        "run-3-20.0-1.0-1.0-ttft10.0-tpot0.1.summary.json",
     ]
 
 

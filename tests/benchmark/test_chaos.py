@@ -151,7 +151,7 @@ def test_descriptors_are_counted_process_by_process():
 
 ENDS_SLOWLY = """
 import atexit, sys
-from benchmark.e2e.interrupt import run_to_end
+from benchmark.command.interrupt import run_to_end
 
 def told(word):
     print(word, flush=True)

@@ -15,8 +15,8 @@ from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.turn_timing import StepSums, TurnTiming
+from aegaeon.latency.fit.online_fit import OnlineFit
 from aegaeon.latency.online.calibrated_costs import CalibratedCosts, CalibratingScheduler
-from aegaeon.latency.online.online_fit import PartCalibration
 from aegaeon.scheduler.log import LogEntry, decode, encode, replay
 
 ESTIMATE = LatencyProfile(10e-3, 400e-6, 100e-9, 10e-3, 2e-6, 300e-6)
@@ -118,7 +118,7 @@ def test_costs_that_are_not_of_steps_are_those_of_the_base() -> None:
 
 
 def test_one_absurd_turn_cannot_ruin_an_estimate() -> None:
-    part = PartCalibration((0.01, 1e-4, 1e-8))
+    part = OnlineFit((0.01, 1e-4, 1e-8))
     for _ in range(50):
         part.observe((1, 100, 10_000), 0.01 + 0.01 + 1e-4)
     part.observe((1, 100, 10_000), 1e6)
@@ -130,7 +130,7 @@ def test_one_absurd_turn_cannot_ruin_an_estimate() -> None:
 @pytest.mark.parametrize("estimate", [(0.0, 1.0, 1.0), (1.0, 1.0), (1.0, -1.0, 1.0)])
 def test_an_estimate_has_three_positive_coefficients(estimate: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="three positive"):
-        PartCalibration(estimate)
+        OnlineFit(estimate)
 
 
 class CostEcho:

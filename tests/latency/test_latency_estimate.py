@@ -11,8 +11,8 @@ from aegaeon.latency.estimate.device_spec import DEVICES, device_spec
 from aegaeon.latency.estimate.errors import LatencyError, UnknownNameError
 from aegaeon.latency.estimate.model_facts import CatalogueModel
 from aegaeon.latency.estimate.roofline import PEAK, Slowdown, estimate, fastest
-from aegaeon.latency.fit.calibration import MeasuredSet, calibrate, estimate_error, leave_one_out
 from aegaeon.latency.fit.measurement import Measurement
+from aegaeon.latency.fit.slowdown import MeasuredSet, calibrate, estimate_error, leave_one_out
 
 ROOT = Path(__file__).parents[2]
 FACTS = {facts.model: facts for facts in CatalogueModel.read_all(ROOT / "profiles" / "models")}
@@ -120,7 +120,7 @@ def made_set(name: str, device: str, slowdown: Slowdown = TRUE) -> MeasuredSet:
         for length in (16, 128, 1024)
         for batch in (1, 4, 16)
     )
-    return MeasuredSet(name, model, spec, points, points)
+    return MeasuredSet(name, model, spec, tuple(p.prefill for p in points), tuple(p.decode for p in points))
 
 
 def test_calibration_finds_the_slowdown_that_made_the_measurements() -> None:

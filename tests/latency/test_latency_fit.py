@@ -20,8 +20,8 @@ from aegaeon.latency.estimate.model_facts import CatalogueModel
 from aegaeon.latency.files.profile_book import ProfileBook
 from aegaeon.latency.files.profile_file import ProfileFile
 from aegaeon.latency.fit.least_squares import fit_relative, mean_relative_error
+from aegaeon.latency.fit.measured_fit import find_cap, fit
 from aegaeon.latency.fit.measurement import Measurement, read_measurements
-from aegaeon.latency.fit.part_fit import find_cap, fit
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ROOT.parent / "shared" / "data" / "measured_latency.csv"
@@ -60,7 +60,7 @@ def test_the_cap_on_batched_tokens_is_found_and_what_lies_beyond_left_out(cap: i
     points = measure(cap, noise=0.04)
     found = fit(points, FASTEST)
     assert found.batched_token_cap == find_cap(points) == cap
-    assert all(point.batched_tokens <= (cap or 8192) for point in found.decode.points)
+    assert all(sample.done[1] <= (cap or 8192) for sample in found.decode.samples)
     assert found.profile.p1_s == pytest.approx(TRUE.p1_s, rel=0.1)
     assert found.profile.d0_s == pytest.approx(TRUE.d0_s, rel=0.05)
 
@@ -84,7 +84,7 @@ def test_a_jump_at_large_batches_narrows_the_range() -> None:
     found = fit(jumped, FASTEST)
     assert found.decode.high < 200
     assert found.decode.mean_error <= 0.10
-    assert len(found.decode.points) < found.sound == len(found.prefill.points)
+    assert len(found.decode.samples) < found.sound == len(found.prefill.samples)
 
 
 def test_measurements_that_no_line_fits_are_refused() -> None:

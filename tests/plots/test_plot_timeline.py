@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from plots.timeline import plot_timeline
+from plots.benchmarks.timeline import plot_timeline
 
 MIN_PIXELS = 4000  # a bar has more, text and lines have less
 

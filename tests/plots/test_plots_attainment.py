@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plots.attainment import draw_attainment, draw_bound
-from plots.bounds import Bounds
+from aegaeon.crossing import crossing
+from aegaeon.metrics import Metric
+from aegaeon.run_header import Origin
 from plots.claims import Result, claims_page
-from plots.crossing import crossing
-from plots.curve import Curve, Origin, Source
-from plots.outcome import Distribution
-from plots.panel import PANELS
-from plots.style import LOOKS, SYSTEMS, figure_style, new_figure
-from plots.token_gaps import Metric
+from plots.curves.bounds import Bounds
+from plots.curves.curve import Curve, Source
+from plots.curves.outcome import Distribution
+from plots.draw.attainment import draw_attainment, draw_bound
+from plots.draw.style import LOOKS, SYSTEMS, figure_style, new_figure
+from sim.panels import PANELS
 
 SIMULATED = Source(Origin.SIMULATED, "16 x H100")
 MEASURED = Source(Origin.MEASURED, "2-core CPU")

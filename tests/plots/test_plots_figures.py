@@ -14,12 +14,22 @@ import numpy as np
 import pytest
 
 from aegaeon.core.slo import Slo
-from plots import figures, plot_a10, plot_autoscale_cdf, plot_breakdown, plot_e2e, plot_frag, plot_kvcache_cdf, plot_tp4
-from plots.outcome import Load
-from plots.panel import A10_PANELS, FAR_PANELS, PANELS, TP4_PANELS
-from plots.records import curves_of, read_records
-from plots.style import SYSTEMS, system_look
-from plots.token_gaps import Metric
+from aegaeon.metrics import Metric
+from aegaeon.run_header import Load, Origin, RunHeader, SystemRun
+from plots import (
+    figures,
+    plot_a10,
+    plot_autoscale_cdf,
+    plot_breakdown,
+    plot_e2e,
+    plot_frag,
+    plot_kvcache_cdf,
+    plot_tp4,
+    results,
+)
+from plots.draw.style import SYSTEMS, system_look
+from plots.read.records import curves_of, read_records
+from sim.panels import A10_PANELS, FAR_PANELS, PANELS, TP4_PANELS
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "16 x h100"
@@ -428,3 +438,52 @@ def test_a_sweep_that_fails_is_told_in_the_simulators_words(tmp_path: Path, caps
     said = capsys.readouterr().err
     assert "'aegeon'" in said
     assert "Traceback" not in said
+
+
+# -- headers
+
+
+def test_a_header_says_what_is_in_a_file_whatever_its_name(records: Path) -> None:
+    (file,) = records.iterdir()
+    run = SystemRun("slack", Load(40, 0.05))
+    header = RunHeader(Origin.SIMULATED, "4 x a10", Slo(5.0, 0.2), {"(16, aegaeon)": run}, "1.0", "abc")
+    moved = file.rename(records / "anything.json")
+    moved.with_name("anything.summary.json").write_text(json.dumps(header.plain()), encoding="utf-8")
+    (outcome,) = read_records([records])
+    assert (outcome.policy, outcome.load, outcome.slo) == ("slack", Load(40, 0.05), Slo(5.0, 0.2))
+    assert str(outcome.source) == "simulated, 4 x A10"
+    assert outcome.score(Metric.SLO_ATTAINMENT, Slo()) == 1.0
+
+
+def test_a_header_is_read_back_as_it_was_written() -> None:
+    runs = {"a": SystemRun(None, Load(2, 0.1, 2.0, 1.0)), "b": SystemRun("slack", None)}
+    header = RunHeader.here(Origin.MEASURED, None, Slo(1.0, 0.5), runs)
+    assert RunHeader.read(json.loads(json.dumps(header.plain()))) == header
+    assert RunHeader.read({"device": "16 x h100"}) is None
+
+
+def test_a_header_that_makes_no_sense_is_named(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_summary(records, {"format": "aegaeon-records-1", "world": "dreamt"})
+    assert plot_e2e.main(["--spec", "0.1", "--json", str(records), "--out", str(tmp_path)]) == 2
+    assert "has no usable header" in capsys.readouterr().err
+
+
+# -- benchmarks of this project
+
+
+@pytest.mark.parametrize("name", ["fidelity", "loader", "policies", "runtime_policies"])
+def test_the_results_of_the_project_are_drawn(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / f"{name}.json"
+    copy.write_bytes((ROOT / "benchmark" / "results" / copy.name).read_bytes())
+    assert results.main([str(copy)]) == 0
+    assert capsys.readouterr().out.strip() == str(copy.with_suffix(".png"))
+    assert coloured_pixels(copy.with_suffix(".png")) > 5000
+
+
+@pytest.mark.parametrize("content", ["{}", '{"benchmark": "weather"}', '{"benchmark": "fidelity"}'])
+def test_results_that_have_no_figure_are_told(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.json").write_text(content, encoding="utf-8")
+    assert results.main([str(tmp_path / "x.json")]) == 2
+    assert "x.json" in capsys.readouterr().err

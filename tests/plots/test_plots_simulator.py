@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from plots.outcome import Outcome
-from plots.panel import A10_PANELS, PANELS, TP4_PANELS, Panel
-from plots.records import read_records
-from plots.sim_file import read_simulation
-from plots.token_gaps import Metric
+from aegaeon.metrics import Metric
+from aegaeon.run_header import Load
+from plots.curves.outcome import Outcome
+from plots.read.record_file import read_record_file
+from plots.read.records import read_records
 from sim import simulate
+from sim.panels import A10_PANELS, PANELS, TP4_PANELS, Panel
 from sim.study.options import make_plans, make_setting, parser
 
 EVERY_PANEL = [*PANELS.values(), *A10_PANELS, *TP4_PANELS]
@@ -24,7 +25,7 @@ def test_a_panels_records_are_found_under_the_name_that_the_simulator_gives_them
     (plan,) = make_plans(options, slo)
     keys = ", ".join(f'"{point.key}": {{}}' for point in plan.points)
     (tmp_path / plan.file_name).write_text(f"{{{keys}}}", encoding="utf-8")
-    outcomes = read_simulation(tmp_path / plan.file_name)
+    outcomes = read_record_file(tmp_path / plan.file_name)
     assert tuple(panel.x_of(outcome.load) for outcome in outcomes) == panel.xs
     assert {outcome.slo for outcome in outcomes} == {slo} == {panel.slo}
 
@@ -36,6 +37,19 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     pool = ["--policy", "aegaeon", "--devices", "4xh100", "--workers", "1", "--out", str(folder)]
     assert simulate.main([*load, *pool]) == 0
     return read_records([folder])
+
+
+def test_what_a_simulation_says_of_itself_does_not_depend_on_names(tmp_path: Path) -> None:
+    load = ["--num-models", "2", "--arrival-rate", "0.5", "--duration", "10", "--inlen-scale", "2.0"]
+    assert (
+        simulate.main([*load, "--policy", "slack", "--devices", "2xa10", "--mix", "yi-1.5-6b", "--out", str(tmp_path)])
+        == 0
+    )
+    (file,) = tmp_path.glob("sim-*0.json")
+    file.rename(tmp_path / "mine.json")
+    file.with_name(f"{file.stem}.summary.json").rename(tmp_path / "mine.summary.json")
+    (outcome,) = read_records([tmp_path])
+    assert (outcome.policy, outcome.load, str(outcome.source)) == ("slack", Load(2, 0.5, 2.0), "simulated, 2 x A10")
 
 
 def test_metrics_of_the_token_times_are_those_of_the_summary(simulated: list[Outcome]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from aegaeon.core.profile import LatencyProfile
 from aegaeon.device.common.local_cpu import local_cpu
 from aegaeon.latency.files.profile_book import ProfileBook
 from aegaeon.latency.files.profile_file import ProfileFile
+from aegaeon.latency.fit.part_fit import MAX_ERROR, Sample
+from aegaeon.latency.fit.step_fit import fit_steps
 from aegaeon.profiling.campaign import Campaign
 from aegaeon.profiling.grid import GridLimits, make_grid
 from aegaeon.profiling.journal import Journal
+from aegaeon.profiling.measured_file import batch_sample, prompt_sample
 from aegaeon.profiling.point import DecodePoint, HandOverPoint, PrefillPoint, SwitchPoint
-from aegaeon.profiling.step_fit import DecodeSample, PrefillSample, fit_steps
 from aegaeon.settings.error import SettingsError
 from aegaeon.toy_models.make_model import make_model
 from aegaeon.toy_models.model_request import ModelSizes
@@ -28,20 +31,20 @@ TRUTH = LatencyProfile(8e-3, 300e-6, 200e-9, 9e-3, 2e-6, 250e-6)
 CHUNK = 512
 
 
-def prompts(truth: LatencyProfile, noise: float = 0.0, seed: int = 0) -> list[PrefillSample]:
+def prompts(truth: LatencyProfile, noise: float = 0.0, seed: int = 0) -> list[Sample]:
     dice = random.Random(seed)
     samples = []
     for tokens in (16, 24, 32, 64, 128, 256, 512, 1024, 2048):
         chunks = -(-tokens // CHUNK)
         seconds = truth.p0_s * chunks + truth.p1_s * tokens + truth.p2_s * tokens**2
-        samples.append(PrefillSample(tokens, chunks, seconds * (1 + dice.uniform(-noise, noise))))
+        samples.append(prompt_sample(tokens, CHUNK, seconds * (1 + dice.uniform(-noise, noise))))
     return samples
 
 
-def batches(truth: LatencyProfile, noise: float = 0.0, seed: int = 0) -> list[DecodeSample]:
+def batches(truth: LatencyProfile, noise: float = 0.0, seed: int = 0) -> list[Sample]:
     dice = random.Random(seed)
     return [
-        DecodeSample(b, b * context, truth.decode_step_s(b * context, b) * (1 + dice.uniform(-noise, noise)))
+        batch_sample(b, b * context, truth.decode_step_s(b * context, b) * (1 + dice.uniform(-noise, noise)))
         for b, context in product((1, 2, 4, 8, 16, 32), (32, 128, 512))
     ]
 
@@ -51,39 +54,37 @@ class TestFit:
         fit = fit_steps(prompts(TRUTH), batches(TRUTH))
         for name in ("p0_s", "p1_s", "p2_s", "d0_s", "d1_s", "d2_s"):
             assert getattr(fit.profile, name) == pytest.approx(getattr(TRUTH, name), rel=1e-6)
-        assert fit.good
+        assert fit.worst_error <= MAX_ERROR
         assert (fit.prefill.low, fit.prefill.high, fit.decode.low, fit.decode.high) == (16, 2048, 1, 32)
 
     def test_noise_within_the_limit_is_told_as_an_error(self) -> None:
         fit = fit_steps(prompts(TRUTH, 0.08), batches(TRUTH, 0.08))
-        assert fit.good
+        assert fit.worst_error <= MAX_ERROR
         assert 0.01 < fit.decode.mean_error < 0.08
 
     def test_a_batch_size_from_which_the_line_bends_is_left_out(self) -> None:
         bent = [
-            sample if sample.batch < 32 else DecodeSample(sample.batch, sample.context_tokens, 4 * sample.seconds)
-            for sample in batches(TRUTH)
+            replace(sample, seconds=4 * sample.seconds) if sample.size == 32 else sample for sample in batches(TRUTH)
         ]
         fit = fit_steps(prompts(TRUTH), bent)
-        assert fit.good
+        assert fit.worst_error <= MAX_ERROR
         assert fit.decode.high == 16
 
     def test_short_prompts_that_leave_the_line_are_left_out(self) -> None:
-        odd = [PrefillSample(s.tokens, s.chunks, s.seconds * (6 if s.tokens < 32 else 1)) for s in prompts(TRUTH)]
+        odd = [replace(s, seconds=s.seconds * (6 if s.size < 32 else 1)) for s in prompts(TRUTH)]
         fit = fit_steps(odd, batches(TRUTH))
-        assert fit.good
+        assert fit.worst_error <= MAX_ERROR
         assert fit.prefill.low == 32
 
     def test_what_is_no_line_at_all_is_not_called_good(self) -> None:
         dice = random.Random(1)
-        wild = [DecodeSample(s.batch, s.context_tokens, s.seconds * dice.uniform(0.3, 3)) for s in batches(TRUTH)]
+        wild = [replace(s, seconds=s.seconds * dice.uniform(0.3, 3)) for s in batches(TRUTH)]
         fit = fit_steps(prompts(TRUTH), wild)
-        assert not fit.good
-        assert fit.decode.mean_error > 0.1
-        assert fit.decode.points == len(wild)
+        assert fit.worst_error == fit.decode.mean_error > MAX_ERROR
+        assert len(fit.decode.samples) >= len(wild) // 2
 
     def test_no_coefficient_is_negative(self) -> None:
-        falling = [DecodeSample(s.batch, s.context_tokens, 0.01 / s.batch) for s in batches(TRUTH)]
+        falling = [replace(s, seconds=0.01 / s.size) for s in batches(TRUTH)]
         assert min(fit_steps(prompts(TRUTH), falling).decode.coefficients_s) >= 0
 
     def test_too_few_points_are_refused(self) -> None:

@@ -15,8 +15,8 @@ from aegaeon.profiling.campaign import Campaign
 from aegaeon.profiling.copies import CopyBench, copied_bytes
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.profiling.point import Copied
-from aegaeon.profiling.source_commit import source_commit
 from aegaeon.profiling.target import Target, copying_target, gpu_target
+from aegaeon.source_commit import source_commit
 from aegaeon.toy_models.make_model import make_model
 from aegaeon.toy_models.model_request import ModelSizes
 

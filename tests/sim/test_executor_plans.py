@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
-from aegaeon.core.record import qos, slo_attainment
 from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
-from sim.records import metrics
-from sim.records.token_batch import TokenBatch
+from aegaeon.metrics import TokenBatch
 from sim.records.token_text import gaps_texts
 from sim.world.decode_plan import DecodePlan, plan_decode
 from sim.world.event_queue import EventQueue
@@ -188,22 +186,9 @@ def test_a_model_larger_than_host_memory_is_read_every_time() -> None:
     assert cache.fetch("a", 5.0) == 6.0
 
 
-@given(
-    gaps_s=st.lists(st.floats(0.001, 30.0), min_size=1, max_size=80),
-    slo=st.sampled_from([Slo(), Slo(1.0, 0.03), Slo(5.0, 1.0)]),
-)
-def test_metrics_over_arrays_are_the_recorded_metrics(gaps_s: list[float], slo: Slo) -> None:
-    requests, slos, arrival_s = [[0.5, 0.01, 40.0], gaps_s], [Slo(), slo], 3.0
-    pieces = [arrival_s + np.cumsum(gaps) for gaps in requests]
-    batch = TokenBatch.of(pieces, [len(piece) for piece in pieces], [arrival_s] * 2, slos)
-    for batched, recorded in ((metrics.qos, qos), (metrics.slo_attainment, slo_attainment)):
-        expected = [recorded(*request) for request in zip(requests, slos, strict=True)]
-        assert batched(batch).tolist() == pytest.approx(expected)
-
-
 def test_token_times_are_written_in_milliseconds_without_adding_up_errors() -> None:
     times_s = np.array([0.0100049, 0.0200098, 0.0300147, 100.0])
-    (text,) = gaps_texts(TokenBatch.of([times_s], [4], [0.0], [Slo()]))
+    (text,) = gaps_texts(TokenBatch.of_times([times_s], [4], [0.0], [Slo()]))
     assert text == "[10.00,10.01,10.00,99969.99]"
     assert sum(json.loads(text)) == pytest.approx(100_000.0)
 
@@ -213,7 +198,9 @@ def test_numbers_of_any_size_are_written_as_they_are(ticks: list[list[int]]) -> 
     """In steps of 0.01 ms, up to three years."""
     pieces = [np.cumsum(gaps) / 100_000 for gaps in ticks]
     requests = len(ticks)
-    written = gaps_texts(TokenBatch.of(pieces, [len(gaps) for gaps in ticks], [0.0] * requests, [Slo()] * requests))
+    written = gaps_texts(
+        TokenBatch.of_times(pieces, [len(gaps) for gaps in ticks], [0.0] * requests, [Slo()] * requests)
+    )
     assert written == [f"[{','.join(f'{gap // 100}.{gap % 100:02d}' for gap in gaps)}]" for gaps in ticks]
 
 

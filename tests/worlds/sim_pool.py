@@ -17,7 +17,7 @@ from aegaeon.scheduler.layout import PoolDevice, PoolSpec
 from aegaeon.scheduler.policy import Policy
 from sim.records.tally import Tally
 from sim.study.hardware import Hardware
-from sim.study.run import make_world
+from sim.study.run import pool_of
 from sim.study.scenario import Scenario
 from sim.systems.systems import find_system
 from sim.world.constants import Constants
@@ -72,7 +72,7 @@ def play(scenario: Scenario, hardware: Hardware, system: Policy | str = "aegaeon
     """Run, and check what must hold after any run."""
     tally = Tally(keep_records=True)
     system = find_system(system) if isinstance(system, str) else system
-    world, _ = make_world(system.checked(), scenario, hardware, tally)
+    world = pool_of(system.checked(), scenario, hardware).world(scenario.arrivals, tally)
     world.run()
     check_requests(scenario, tally)
     check_ledgers(world)

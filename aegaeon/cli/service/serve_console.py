@@ -1,8 +1,6 @@
 """Shows a person what the service reports: a table of models, where it listens, when it is ready.
 
 Standard output gets one line, ``ready URL``, for programs to wait for; all else goes to standard error.
-
-Does not know: how the service runs.
 """
 
 from __future__ import annotations

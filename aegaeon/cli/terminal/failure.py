@@ -1,7 +1,4 @@
-"""What a person sees when a command fails.
-
-Does not know: what the commands do.
-"""
+"""What a person sees when a command fails."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Flags of ``aegaeon serve``, one for every option.
-
-Does not know: what the values mean; flags are text until they are validated like those of the file.
-"""
+"""Flags of ``aegaeon serve``, one for every option."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Logging of a command: our messages from INFO up, those of libraries from WARNING up, to one place.
-
-Does not know: what is logged.
-"""
+"""Logging of a command: our messages from INFO up, those of libraries from WARNING up, to one place."""
 
 from __future__ import annotations
 

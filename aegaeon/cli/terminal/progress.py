@@ -1,7 +1,4 @@
-"""How far a long measurement is: a bar on a terminal, a line for every tenth where nobody watches (a log, a pipe).
-
-Does not know: what is measured.
-"""
+"""How far a long measurement is: a bar on a terminal, a line for every tenth where nobody watches (a log, a pipe)."""
 
 from __future__ import annotations
 

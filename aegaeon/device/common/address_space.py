@@ -1,8 +1,6 @@
 """What is reserved and mapped on one device, and the rules of the protocol about it.
 
 Every backend asks here before it acts, so that all of them refuse the same mistakes in the same words.
-
-Does not know: how a backend reserves or maps, tensors, copies.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A graph repeats the same kernels on the same addresses; what lies there may have changed. So inputs are written into
 tensors that were there at capture, and outputs are read from those that the capture returned.
-
-Does not know: models, what is captured.
 """
 
 from __future__ import annotations

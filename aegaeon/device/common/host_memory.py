@@ -1,7 +1,4 @@
-"""How much more memory this process could use: the machine's, and what its control group leaves of it.
-
-Does not know: what the memory is for.
-"""
+"""How much more memory this process could use: the machine's, and what its control group leaves of it."""
 
 from __future__ import annotations
 

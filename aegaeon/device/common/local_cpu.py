@@ -1,7 +1,4 @@
-"""What latency profiles call this machine's processor, and what is worth noting about it.
-
-Does not know: models, measurements.
-"""
+"""What latency profiles call this machine's processor, and what is worth noting about it."""
 
 from __future__ import annotations
 

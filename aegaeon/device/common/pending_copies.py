@@ -1,7 +1,4 @@
-"""The copies that may still be under way, and the memory that they touch.
-
-Does not know: how copies are carried out.
-"""
+"""The copies that may still be under way, and the memory that they touch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which host memory is registered with a device, and the rules about it.
-
-Does not know: how a backend registers memory.
-"""
+"""Which host memory is registered with a device, and the rules about it."""
 
 from __future__ import annotations
 

@@ -12,8 +12,6 @@ events. The rules below hold on every backend, and breaking one raises ``DeviceE
 - Nothing is unmapped, released or unpinned while a copy that touches it is under way.
 
 One thread calls a device; the copies themselves run beside it.
-
-Does not know: which pages should be where (the ledger in ``aegaeon.memory``), what lies in them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A memory file has no name in any folder, so nothing is left behind when its last user dies. Its pages count as shared
 memory of the control group that touches them first.
-
-Does not know: who shares them, how descriptors travel, what lies in them.
 """
 
 from __future__ import annotations

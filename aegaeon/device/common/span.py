@@ -1,7 +1,4 @@
-"""A stretch of memory.
-
-Does not know: what it belongs to.
-"""
+"""A stretch of memory."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Python's own ``mmap`` cannot place a mapping at an address, nor reserve addresses without memory. Sizes and addresses
 are multiples of the system's page size. Errors are ``OSError`` with the C library's errno.
 
-Does not know: what mappings are for. Linux only.
+Linux only.
 """
 
 from __future__ import annotations

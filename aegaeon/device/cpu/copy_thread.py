@@ -1,7 +1,4 @@
-"""A thread that carries out work in order: a stream on the CPU.
-
-Does not know: what the work is.
-"""
+"""A thread that carries out work in order: a stream on the CPU."""
 
 from __future__ import annotations
 

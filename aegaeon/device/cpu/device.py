@@ -1,8 +1,6 @@
 """The CPU as a device: pages of one memory file, mapped where ranges are reserved; copies on threads.
 
 Addresses are as stable as on a GPU, a switch remaps pages, and nothing is emulated but the distance.
-
-Does not know: other backends.
 """
 
 from __future__ import annotations

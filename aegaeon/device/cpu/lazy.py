@@ -11,8 +11,6 @@ destination reads as NaN (bytes 0xFF). Conflicting copies without an order raise
 4. a switch that does not wait for pending copies out is refused by ``unmap``, or is a case of rule 2.
 
 What it cannot show: a copy out that begins before compute has produced its source, since compute is not late here.
-
-Does not know: the backend that it wraps, other than by the protocol.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """``CudaDriver`` through NVIDIA's own bindings (``cuda.bindings``, which CUDA builds of torch bring along).
 
 This is the only place that imports them; they need the driver's library only when they are called.
-
-Does not know: what calls are for.
 """
 
 from __future__ import annotations

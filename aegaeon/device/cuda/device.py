@@ -2,8 +2,6 @@
 streams of their own, one for each direction.
 
 Addresses stay what they are while pages come and go, so graphs captured for a model hold across every switch.
-
-Does not know: other backends, how the driver is called (``cuda_driver``), torch's own memory on the device.
 """
 
 from __future__ import annotations

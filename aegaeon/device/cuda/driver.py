@@ -3,8 +3,6 @@
 A protocol, so that the backend is typed and tested where neither a driver nor its bindings are: ``cuda_bindings`` has
 the real one, the tests have one that enforces the API's rules. Methods are named after the calls (``mem_map`` is
 ``cuMemMap``); addresses, handles, streams and events are integers; a call that fails raises ``CudaError``.
-
-Does not know: pages, ranges, tensors.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Which GPUs there are for this process and those that it starts. ``CUDA_VISIBLE_DEVICES`` counts, and a MIG slice is a
 GPU like any other, but for one thing: CUDA shows a process the first slice of that list only. The others are each for
 a process of its own, which is given that slice alone to see.
-
-Does not know: torch, what GPUs are used for.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Handed over as a DLPack capsule (https://dmlc.github.io/dlpack), the one way in that asks nothing of the memory: it need
 not be mapped, nor be known to CUDA's runtime. The capsule's record is freed by the C library itself, so that a tensor
 may go at any time, in any thread.
-
-Does not know: whose memory it is, how long it lives (a tensor keeps nothing alive).
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The physical pages of a GPU, made once, and where they are mapped.
-
-Does not know: who owns a page, what lies in it.
-"""
+"""The physical pages of a GPU, made once, and where they are mapped."""
 
 from __future__ import annotations
 

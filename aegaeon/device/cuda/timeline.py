@@ -1,7 +1,4 @@
-"""One stream: its work is counted in tickets, each of which ends with an event of the driver.
-
-Does not know: what the work is, other streams.
-"""
+"""One stream: its work is counted in tickets, each of which ends with an event of the driver."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """What is asked of torch about CUDA: its context, its stream, its graphs, its own memory.
 
 ``torch.cuda`` is used in this file and in no other.
-
-Does not know: pages, ranges, models.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """The gate: what a model directory is, and whether the engine runs it right.
 
 Cheap: modules are built on the meta device and two tokens go through them (``dry_run``); no weight is read.
-
-Does not know: weights, instances.
 """
 
 from __future__ import annotations

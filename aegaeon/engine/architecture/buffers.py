@@ -1,7 +1,4 @@
-"""Buffers that no checkpoint stores, such as rotary frequencies: their model computes them when it is initialised.
-
-Does not know: weights, persistent buffers (they are weights).
-"""
+"""Buffers that no checkpoint stores, such as rotary frequencies: their model computes them when it is initialised."""
 
 from __future__ import annotations
 

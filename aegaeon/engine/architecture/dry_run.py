@@ -5,8 +5,6 @@ paged attention sees each layer's call; a probe in the place of the KV cache see
 to token; a mask that is only a note of how it would be computed shows which keys a layer wants its queries to see; and
 a watch sees whether positions matter. A model runs right on paged attention if each layer attends once, through the
 interface, in a way that ``AttentionCall`` describes, and keeps nothing else.
-
-Does not know: architectures, files, weights.
 """
 
 from __future__ import annotations

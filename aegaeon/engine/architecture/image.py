@@ -10,8 +10,6 @@ Neither way makes up what is missing, leaves out what matters (``unused``), or t
 
 An image appears under its final name by a rename, so a half-written one is never seen, and is made under a lock, so
 processes that want it at once make it once.
-
-Does not know: how weights are cached, bound or run.
 """
 
 from __future__ import annotations

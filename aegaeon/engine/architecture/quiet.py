@@ -1,7 +1,4 @@
-"""Keeping Transformers off the terminal.
-
-Does not know: what is being loaded or saved.
-"""
+"""Keeping Transformers off the terminal."""
 
 from __future__ import annotations
 

@@ -3,8 +3,6 @@
 ``dynamic`` and ``longrope`` choose their frequencies by the largest position in a forward pass. In a batch that would
 let one request change another's output, and KV cached under one choice would be read under another. So the choice is
 made once for each model: the one for its longest context (as other serving systems do).
-
-Does not know: how frequencies are computed (Transformers does).
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Any class that Transformers maps a configuration to for causal language modelling is built on the meta device, with its
 attention set to ours. There is no list of architectures.
-
-Does not know: weights, KV, whether the model would run right (``dry_run`` finds out).
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Its pages are ours: head by head, and anywhere. Before a step it wants to be told which pages there are and how full the
 last ones are (``plan``), on the host; that is done once for each kind of layer, and for steps that are captured
 outside of the graph, into tensors that stay where they are.
-
-Does not know: models, graphs.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 It is the reference for the others. Decoding lanes are attended together over the whole width of their block tables, so
 that shapes depend on no value; a prompt's chunk is attended by itself.
-
-Does not know: models, graphs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """Tries an attention backend on the device, once for each kind of layer, with blocks that lie as ours do, against
 gathering: what raises, or differs, cannot do it.
-
-Does not know: single backends.
 """
 
 from __future__ import annotations

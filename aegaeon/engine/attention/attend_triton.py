@@ -1,7 +1,4 @@
-"""Attention by our own Triton kernels: every kind of layer, blocks wherever they lie, nothing copied.
-
-Does not know: models, graphs.
-"""
+"""Attention by our own Triton kernels: every kind of layer, blocks wherever they lie, nothing copied."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 What pages they take depends on the GPU, on torch and on cuDNN, and is not written down anywhere. So a layer's needs are
 tried on the device once, with blocks that lie as ours do, against gathering; whatever raises or differs is refused.
-
-Does not know: models, graphs.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Transformers' models look their attention function up by name and pass keyword a
 it. Registered under ``IMPLEMENTATION`` is a function that hands every layer's call to the object passed as ``paged``:
 the step's paged attention, or the recorder that finds out what a model's layers ask for. No mask function is
 registered under that name, so no masks are made: which keys a query sees is its ``Reach``.
-
-Does not know: KV memory, batches, devices.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The tokens of one step, packed: prefill chunks and decodes of several sequences one after the other in a flat batch.
-
-Does not know: layers, attention, what lies in KV blocks.
-"""
+"""The tokens of one step, packed: prefill chunks and decodes of several sequences, one after the other, flat."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 A backend says what it cannot do (``refuses``); the first one of a list that can is taken, and the log says once which
 one that is, and why those before it are not.
-
-Does not know: single backends.
 """
 
 from __future__ import annotations

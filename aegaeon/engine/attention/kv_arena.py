@@ -11,8 +11,6 @@ which is what batched matrix products read without another copy.
 Blocks of a slab follow each other, but a slab need not be a whole number of blocks. Rows are therefore counted in
 *units*, the largest number of elements that divides every offset a row can have: views have a row at each unit (they
 overlap; only the rows at real offsets are used), and an offset becomes an index by one division.
-
-Does not know: who owns a block, which tokens lie in it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Decoding lanes come first, each with one row; then come the lanes of prompt chunks. Everything that depends on values is
 a tensor, so that a step of decodes only can be captured and repeated with other values.
-
-Does not know: layers, KV memory.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ bfloat16, all but a few decodes), and caps, sinks and windows come for free.
 
 A slot that no token was written to must hold finite numbers, since 0 times infinity would reach the output; blocks are
 therefore zeroed when their first token is written, and padding repeats blocks of the sequence itself.
-
-Does not know: models, where logits go, who owns blocks.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ Softmax is computed online (Milakov and Gimelshein, 2018; Dao et al., "FlashAtte
 "Flash-Decoding" (Dao et al., 2023).
 
 Importing this needs Triton. With ``TRITON_INTERPRET=1`` set before, kernels run on the CPU.
-
-Does not know: models, how tiles are chosen.
 """
 
 from __future__ import annotations

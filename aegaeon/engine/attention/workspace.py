@@ -1,8 +1,6 @@
 """Memory that a step uses again and again.
 
 Fresh large tensors cost more in page faults than the work done in them.
-
-Does not know: what it is used for.
 """
 
 from __future__ import annotations

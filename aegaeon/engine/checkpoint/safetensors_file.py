@@ -2,8 +2,6 @@
 
 The format does not ask for alignment, and forbids holes, so gaps are filled with small tensors named ``__pad_0``,
 ``__pad_1``, ... Files are read by ``quick_model_loader``.
-
-Does not know: models, which tensors belong together.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Everything that differs between requests crosses in one tensor; what remains is arithmetic on all rows. A row whose
 candidates may lie beyond the window says so in the result, and only such rows are looked at a second time. The noise
 is the same as on a CPU, so a request whose logits are the same gets the same tokens.
-
-Does not know: models, KV, where logits come from.
 """
 
 from __future__ import annotations

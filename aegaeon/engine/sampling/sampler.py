@@ -16,8 +16,6 @@ A row is only chosen from where its largest logit, after penalties and forbidden
 as larger than everything, so one look at the maximum finds NaN, infinity, and rows of which nothing is left.
 
 Token ids that a row has no logit for (a request or a checkpoint may name any) are never made, so they change nothing.
-
-Does not know: models, KV, stop strings, where logits come from.
 """
 
 from __future__ import annotations

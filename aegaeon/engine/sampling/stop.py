@@ -1,7 +1,4 @@
-"""When a request's output ends by its tokens.
-
-Does not know: text; stop strings are looked for where tokens become text.
-"""
+"""When a request's output ends by its tokens."""
 
 from __future__ import annotations
 

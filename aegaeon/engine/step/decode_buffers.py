@@ -2,8 +2,6 @@
 
 Rows that no sequence takes are padding: they feed token 0 at position 0 of a block that belongs to nobody (the trash
 block), and what comes out of them is never looked at.
-
-Does not know: models, graphs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the models of an instance share on a device: attention, graphs, and the memory for those.
-
-Does not know: single models, where weights come from.
-"""
+"""What the models of an instance share on a device: attention, graphs, and the memory for those."""
 
 from __future__ import annotations
 

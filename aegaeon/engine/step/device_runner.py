@@ -4,8 +4,6 @@ A step of decodes only is padded to a power of two of rows and runs on buffers t
 size has been used a few times it is waiting to be captured; whoever has time calls ``prepare_one``, which captures it
 and keeps the graph if it pays. Graphs stay valid when a model goes and comes back, because its weights come back to the
 same addresses; if they ever do not, its graphs are forgotten.
-
-Does not know: requests, sampling, how a batch was chosen.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """A packed batch on a device, and what is passed to a model as ``paged`` there.
 
 Everything that depends on the batch crosses to the device in one copy.
-
-Does not know: models, how attention is done.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The graphs of a process: at most so many bytes of them; those not replayed for the longest time go first.
-
-Does not know: what graphs compute.
-"""
+"""The graphs of a process: at most so many bytes of them; those not replayed for the longest time go first."""
 
 from __future__ import annotations
 

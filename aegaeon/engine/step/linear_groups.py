@@ -1,8 +1,6 @@
 """Which linear layers of a model read the same input: the query, key and value projections, or a gate and its product.
 
 Nothing names them; they are found by watching one step. Layers of a group can be computed as one.
-
-Does not know: weights' layouts, what a group is for.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Binding makes no copy: parameters become views of the tensors given. The first time installs parameters of the right
 device, later ones only point them elsewhere, so a switch takes well under a millisecond for hundreds of tensors.
-
-Does not know: where weights come from, KV, batches.
 """
 
 from __future__ import annotations

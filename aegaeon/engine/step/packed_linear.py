@@ -1,7 +1,4 @@
-"""Linear layers that compute with weights in oneDNN's blocked layout, one or a group that reads the same input.
-
-Does not know: when weights are packed, how many may be.
-"""
+"""Linear layers that compute with weights in oneDNN's blocked layout, one or a group that reads the same input."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ that (1.4 to 1.9 times for batches of 2 to 32 tokens), but is opaque: it cannot 
 are packed a piece at a time, after its steps, in the order in which it uses them; a model that is run seldom never
 pays, and a switch never waits. The copies outlive unbinding, since a model's weights have the same values whenever it
 is bound.
-
-Does not know: where weights come from, which model runs next.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Steps of one model: a packed batch in, the logits of the next tokens out.
-
-Does not know: requests, sampling, how a batch was chosen.
-"""
+"""Steps of one model: a packed batch in, the logits of the next tokens out."""
 
 from __future__ import annotations
 

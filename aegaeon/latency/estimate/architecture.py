@@ -1,7 +1,4 @@
-"""The sizes of a decoder-only model, counted from its Hugging Face ``config.json``.
-
-Does not know: files, tensors, how long anything takes.
-"""
+"""The sizes of a decoder-only model, counted from its Hugging Face ``config.json``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What accelerators can do at best, from their makers' data sheets.
-
-Does not know: what a real kernel reaches (``roofline.py`` knows how much slower they are).
-"""
+"""What accelerators can do at best, from their makers' data sheets."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What people get wrong about latency profiles, told so that they can mend it.
-
-Does not know: who shows the message.
-"""
+"""What people get wrong about latency profiles, told so that they can mend it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What is known of a model without measuring it: ``profiles/models/<model>.json``, around its Hugging Face config.
-
-Does not know: devices, latencies.
-"""
+"""What is known of a model without measuring it: ``profiles/models/<model>.json``, around its Hugging Face config."""
 
 from __future__ import annotations
 

@@ -1,11 +1,9 @@
 """Estimates the latency of a model on a device from what both are made of (the roofline model).
 
 A decode step reads the weights once and every request's KV; a prefill multiplies every weight with every token. Peak
-rates are slowed down by what ``calibration.py`` found on the published measurements. With ``tp`` devices each
+rates are slowed down by what ``slowdown.py`` found on the published measurements. With ``tp`` devices each
 does its share, and two all-reduces per layer (ring: 2 (tp - 1) / tp of the activations per device, and a latency) join
 them.
-
-Does not know: files, measurements, whether anybody measured the model.
 """
 
 from __future__ import annotations

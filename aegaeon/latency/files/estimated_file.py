@@ -1,7 +1,4 @@
-"""A roofline estimate as a profile file.
-
-Does not know: where it is written.
-"""
+"""A roofline estimate as a profile file."""
 
 from __future__ import annotations
 

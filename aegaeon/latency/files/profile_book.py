@@ -1,7 +1,4 @@
-"""The latency profiles of a folder, by model and device; estimates where nobody measured.
-
-Does not know: who asks, what a profile is used for.
-"""
+"""The latency profiles of a folder, by model and device; estimates where nobody measured."""
 
 from __future__ import annotations
 

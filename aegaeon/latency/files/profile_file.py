@@ -1,7 +1,4 @@
-"""The JSON file of a latency profile: ``profiles/<device>/<model>.json``.
-
-Does not know: where it lies, who looks it up.
-"""
+"""The JSON file of a latency profile: ``profiles/<device>/<model>.json``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Linear least squares of relative errors with lower bounds on the coefficients.
-
-Does not know: what the numbers mean.
-"""
+"""Linear least squares of relative errors with lower bounds on the coefficients."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Measured prefill and decode times of one model on one device, and the CSV files they come in.
-
-Does not know: what is made of them.
-"""
+"""Measured prefill and decode times of one model on one device, and the CSV files they come in."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aegaeon.latency.estimate.errors import LatencyError
+from aegaeon.latency.fit.part_fit import Sample
 
 COLUMNS = ("model", "device", "input_len", "batch_size", "prefill_ms", "decode_step_ms")
 
@@ -35,6 +33,17 @@ class Measurement:
     def batched_tokens(self) -> int:
         """Tokens of all prompts of the batch."""
         return self.input_tokens * self.batch_size
+
+    @property
+    def prefill(self) -> Sample:
+        """All prompts at once: 1, sum(len), sum(len^2)."""
+        squares = self.batch_size * self.input_tokens**2
+        return Sample((1.0, self.batched_tokens, squares), self.prefill_s, self.batched_tokens)
+
+    @property
+    def decode(self) -> Sample:
+        """A step of the batch: 1, sum(context), batch size."""
+        return Sample((1.0, self.batched_tokens, self.batch_size), self.decode_step_s, self.batch_size)
 
 
 def read_measurements(path: Path) -> dict[tuple[str, str], list[Measurement]]:

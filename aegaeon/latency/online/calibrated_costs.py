@@ -2,8 +2,6 @@
 
 What it learns from are events, so a log that is fed to a fresh scheduler of the same node gives the same costs and the
 same commands.
-
-Does not know: how turns are timed.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.event import Event, TurnEnded
 from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.turn_timing import TurnTiming
-from aegaeon.latency.online.online_fit import PartCalibration
+from aegaeon.latency.fit.online_fit import OnlineFit
 from aegaeon.scheduler.scheduler import Scheduler
 
 
@@ -56,10 +54,10 @@ class CalibratedCosts:
         return self._base.kv_move_s(model, tokens)
 
 
-def _parts(profile: LatencyProfile) -> tuple[PartCalibration, PartCalibration]:
+def _parts(profile: LatencyProfile) -> tuple[OnlineFit, OnlineFit]:
     return (
-        PartCalibration((profile.p0_s, profile.p1_s, profile.p2_s)),
-        PartCalibration((profile.d0_s, profile.d1_s, profile.d2_s)),
+        OnlineFit((profile.p0_s, profile.p1_s, profile.p2_s)),
+        OnlineFit((profile.d0_s, profile.d1_s, profile.d2_s)),
     )
 
 

@@ -1,7 +1,4 @@
-"""What a node's scheduler is told of costs: measured profiles where there are some for this device, else estimates.
-
-Does not know: schedulers, instances.
-"""
+"""What a node's scheduler is told of costs: measured profiles where there are some for this device, else estimates."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a node's devices are called in latency profiles, and what they can do where nobody has profiled them.
-
-Does not know: models.
-"""
+"""What a node's devices are called in latency profiles, and what they can do where nobody has profiled them."""
 
 from __future__ import annotations
 

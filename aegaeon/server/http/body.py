@@ -1,7 +1,5 @@
 """Reads and parses request bodies, as long as they are of a sane size and kind; large ones off the loop, and only as
 many bytes of them at a time as there is room for.
-
-Does not know: what is in them.
 """
 
 from __future__ import annotations

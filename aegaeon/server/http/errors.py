@@ -1,7 +1,4 @@
-"""Errors as OpenAI clients expect them: a real status code and ``{"error": {message, type, param, code}}``.
-
-Does not know: what caused an error beyond its type.
-"""
+"""Errors as OpenAI clients expect them: a real status code and ``{"error": {message, type, param, code}}``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Who may ask: clients that send one of the keys as bearer token.
-
-Does not know: which routes want a key.
-"""
+"""Who may ask: clients that send one of the keys as bearer token."""
 
 from __future__ import annotations
 

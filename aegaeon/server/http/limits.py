@@ -1,7 +1,4 @@
-"""What a client may take: bytes, connections, time, and what one request may ask for.
-
-Does not know: how any of it is kept.
-"""
+"""What a client may take: bytes, connections, time, and what one request may ask for."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """What Prometheus scrapes: requests, tokens and latencies per model.
 
 Only names of served models become labels, so that clients cannot make up series.
-
-Does not know: how requests are served.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What holds for every request: it has an id, it is counted, and a bug becomes an error object.
-
-Does not know: routes.
-"""
+"""What holds for every request: it has an id, it is counted, and a bug becomes an error object."""
 
 from __future__ import annotations
 

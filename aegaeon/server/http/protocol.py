@@ -1,7 +1,4 @@
-"""One client's connection: uvicorn's, with bounds, and with every answer an error object or what was asked for.
-
-Does not know: the application.
-"""
+"""One client's connection: uvicorn's, with bounds, and with every answer an error object or what was asked for."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """A transport that can be closed while the client still sends, without losing what was written.
 
 A socket that is closed with unread bytes resets the connection, and the client loses the answer that says why.
-
-Does not know: HTTP.
 """
 
 from __future__ import annotations

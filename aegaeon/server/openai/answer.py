@@ -1,7 +1,4 @@
-"""The generations that one API request fans out to.
-
-Does not know: HTTP, JSON text.
-"""
+"""The generations that one API request fans out to."""
 
 from __future__ import annotations
 

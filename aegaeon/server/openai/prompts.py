@@ -1,7 +1,4 @@
-"""The forms in which the API takes prompts and message contents, brought to one.
-
-Does not know: templates, tokenizers.
-"""
+"""The forms in which the API takes prompts and message contents, brought to one."""
 
 from __future__ import annotations
 

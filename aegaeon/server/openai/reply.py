@@ -1,8 +1,6 @@
 """An answer as an HTTP response, whole or as a stream of server-sent events.
 
 The status line waits for the first output: whatever goes wrong before it has a real status code.
-
-Does not know: how requests are read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Work for clients that may go away at any time.
-
-Does not know: what the work is.
-"""
+"""Work for clients that may go away at any time."""
 
 from __future__ import annotations
 

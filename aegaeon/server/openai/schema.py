@@ -3,8 +3,6 @@
 Null means default everywhere. Numbers and switches may be written as text ("8", "true"), as in vLLM; a switch is no
 number. Fields that are unknown are ignored; fields that would change the answer and are not supported are refused,
 unless they have the value that changes nothing.
-
-Does not know: HTTP, who answers.
 """
 
 from __future__ import annotations

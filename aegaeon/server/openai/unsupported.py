@@ -2,8 +2,6 @@
 
 Each has the values that change nothing; null never does. Whatever is in no table is ignored, because OpenAI's clients
 send fields that are for OpenAI's own books (``user``, ``metadata``, ``store``, ``service_tier``, ...).
-
-Does not know: the fields that are supported.
 """
 
 from __future__ import annotations

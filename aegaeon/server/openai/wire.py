@@ -1,8 +1,6 @@
 """How answers look on the wire: JSON bodies and stream chunks of chat and text completions.
 
 What is the same in every chunk is serialised once, so that a token costs one short string.
-
-Does not know: HTTP, where text comes from.
 """
 
 from __future__ import annotations

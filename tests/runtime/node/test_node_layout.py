@@ -14,7 +14,7 @@ from aegaeon.runtime.node.node import NodeOptions, node_pool, plan_instances
 from aegaeon.scheduler.policies.registry import POLICIES
 from sim.records.tally import Tally
 from sim.study.hardware import Hardware
-from sim.study.run import make_costs, make_world
+from sim.study.run import make_costs, pool_of
 from sim.systems.systems import find_system
 from tests.worlds.sim_pool import CONSTANTS, make_scenario
 
@@ -45,7 +45,7 @@ def test_both_worlds_lay_a_pool_out_alike(policy: str, instances: tuple[Instance
     chosen = options(policy, instances, **device)
     real = plan_instances(chosen, SCENARIO.specs, COSTS)
     hardware = Hardware(device_spec("h100"), 1, node_pool(chosen, SCENARIO.specs), CONSTANTS)
-    world, _ = make_world(find_system(policy), SCENARIO, hardware, Tally())
+    world = pool_of(find_system(policy), SCENARIO, hardware).world(SCENARIO.arrivals, Tally())
     simulated = [instance.spec for node in world.nodes for instance in node.instances.values()]
     assert nameless(real) == nameless(simulated)
     assert [spec.role for spec in real] == [group.role for group in instances for _ in range(group.count)]

@@ -5,8 +5,6 @@ SOSP'25). Of the project: mixed instances, residency sets of any size, admission
 full, and recovery. Every event first corrects what is known of requests and instances; then each instance that this
 touched is looked at once and its turn brought up to date. Looking at another would say nothing, for its turn is up to
 date already, unless a prompt waits somewhere for room in the slab cache: then all are looked at.
-
-Does not know: the clock, who carries out its commands.
 """
 
 from __future__ import annotations

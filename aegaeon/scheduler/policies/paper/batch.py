@@ -1,7 +1,4 @@
-"""A decode batch: requests of one model whose KV fits the device together.
-
-Does not know: what its members are beyond a name and a size.
-"""
+"""A decode batch: requests of one model whose KV fits the device together."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which batch on which instance a prefilled request decodes in (Aegaeon, SOSP'25).
-
-Does not know: turns, prefill.
-"""
+"""Which batch on which instance a prefilled request decodes in (Aegaeon, SOSP'25)."""
 
 from __future__ import annotations
 

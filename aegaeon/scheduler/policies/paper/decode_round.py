@@ -1,7 +1,4 @@
-"""One instance's decode batches, and the round in which each of them gets a turn.
-
-Does not know: prefill, other instances, which turn runs.
-"""
+"""One instance's decode batches, and the round in which each of them gets a turn."""
 
 from __future__ import annotations
 

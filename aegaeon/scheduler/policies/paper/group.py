@@ -1,7 +1,4 @@
-"""A prefill group: requests of one model that wait at one instance and are prefilled one after the other.
-
-Does not know: what its members are beyond a name and an estimate.
-"""
+"""A prefill group: requests of one model that wait at one instance and are prefilled one after the other."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Grouped first-due-first-served prefill: which group on which instance a request joins (Aegaeon, SOSP'25).
-
-Does not know: turns beyond what runs now, memory in the slab cache.
-"""
+"""Grouped first-due-first-served prefill: which group on which instance a request joins (Aegaeon, SOSP'25)."""
 
 from __future__ import annotations
 

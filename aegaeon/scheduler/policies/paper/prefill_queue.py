@@ -1,8 +1,6 @@
 """One instance's queue of prefill groups, first due, first served, and the estimated time to drain it.
 
 Where all requests have the same target for their first token that is first come, first served, as published.
-
-Does not know: which instance a request should go to, turns.
 """
 
 from __future__ import annotations

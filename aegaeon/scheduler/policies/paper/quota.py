@@ -1,7 +1,4 @@
-"""How long each batch of a decode round may run.
-
-Does not know: batches, models, where the estimates come from.
-"""
+"""How long each batch of a decode round may run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Keeps every instance's turn in line with the work that was placed there: starts, extends and ends turns, prefetches.
-
-Does not know: events, where requests are placed.
-"""
+"""Keeps every instance's turn in line with the work placed there: starts, extends and ends turns, prefetches."""
 
 from __future__ import annotations
 

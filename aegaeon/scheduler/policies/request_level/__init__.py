@@ -1,4 +1,1 @@
-"""Systems that switch models between requests, not tokens: what the pool is compared with.
-
-Does not know: the simulator, the runtime.
-"""
+"""Systems that switch models between requests, not tokens: what the pool is compared with."""

@@ -1,7 +1,4 @@
-"""A GPU of a baseline, and the jobs on it: it runs one model at a time, prompts first, with continuous batching.
-
-Does not know: policies, time.
-"""
+"""A GPU of a baseline, and the jobs on it: it runs one model at a time, prompts first, with continuous batching."""
 
 from __future__ import annotations
 

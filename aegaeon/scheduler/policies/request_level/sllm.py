@@ -3,8 +3,6 @@
 A GPU runs one model until all of its requests are done, those included that came after another model's (continuous
 batching). Four slots per GPU and model, no preemption by other models; a request without a first token 15 s after its
 arrival is dropped.
-
-Does not know: output lengths, SLOs.
 """
 
 from __future__ import annotations

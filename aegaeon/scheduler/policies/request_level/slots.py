@@ -6,8 +6,6 @@ the one whose last step (a switch, a prompt, or one of decoding) ended longest a
 there: an idle one if there is any. The simulator of the Aegaeon artifact (SOSP'25) does not look whether it is
 (``idle_first`` False): a GPU that is just being switched looks idle for longest, so requests that come meanwhile pile
 up behind the switch.
-
-Does not know: what a GPU runs next.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What sets one baseline apart from another; ``TurnScheduler`` does the rest.
-
-Does not know: events, commands.
-"""
+"""What sets one baseline apart from another; ``TurnScheduler`` does the rest."""
 
 from __future__ import annotations
 

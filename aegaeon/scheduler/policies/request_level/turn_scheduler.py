@@ -2,8 +2,6 @@
 
 A turn lasts until no request of it is left, unless the strategy takes it out; requests of its model join it (continuous
 batching) and are prefilled before the others go on. An event leads to a look at the GPUs that it touched, no others.
-
-Does not know: the clock, which baseline it is, who carries out its commands.
 """
 
 from __future__ import annotations

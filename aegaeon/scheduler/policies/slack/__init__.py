@@ -1,4 +1,1 @@
-"""The policy ``slack``: every model as late as its deadlines allow, many models resident, loads ahead of need.
-
-Does not know: the clock, who carries out its commands.
-"""
+"""The policy ``slack``: every model as late as its deadlines allow, many models resident, loads ahead of need."""

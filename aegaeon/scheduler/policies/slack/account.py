@@ -2,8 +2,6 @@
 
 A request that is late misses the tokens that are due meanwhile, so the share of the time under way in which requests
 were late is about the share of tokens that were.
-
-Does not know: requests, what follows from it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Models with work, the most urgent first.
-
-Does not know: instances, who takes a model.
-"""
+"""Models with work, the most urgent first."""
 
 from __future__ import annotations
 

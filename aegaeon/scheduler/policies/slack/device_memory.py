@@ -1,7 +1,4 @@
-"""What a device holds, in bytes: weights and the KV of requests, which compete for the same memory.
-
-Does not know: who decides what to bring in or to evict, time beyond when a load is expected to be through.
-"""
+"""What a device holds, in bytes: weights and the KV of requests, which compete for the same memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Members that wait for a turn, by the time at which their next token is due.
-
-Does not know: what they wait for, models, instances.
-"""
+"""Members that wait for a turn, by the time at which their next token is due."""
 
 from __future__ import annotations
 

@@ -5,8 +5,6 @@ next request moves there, if it has not moved lately and its weights are in that
 is at home there. A model that has at least half of a node's share of the traffic would only move the excess: it gets a
 home there beside the others instead, and its requests go to the idlest of its homes, for batches as large as its are no
 worse for being halved. It keeps one home when it has lost its traffic. What is under way stays where it is.
-
-Does not know: devices, turns, how requests and weights get to a node.
 """
 
 from __future__ import annotations

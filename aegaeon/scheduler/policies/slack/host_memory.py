@@ -7,8 +7,6 @@ before the others, then one whose members are all late already. Of those that wa
 saves the most for the bytes it takes: requests that will still be on time when it has been read. So that nobody waits
 for ever, every other read goes to the model that has waited longest, once that is ``patience_s``; then even a model
 that serves the punctual makes room. Who was read stays until it was served.
-
-Does not know: how long a disk takes, beyond what it took so far; turns; requests beyond when they are due.
 """
 
 from __future__ import annotations

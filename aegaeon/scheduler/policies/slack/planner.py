@@ -3,8 +3,6 @@
 An idle instance begins the most urgent model that is on its device: the one whose turn must begin first so that nobody
 becomes late. All of its members ride along. Meanwhile the copy engine brings in the most urgent model of the node that
 no device serves, and the KV of its members.
-
-Does not know: events, what a request is beyond its next token.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ model of one that has waited for long may not have a turn for long, and everybod
 that holds KV already may always begin.
 
 So a full cache costs a decision few questions, however many wait.
-
-Does not know: which model is urgent, what a device holds.
 """
 
 from __future__ import annotations

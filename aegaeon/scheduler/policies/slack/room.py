@@ -2,8 +2,6 @@
 
 A model without work goes first, the one that was used longest ago; then the one whose next turn is furthest away, for
 what is needed last is missed least (Belady's rule, with due times for an oracle).
-
-Does not know: turns, queues.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Every event first corrects what is known of requests, models and instances. Then members that became free join a
 running turn of their model where they can, idle instances begin the most urgent model on their device, and idle copy
 engines bring in the most urgent model that no device serves (``planner.py``).
-
-Does not know: the clock, who carries out its commands.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""An instance as the policy ``slack`` follows it.
-
-Does not know: policy.
-"""
+"""An instance as the policy ``slack`` follows it."""
 
 from __future__ import annotations
 

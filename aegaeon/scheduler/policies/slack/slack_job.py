@@ -1,7 +1,4 @@
-"""A live request as the policy ``slack`` follows it: how far it is, when its next token is due, where its KV lies.
-
-Does not know: instances beyond their names, which turn comes next.
-"""
+"""A live request as the policy ``slack`` follows it: how far it is, when its next token is due, where its KV lies."""
 
 from __future__ import annotations
 

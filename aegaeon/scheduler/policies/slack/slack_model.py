@@ -1,7 +1,4 @@
-"""A model as the policy ``slack`` follows it: who waits for it, where its weights are, which turns run it.
-
-Does not know: memory, how urgent it is, which instance takes it next.
-"""
+"""A model as the policy ``slack`` follows it: who waits for it, where its weights are, which turns run it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A turn under way, as the policy ``slack`` believes it to be.
-
-Does not know: how far the executor is with it.
-"""
+"""A turn under way, as the policy ``slack`` believes it to be."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How much of a pool's traffic each model has, lately.
-
-Does not know: nodes, what a request is.
-"""
+"""How much of a pool's traffic each model has, lately."""
 
 from __future__ import annotations
 

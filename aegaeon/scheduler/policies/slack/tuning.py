@@ -1,7 +1,4 @@
-"""The numbers that the policy ``slack`` is tuned with, each with its reason.
-
-Does not know: models, instances.
-"""
+"""The numbers that the policy ``slack`` is tuned with, each with its reason."""
 
 from __future__ import annotations
 

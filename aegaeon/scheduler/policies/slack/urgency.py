@@ -15,8 +15,6 @@ it must catch up the less a turn gains. ``missed`` is the share of what the mode
 ``tolerated`` changes nothing; beyond it a model soon goes before all others, so that what it lost it makes up for by
 not losing the next. In an overload everybody loses, and then only those who lose far more than others are to make up
 for it. The order of keys stays what it is while nobody becomes late.
-
-Does not know: instances, memory, turns.
 """
 
 from __future__ import annotations

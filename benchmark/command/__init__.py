@@ -1,0 +1,1 @@
+"""What all benchmark commands share: one way to run, one way to be interrupted, what a result file begins with."""

@@ -1,0 +1,1 @@
+"""A figure for each benchmark of this project, from its result file."""

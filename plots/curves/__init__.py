@@ -1,0 +1,1 @@
+"""What figures are of: outcomes, curves, and numbers between bounds."""

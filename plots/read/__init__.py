@@ -1,0 +1,1 @@
+"""Records, found in folders and read."""
