@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from aegaeon.core.record import RequestRecord
 from aegaeon.metrics import RunMetrics
 from benchmark.fidelity.simulated import MeasuredMachine
-
-if TYPE_CHECKING:
-    pass
 
 ATTAINMENT_TARGET_POINTS, LATENCY_TARGET = 2.0, 0.10
 
