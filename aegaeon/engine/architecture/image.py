@@ -272,10 +272,21 @@ def _load(path: Path, dtype: torch.dtype, stored: Mapping[str, StoredTensor]) ->
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # its own error for them names no tensor
                 output_loading_info=True,
             )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"Transformers cannot load {path}: {error}") from error
+        # Its error for experts that cannot be stacked points to a report that nobody sees.
+        stacking = "tensors that belong together differ in number or shape; is one missing?"
+        reason = stacking if "`CONVERSION`" in str(error) else error
+        raise CheckpointError(f"Transformers cannot load {path}: {reason}") from error
+    if misfits := sorted(info["mismatched_keys"]):
+        name, found, wanted = misfits[0]
+        more = f" ({len(misfits)} tensors do not fit)" if len(misfits) > 1 else ""
+        raise CheckpointError(
+            f"{path} has {name} as {list(found)}, its configuration wants {list(wanted)}{more}; is config.json of "
+            "another model, or a file missing?"
+        )
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
             f"{path} lacks {len(missing)} tensors that its model type needs, first {', '.join(missing[:3])}; "

@@ -117,9 +117,9 @@ class _Attempt:
     error: Exception | None
 
     def shows(self, role: str) -> bool:
-        """Whether all that this role says came out."""
+        """Whether all that this role says came out, in whatever case."""
         marks = [_mark(place) for place, said_by in enumerate(self.roles) if said_by == role]
-        return self.error is None and all(mark in self.text for mark in marks)
+        return self.error is None and all(mark in self.text.lower() for mark in marks)
 
 
 def _attempt(render: Render, roles: tuple[str, ...], in_parts: frozenset[str]) -> _Attempt:

@@ -150,8 +150,8 @@ def _load_tokenizer(path: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # The tokenizer library raises bare exceptions.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise TokenizerError(f"The tokenizer in {path} cannot be loaded: {reason}") from error
+        reason = next(iter(str(error).splitlines()), "")
+        raise TokenizerError(f"The tokenizer in {path} cannot be loaded: {type(error).__name__}: {reason}") from error
 
 
 class TextStream:

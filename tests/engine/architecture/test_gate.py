@@ -460,6 +460,14 @@ def test_epsilons_that_cannot_be_are_refused(tmp_path: Path, value: float) -> No
         inspect_model(path)
 
 
+def test_what_is_wrong_is_told_with_the_field(tmp_path: Path) -> None:
+    """Transformers says them on two lines."""
+    path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")
+    edit(path, rms_norm_eps="1e-5")
+    with pytest.raises(UnsupportedModelError, match=r"field 'rms_norm_eps': TypeError: .*expected float, got str"):
+        inspect_model(path)
+
+
 @pytest.mark.parametrize("value", [2**31, 10**30, 10**400])
 def test_a_context_beyond_all_bounds_is_refused(tmp_path: Path, value: int) -> None:
     path = write_config(ARCHITECTURES["llama"](), tmp_path / "model")

@@ -498,11 +498,28 @@ def test_of_a_tensor_in_two_shards_the_one_that_transformers_takes_counts(tmp_pa
     assert_equal_to_transformers(image, tmp_path / "m", torch.float32)
 
 
-def test_a_shape_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    save_model("llama", tmp_path / "m")
-    edit_config(tmp_path / "m", vocab_size=50)
-    assert "the model wants [50, 32]" in str(needs_image(tmp_path / "m"))
-    with pytest.raises(CheckpointError, match="cannot load"):
+@pytest.mark.parametrize(
+    ("arch", "values", "says"),
+    [
+        ("llama", {"vocab_size": 50}, r"lm_head\.weight as \[99, 32\], .* wants \[50, 32\] \(2 tensors do not fit"),
+        ("llama", {"intermediate_size": 40}, r"has model\.layers\.0\.mlp\.down_proj\.weight as \[32, 48\]"),
+        ("mixtral", {"num_local_experts": 3}, r"has model\.layers\.0\.mlp\.experts\.down_proj as \[4, 32, 48\]"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, arch: str, values: dict[str, Any], says: str
+) -> None:
+    save_model(arch, tmp_path / "m")
+    edit_config(tmp_path / "m", **values)
+    assert needs_image(tmp_path / "m") is not None
+    with pytest.raises(CheckpointError, match=says):
+        ensure_image(tmp_path / "m", tmp_path / "cache")
+
+
+def test_experts_that_cannot_be_stacked_are_a_clear_error(tmp_path: Path) -> None:
+    save_model("mixtral", tmp_path / "m")
+    rewrite(tmp_path / "m", lambda tensors: {n: value for n, value in tensors.items() if "experts.1.w1" not in n})
+    with pytest.raises(CheckpointError, match="belong together differ in number or shape; is one missing"):
         ensure_image(tmp_path / "m", tmp_path / "cache")
 
 

@@ -270,6 +270,12 @@ def test_all_that_is_said_comes_out_of_every_kind_of_template(
     assert text.notes == ()
 
 
+def test_a_template_may_change_the_case_of_what_is_said(byte_level: Path) -> None:
+    text = ModelText(byte_level, chat_template=LOOP + "{{ m.content | upper }}{% endfor %}")
+    assert text.render(ChatPrompt(({"role": "user", "content": "hello"},))) == "<user>HELLO"
+    assert text.notes == ()
+
+
 def test_several_parts_stay_parts_or_become_lines(byte_level: Path) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     chat = ChatPrompt(({"role": "user", "content": parts},))
@@ -353,6 +359,7 @@ def test_named_templates_without_a_default_are_told(byte_level: Path, tmp_path: 
         ({"config.json": '{"model_type": "llama"}'}, "has no tokenizer"),
         ({"tokenizer.json": "{"}, "cannot be loaded"),
         ({"tokenizer.json": '{"model": {"type": "Other"}}'}, "cannot be loaded"),
+        ({"tokenizer.json": "{}"}, "cannot be loaded: KeyError: 'added_tokens'"),
     ],
 )
 def test_a_directory_without_a_tokenizer_is_a_clear_error(tmp_path: Path, files: dict[str, str], says: str) -> None:
