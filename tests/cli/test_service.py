@@ -41,9 +41,15 @@ def instances(service: PoolProcess) -> dict[str, dict[str, object]]:
     return {instance["id"]: instance for instance in state["instances"]}
 
 
-def left_behind() -> set[Path]:
-    """Files that a service could have left."""
-    return {*Path("/dev/shm").iterdir(), *Path("/tmp").glob("aegaeon-*")}
+def own_files(service_pid: int, pids: set[int]) -> set[Path]:
+    """What a service could leave: its folder, and shared memory that its processes have mapped."""
+    mapped = {
+        line.split(maxsplit=5)[5]
+        for pid in pids
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
+        if "/dev/shm/" in line
+    }
+    return {*map(Path, mapped), *Path("/tmp").glob(f"aegaeon-{service_pid}-*")}
 
 
 def stream_ids(client: openai.OpenAI, model: str, new_tokens: int) -> Iterator[str]:
@@ -101,15 +107,16 @@ def test_a_dropped_connection_frees_the_request(service: PoolProcess):
 
 
 def test_a_terminated_service_leaves_nothing_behind(model_paths: Callable[[int], dict[str, Path]], tmp_path: Path):
-    before = left_behind()
     with PoolProcess([f"m0={model_paths(1)['m0']}", "--kv-cache", "64MiB"], tmp_path / "log") as pool:
         children = ProcessTree.now().descendants({pool.pid})
         assert len(children) > 2
+        files = own_files(pool.pid, children)
+        assert files
         os.kill(pool.pid, signal.SIGTERM)
         assert pool.wait(30) == 0
         assert not children & ProcessTree.now().running.keys()
     assert "raylet" not in (tmp_path / "log").read_text()  # Ray has much to say of processes that were to end
-    assert left_behind() <= before
+    assert not [path for path in files if path.exists()]
 
 
 def test_models_that_cannot_be_served_are_named_with_the_reason(tmp_path: Path):
