@@ -511,9 +511,9 @@ def _wrong_line(path: Path, number: int, error: Exception) -> WorkloadError:
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="workload.py",
+        prog=program,
         description="Write synthetic workloads: Poisson arrivals per model, ShareGPT lengths. One file per combination "
         "of --num-models and --arrival-rate, named synth-<models>-<rate>-<inlen scale>-<outlen scale>.csv.",
     )
@@ -556,12 +556,12 @@ def _write_all(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{options.out / spec.file_name}: {len(arrivals)} requests\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "workload.py") -> int:
     """Run the command line; 2 after a complaint about values or files."""
     try:
-        _write_all(_parser().parse_args(arguments))
+        _write_all(_parser(program).parse_args(arguments))
     except (WorkloadError, OSError) as error:
-        sys.stderr.write(f"workload.py: {error}\n")
+        sys.stderr.write(f"{program}: {error}\n")
         return 2
     return 0
 

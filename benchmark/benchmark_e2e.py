@@ -168,10 +168,10 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     return int(bool(failures(run.records)))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "benchmark_e2e.py") -> int:
     """Run the command line: 0, 1 if a request failed, 2 for a mistake, 130 after Ctrl-C."""
     console = Console(highlight=False, markup=False)
-    return run_command("benchmark_e2e.py", lambda: _run(parse_options(arguments), console))
+    return run_command(program, lambda: _run(parse_options(arguments, program), console))
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def workload(context: typer.Context) -> None:
     """Write workload files; every argument goes on to aegaeon/workload.py."""
     from aegaeon.workload import main
 
-    raise typer.Exit(main(context.args))
+    raise typer.Exit(main(context.args, program="aegaeon workload"))
 
 
 @app.command(**_FORWARD)  # type: ignore[arg-type]

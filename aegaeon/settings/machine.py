@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aegaeon.core.config import InstanceConfig, PoolConfig
 from aegaeon.core.instance import Role
+from aegaeon.memory.weight_chunks import capacity_for
 from aegaeon.settings.error import SettingsError
 from aegaeon.settings.sizes import format_bytes
 
@@ -182,12 +183,18 @@ def _fit_caches(config: PoolConfig, budget: _Budget, weights: Mapping[str, int])
         budget.take("--kv-cache", kv_bytes)
     if weight_cache_bytes is None:
         share_bytes = budget.free_bytes if kv_bytes is not None else budget.free_bytes * 3 // 4
-        weight_cache_bytes = max(weights[largest], min(sum(weights.values()), _whole_pages(share_bytes)))
+        weight_cache_bytes = max(weights[largest], min(capacity_for(weights.values()), _whole_pages(share_bytes)))
     budget.take("--weight-cache", weight_cache_bytes)
     if kv_bytes is None:
         kv_bytes = max(least_kv_bytes, budget.free_bytes // 2 // config.slab_bytes * config.slab_bytes)
         budget.take("--kv-cache", kv_bytes)
-    _require("--weight-cache", weight_cache_bytes, weights[largest], f"model '{largest}'")
+    if config.copy_to_device or weight_cache_bytes >= capacity_for(weights.values()):
+        _require("--weight-cache", weight_cache_bytes, weights[largest], f"model '{largest}'")
+    else:
+        holders = sum(instance.count for instance in config.instances)
+        what = f"model '{largest}' for each of {holders} instances, nor all models once"
+        least_bytes = min(weights[largest] * holders, capacity_for(weights.values()))
+        _require("--weight-cache", weight_cache_bytes, least_bytes, what)
     _require("--kv-cache", kv_bytes, least_kv_bytes, f"{MIN_KV_SLABS} slabs of --slab-size")
     budget.check()
     return replace(config, weight_cache_bytes=weight_cache_bytes, kv_cache_bytes=kv_bytes)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from aegaeon.settings.document import Document, KeyPath, read_document
 from aegaeon.settings.error import SettingsError
 from aegaeon.settings.options import CONFIG_VARIABLE, MODELS_VARIABLE, OPTIONS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ def read_sources(
     listed = (item.strip() for item in environment.get(MODELS_VARIABLE, "").split(","))
     _add_models(sources, [item for item in listed if item], MODELS_VARIABLE)
     _add_models(sources, models, "argument")
+    _warn_of_misspelt(environment)
     for option in OPTIONS:
         flag, variable = flags.get(option.parameter), environment.get(option.variable)
         if flag is not None and flag != []:
@@ -68,6 +73,15 @@ def read_sources(
         elif variable:
             sources.override(option.path, variable, option.variable)
     return sources
+
+
+def _warn_of_misspelt(environment: Mapping[str, str]) -> None:
+    """Others may have variables of that prefix, too (Kubernetes makes some for a service of this name)."""
+    known = {CONFIG_VARIABLE, MODELS_VARIABLE, *(option.variable for option in OPTIONS)}
+    for name in sorted(environment.keys() - known):
+        near = get_close_matches(name, known, 1, 0.85) if name.startswith("AEGAEON_") else []
+        if near:
+            logger.warning("the variable %s is not known and has no effect; did you mean %s?", name, near[0])
 
 
 def _add_models(sources: Sources, models: Sequence[str], label: str) -> None:

@@ -96,7 +96,7 @@ class Victims:
             state = httpx.get(f"{self._url}/admin/state", timeout=10.0).raise_for_status().json()
         except (httpx.HTTPError, ValueError):
             return []
-        return [instance["pid"] for instance in state["instances"] if instance["state"] != "starting"]
+        return [instance["pid"] for instance in state["instances"] if instance["pid"]]
 
 
 def _title(pid: int) -> str:

@@ -15,10 +15,10 @@ from benchmark.e2e.small_models import BENCH_MODELS_DIR
 _POOL_ONLY = ("config", "models", "instances", "cpu_num_slabs")
 
 
-def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None, program: str = "benchmark_e2e.py") -> argparse.Namespace:
     """The options, checked. Raises ``BenchmarkUsageError``, or exits where argparse does."""
     parser = argparse.ArgumentParser(
-        prog="benchmark_e2e.py",
+        prog=program,
         description="Replay a workload over HTTP and write plots/json/run-<workload>-ttft<TTFT>-tpot<TPOT>.json. "
         "Targets: AEGAEON_TTFT_SLO, AEGAEON_TPOT_SLO (seconds). Exit code 1 if a request failed.",
     )

@@ -14,7 +14,7 @@ from aegaeon.core.slo import Slo
 from aegaeon.latency.files.profile_book import ProfileEntry
 from aegaeon.latency.online.costs import make_costs
 from aegaeon.latency.online.node_device import node_device
-from aegaeon.runtime.node.host_weights import chunk_bytes
+from aegaeon.memory.weight_chunks import chunk_bytes
 from aegaeon.runtime.node.node import NodeOptions, node_pool
 from aegaeon.scheduler.layout import PlacedInstance
 from aegaeon.scheduler.limits import PoolLimits

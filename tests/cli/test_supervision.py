@@ -148,10 +148,13 @@ def test_a_server_that_is_killed_is_replaced_and_its_requests_are_released(
     until(released, "the blocks of the dead server's request are free")
 
 
-def test_a_pool_that_is_killed_is_replaced_whole(service: PoolProcess, client: openai.OpenAI, expected: str) -> None:
+@pytest.mark.parametrize("victim", ["pool_process", "raylet/raylet"])
+def test_a_pool_that_is_killed_or_loses_its_ray_is_replaced_whole(
+    service: PoolProcess, client: openai.OpenAI, expected: str, victim: str
+) -> None:
     server, pool = one(service.pid, "server_process"), one(service.pid, "pool_process")
-    old = ProcessTree.now().descendants({pool})
-    assert streamed_while(client, lambda: os.kill(pool, signal.SIGKILL)) == expected
+    old, struck = ProcessTree.now().descendants({pool}), one(service.pid, victim)
+    assert streamed_while(client, lambda: os.kill(struck, signal.SIGKILL)) == expected
     assert gone(old)
     assert one(service.pid, "server_process") == server
 

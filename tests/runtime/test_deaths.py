@@ -86,7 +86,7 @@ def test_a_spare_process_takes_the_place_of_an_instance_that_is_killed(service: 
     os.kill(int(str(killed)), signal.SIGKILL)
     stream.join(WAIT_S)
     assert stream.text == expected.text
-    until("the replacement", lambda: state(service)["pid"] not in (0, killed))
+    until("the replacement", lambda: state(service)["pid"] not in (None, killed))
     assert state(service)["pid"] == spare
     until("another spare", lambda: spares(service) - {spare})
 
@@ -111,6 +111,6 @@ def test_an_instance_that_is_stopped_is_told_of_and_replaced(service: PoolProces
     assert "node0-mixed-0" in str(told[0]["problems"])
     stream.join(WAIT_S)
     assert stream.text == expected.text
-    until("the replacement", lambda: state(service)["pid"] not in (0, stopped))
+    until("the replacement", lambda: state(service)["pid"] not in (None, stopped))
     assert stopped not in ProcessTree.now().running
     until("readiness", lambda: httpx.get(f"{service.url}/ready", timeout=60).status_code == 200)

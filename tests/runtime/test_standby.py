@@ -63,6 +63,16 @@ class Stream(threading.Thread):
                     self.begun.set()
 
 
+def killed_under_a_stream(service: PoolProcess) -> str:
+    """The text of a stream whose driver was killed when it had begun."""
+    stream = Stream(service)
+    assert stream.begun.wait(WAIT_S)
+    (driver,) = drivers(service)
+    os.kill(driver, signal.SIGKILL)
+    stream.join(WAIT_S)
+    return stream.text
+
+
 def test_the_driver_that_stands_by_goes_on_with_kv_and_weights(
     model_paths: Callable[[int], dict[str, Path]], tmp_path: Path
 ) -> None:
@@ -70,25 +80,17 @@ def test_the_driver_that_stands_by_goes_on_with_kv_and_weights(
     options = ["--instances", "1", "--kv-cache", "64MiB", "--standby-driver", "--log-file", str(log)]
     with PoolProcess([f"m0={model_paths(1)['m0']}", *options], tmp_path / "output") as service:
         until("an heir", lambda: processes(service, b"DriverActor.stand_by"))
-        (first,) = processes(service, b"DriverActor.stand_by")
-        os.kill(first, signal.SIGKILL)  # harms nobody, and is replaced
-        until("another", lambda: processes(service, b"DriverActor.stand_by") - {first})
-        (heir,) = processes(service, b"DriverActor.stand_by") - {first}
-        until("a spare for each driver", lambda: len(processes(service, b"InstanceActor.wait")) == 2)
+        (stuck,) = processes(service, b"DriverActor.stand_by")
         expected = Stream(service)
         expected.join(WAIT_S)
-        stream = Stream(service)
-        assert stream.begun.wait(WAIT_S)
-        (driver,) = drivers(service)
-        os.kill(driver, signal.SIGKILL)
+        os.kill(stuck, signal.SIGSTOP)  # of no use to anybody, which shows when it is needed
+        assert killed_under_a_stream(service) == expected.text
+        until("another heir", lambda: processes(service, b"DriverActor.stand_by") - {stuck})
+        assert stuck not in ProcessTree.now().running
+        (heir,) = processes(service, b"DriverActor.stand_by")
+        until("a spare for each driver", lambda: len(processes(service, b"InstanceActor.wait")) == 2)
+        assert killed_under_a_stream(service) == expected.text
         until("the heir at work", lambda: heir in drivers(service))
-        stream.join(WAIT_S)
-        assert stream.text == expected.text
-        again = Stream(service)
-        assert again.begun.wait(WAIT_S)
-        os.kill(heir, signal.SIGKILL)  # whether or not another one stands by already
-        again.join(WAIT_S)
-        assert again.text == expected.text
     text = log.read_text()
     assert text.count("goes on with the KV and the weights") == 2
     assert text.count("finds the KV of 288 of its") == 2  # whole blocks of 16 of a prompt of 300

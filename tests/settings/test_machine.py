@@ -64,6 +64,15 @@ class TestFit:
         assert asked.standby_driver is True
         assert (plain.kv_cache_bytes or 0) > (asked.kv_cache_bytes or 0)
 
+    def test_a_cache_of_all_models_is_enough_for_any_number_of_instances(self):
+        many = (InstanceConfig(Role.PREFILL, 1), InstanceConfig(Role.DECODE, 2))
+        config = fit(replace(OPEN, instances=many), Machine(2, 64 * GIB), {"a": GIB, "b": GIB})
+        assert config.weight_cache_bytes == 2 * GIB
+        with pytest.raises(
+            SettingsError, match=r"for each of 3 instances, nor all models once; set it to at least 2147"
+        ):
+            fit(replace(config, weight_cache_bytes=GIB + MIB), Machine(2, 64 * GIB), {"a": GIB, "b": GIB})
+
     def test_all_weights_are_cached_where_they_fit(self):
         config = fit(OPEN, Machine(2, 64 * GIB), {"a": 3 * GIB, "b": GIB + 1})
         assert config.weight_cache_bytes == 4 * GIB + 2 * MIB

@@ -556,3 +556,11 @@ class TestOneDeclaration:
     def test_the_documentation_is_made_from_it(self):
         text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
         assert replace_reference(text) == text, "run: python -m aegaeon.settings.reference docs/configuration.md"
+
+
+def test_a_variable_that_is_nearly_known_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    environment = {"AEGAEON_PRT": "1", "AEGAEON_SERVICE_HOST": "10.0.0.1", "AEGAEON_PORT": "9", "HOME": "/"}
+    read_sources([f"a={tmp_path}"], None, {}, environment)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the variable AEGAEON_PRT is not known and has no effect; did you mean AEGAEON_PORT?"
+    ]

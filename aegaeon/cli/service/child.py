@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 
 from aegaeon.cli.service.channel import BEAT_S, Beat, ChildFailed, encode, read
 
-# Longer than anything that keeps a loop busy.
-STUCK_S = 30.0
+# Longer than anything that keeps a loop busy. Between its first sign of life and the next one a process imports all
+# that it needs, on a crowded machine beside others that do the same.
+STUCK_S, IMPORTING_S = 30.0, 300.0
 _CODE = "import sys; sys.path[:] = {path!r}; from aegaeon.cli.service.child_main import main; main({arguments})"
 
 
@@ -39,7 +40,8 @@ class Child:
             undo.pop_all()
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[object] = []
-        self._heard_s = float("inf")  # until the first beat there is nothing to miss
+        self._heard_s = time.monotonic()
+        self._beats = 0
         self._stuck = False
         self._ended = asyncio.Event()
         self.failure: ChildFailed | None = None
@@ -71,6 +73,7 @@ class Child:
                 match message:
                     case Beat():
                         self._heard_s = time.monotonic()
+                        self._beats += 1
                     case ChildFailed():
                         self.failure = message
                     case _:
@@ -81,7 +84,7 @@ class Child:
             self._writer.close()
             self._ended.set()
         if self._stuck:
-            return f"it did not answer for {STUCK_S:.0f} s and was killed"
+            return f"it did not answer for {self._patience_s:.0f} s and was killed"
         return self.failure.message if self.failure else _describe(code)
 
     async def ended(self) -> None:
@@ -93,8 +96,12 @@ class Child:
         self._process.kill()
         self._process.wait()
 
+    @property
+    def _patience_s(self) -> float:
+        return STUCK_S if self._beats > 1 else IMPORTING_S
+
     async def _kill_if_stuck(self) -> None:
-        while time.monotonic() - self._heard_s < STUCK_S:
+        while time.monotonic() - self._heard_s < self._patience_s:
             asleep_s = time.monotonic()
             await asyncio.sleep(BEAT_S)
             if time.monotonic() - asleep_s > 2 * BEAT_S:

@@ -22,6 +22,7 @@ def main(module: str, channel_fd: int, parent_pid: int, *inherited: int) -> NoRe
     set_name(sys.argv[-1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = BlockingChannel(socket.socket(fileno=channel_fd))
+    channel.send(Beat())
     begin = channel.receive()
     try:
         configure_logs(begin.config.log_file)

@@ -24,6 +24,8 @@ from aegaeon.runtime.process.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+_WITHOUT_RAY = 4  # the exit code of a pool that has lost its Ray
+
 
 def run(channel: BlockingChannel, begin: BeginPool) -> None:
     """Run the pool until the supervisor says so, or no node has a driver any more (``ServiceDiedError``)."""
@@ -36,18 +38,28 @@ def run(channel: BlockingChannel, begin: BeginPool) -> None:
 
 def _run(channel: BlockingChannel, begin: BeginPool) -> None:
     endings: queue.Queue[str] = queue.Queue()
+    stopping = threading.Event()
     _background(lambda: _listen(channel, endings))
     beat_from_thread(channel)
     cluster = Cluster(begin.config, RunFolder(begin.folder), begin.logs)
     try:
         # Ray is started by the main thread: its processes end with the thread that started them.
-        _start(begin, cluster, channel)
+        _start(begin, cluster, channel, stopping)
         _background(lambda: endings.put(cluster.wait_until_dead()))
         reason = endings.get()
     finally:
+        stopping.set()
         cluster.stop()
     if reason:
         raise ServiceDiedError(f"no driver is left: {reason}")
+
+
+def _end_without_ray(cluster: Cluster, stopping: threading.Event) -> None:
+    """Whoever asks Ray anything waits for ever then: this process ends as it is, and is replaced."""
+    reason = cluster.wait_until_ray_ends()
+    if not stopping.is_set():
+        logger.error("%s: the pool is started anew", reason)
+        os._exit(_WITHOUT_RAY)
 
 
 def _background(work: Callable[[], None]) -> None:
@@ -59,10 +71,12 @@ def _listen(channel: BlockingChannel, endings: queue.Queue[str]) -> None:
     endings.put("")
 
 
-def _start(begin: BeginPool, cluster: Cluster, channel: BlockingChannel) -> None:
+def _start(begin: BeginPool, cluster: Cluster, channel: BlockingChannel, stopping: threading.Event) -> None:
     """Start every node with the models that can be served."""
     config = begin.config
     cluster.start(lambda address: channel.send(NodeUp(address.node_id, pickle.dumps(address))))
+    if config.ray_address is None:
+        _background(lambda: _end_without_ray(cluster, stopping))
     models = _find(config, cluster, channel) if begin.models is None else pickle.loads(begin.models)
     cluster.serve(lambda node_id: _node_options(config, node_id), models)
 

@@ -63,6 +63,9 @@ class InstanceActor:
         begin_process_log(options.spec.instance_id, logs)
         try:
             run_worker(options)
+        except FdExchangeError as error:  # its driver is dead or stuck; whoever watches that one tells of it
+            logger.error("this instance ends: %s", error)
+            raise
         except BaseException:
             logger.exception("this instance ends")
             raise
@@ -96,6 +99,9 @@ class DriverActor:
         self._spares: Spares[Any] | None = None
         self._estate: Estate | None = None
         self._taken = threading.Event()
+
+    def alive(self) -> None:
+        """Returns at once, whatever else it is asked: it has imported everything, and is not stuck."""
 
     def prepare(
         self, configs: Sequence[ModelConfig], block_tokens: int, cache_dir: Path | None

@@ -36,6 +36,8 @@ _BEAT_S = 1.0
 _STUCK_S = 5.0
 _STUCK_BEATS = 2
 _STOP_S = 10.0
+# A new process imports everything, beside others on a crowded machine.
+_BIRTH_S = 300.0
 
 Findings = tuple[list[PreparedModel], list[RefusedModel]]
 _Found = TypeVar("_Found")
@@ -60,6 +62,10 @@ class NodeAddress:
     remote: Endpoint | None
 
 
+class DriverStuckError(ray.exceptions.RayError):
+    """A driver process gives no sign of life."""
+
+
 class DriverKeeper:
     """One node's driver, whichever process it is at the moment.
 
@@ -81,6 +87,8 @@ class DriverKeeper:
         self._address = ""
         self._holder = EstateHolder() if node.local else None
         self._heirs: Spares[Any] | None = None
+        self._awake: set[Any] = set()  # those that stand by and have imported everything
+        self._born = False  # whether the present driver has given a sign of life
         self._settled = False  # whether the present driver has all that it needs, and another may be started beside it
         self._actor = self._new_actor()
 
@@ -133,20 +141,20 @@ class DriverKeeper:
         while True:
             try:
                 return attempt()
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, DriverStuckError) as error:
                 if not self._renew(_brief(error)):
                     raise ServiceDiedError(self._given_up or "the pool is stopping") from error
 
     def _prepare(self, config: PoolConfig, cache_dir: Path | None) -> Findings:
-        found: Findings = ray.get(self._actor.prepare.remote(config.models, config.block_tokens, cache_dir))
+        found: Findings = self._ask(self._actor.prepare.remote(config.models, config.block_tokens, cache_dir))
         return found
 
     def _start(self) -> None:
         assert self._options is not None
-        self._processes = ray.get(self._actor.identity.remote())
+        self._processes = self._ask(self._actor.identity.remote())
         left = None if self._holder is None else self._holder.address
         try:
-            self._address = address = ray.get(self._actor.start.remote(self._options, self._models, left))
+            self._address = address = self._ask(self._actor.start.remote(self._options, self._models, left))
         except ray.exceptions.RayError as error:
             if self._holder is not None:
                 self._holder.drop()  # what was left may be at fault
@@ -160,8 +168,24 @@ class DriverKeeper:
         self._announce(NodeAddress(self.node.node_id, local, remote))
         self._up_s = time.monotonic()
 
+    def _ask(self, answer: Any) -> Any:
+        """What the present driver answers, however long it takes.
+
+        Raises ``DriverStuckError`` where it is stuck meanwhile, or never comes up.
+        """
+        while True:
+            sign = self._actor.alive.remote()
+            within_s = _STUCK_S * _STUCK_BEATS if self._born else _BIRTH_S
+            done, _ = ray.wait([answer, sign], num_returns=1, timeout=within_s)
+            if not done:
+                raise DriverStuckError(f"the driver process has given no sign of life for {within_s:.0f} s")
+            self._born = True
+            if done[0] is answer or ray.wait([answer], timeout=_BEAT_S)[0]:
+                return ray.get(answer)
+            ray.get(sign)
+
     def _open_gateway(self) -> Endpoint:
-        endpoint: Endpoint = ray.get(self._actor.open_gateway.remote(self.node.host))
+        endpoint: Endpoint = self._ask(self._actor.open_gateway.remote(self.node.host))
         return endpoint
 
     def _wait_for_end(self) -> str | None:
@@ -220,9 +244,11 @@ class DriverKeeper:
         before, self._up_s, self._settled = self._processes, None, False
         ray.kill(self._actor)
         heir = None if self._heirs is None else self._heirs.take_waiting()
+        self._born = heir in self._awake
+        self._awake.discard(heir)
         self._actor = self._new_actor() if heir is None else heir
         if before is not None:
-            ray.get(self._actor.supersede.remote(before))
+            self._ask(self._actor.supersede.remote(before))
 
     def _new_heir(self) -> Any:
         """Begin to start one that stands by for the present driver."""
@@ -235,10 +261,13 @@ class DriverKeeper:
         assert self._options is not None, "start comes first"
         assert self._heirs is not None, "start comes first"
         try:
+            ray.get(actor.alive.remote())
+            self._awake.add(actor)
             address = self._address if self._holder is None else None
             ray.get(actor.stand_by.remote(address, self._options.config.spare_processes or 0))
         except ray.exceptions.RayError as error:
             logger.debug("a driver that stood by has ended: %s", _brief(error))
+            self._awake.discard(actor)
             self._heirs.lost(actor)
 
 

@@ -37,6 +37,7 @@ def settle_environment(environment: MutableMapping[str, str], folder: RunFolder,
     """
     _settle_home(environment, folder)
     _settle_proxies(environment)
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.home))  # importing torch makes this folder
     if private_ray:
         for name in [name for name in environment if name.startswith("RAY_")]:
             del environment[name]

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import select
 import shutil
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ import ray
 
 from aegaeon.core.service import ServiceError
 from aegaeon.runtime.cluster.ray_address import current_cluster, local_raylets, resolve_address
+from aegaeon.runtime.process.process import children
 from aegaeon.runtime.process.process_log import ProcessFormatter
 from aegaeon.runtime.process.run_folder import RunFolder
 
@@ -24,6 +26,8 @@ _OBJECT_STORE_BYTES = 80 << 20
 _SHARED_MEMORY = Path("/dev/shm")
 # Ray gives its own start up after 30 s, which a machine with much else to do may need.
 _TRIES = 5
+# Without them nothing is started or heard of any more; the others are agents.
+_RAY_PROCESSES = ("raylet", "gcs_server")
 _TOO_SLOW = re.compile("timed out|failed to connect to gcs|deadline exceeded", re.IGNORECASE)
 
 
@@ -46,6 +50,31 @@ def start_private_ray(folder: RunFolder) -> None:
                 f"Ray does not start: {_last_line(error)}; `aegaeon doctor` looks for the cause"
             ) from error
         return
+
+
+def wait_until_ray_ends() -> str:
+    """Blocks until one of the processes that make a private Ray has ended; says which.
+
+    To be called in the process that started it.
+    """
+    pids = {pid: name for pid in children() if (name := _name(pid)) in _RAY_PROCESSES}
+    poll = select.poll()
+    names = {}
+    for pid, name in pids.items():
+        fd = os.pidfd_open(pid)
+        names[fd] = name
+        poll.register(fd, select.POLLIN)
+    ended = poll.poll()
+    for fd in names:
+        os.close(fd)
+    return f"Ray's process {names[ended[0][0]]} has ended"
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:  # it has ended
+        return ""
 
 
 def _init_private_ray(folder: RunFolder) -> None:

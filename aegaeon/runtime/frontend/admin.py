@@ -49,5 +49,6 @@ def _instance(node_id: str, instance: Any) -> dict[str, Any]:
     fields["id"] = fields.pop("instance_id")
     del fields["alive"]
     fields["state"] = _word(instance)
+    fields["pid"] = instance.pid or None  # it has no process yet
     fields["node"] = node_id
     return fields

@@ -63,7 +63,8 @@ class WorkerModel:
 class WorkerOptions:
     """Everything an instance process must know; ``key`` is its incarnation, ``address`` its driver's, ``ordinal`` its
     GPU's number among those that it sees: ``visible``, or where that is empty what its parent sees. ``timeout_s``: how
-    long it may be silent before its driver kills it; None where nobody watches."""
+    long it may be silent before its driver kills it; None where nobody watches. ``packed_bytes``: of private memory for
+    packed copies of hot weights; None: half of what its weights may take."""
 
     spec: InstanceSpec
     key: str
@@ -79,6 +80,7 @@ class WorkerOptions:
     ordinal: int = 0
     visible: str = ""
     timeout_s: float | None = None
+    packed_bytes: int | None = None
 
 
 def run_worker(options: WorkerOptions) -> None:
@@ -126,7 +128,8 @@ def _sources(options: WorkerOptions) -> dict[str, ModelSource]:
 
 def _host_runners(options: WorkerOptions) -> MakeRunner:
     """Packed copies of hot weights are private memory: no more of it than half of what the weights may take."""
-    packer = WeightPacker(min(_MAX_PACKED_BYTES, options.spec.weight_bytes // 2))
+    packed_bytes = options.spec.weight_bytes // 2 if options.packed_bytes is None else options.packed_bytes
+    packer = WeightPacker(min(_MAX_PACKED_BYTES, packed_bytes))
 
     def make(source: ModelSource) -> ModelRunner:
         model = Model(source.path, dtype=source.dtype, max_context_tokens=source.max_context_tokens)

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 import quick_model_loader as qml
+from aegaeon.memory.weight_chunks import chunk_bytes
 from aegaeon.runtime.wire.messages import HostWeights
 from aegaeon.runtime.wire.model_failure import FailureKind, failure_kind
 
@@ -22,13 +23,6 @@ Post = Callable[[Callable[[], None]], None]
 
 _PREPARE_POLL_S = 0.05
 _PREPARE_POLLS = 200  # without progress
-_SMALL_ARENA_BYTES = 16 << 30
-_SMALL_CHUNK_BYTES = 2 << 20  # a huge page: small models waste little; in a large arena chunks are counted in thousands
-
-
-def chunk_bytes(capacity_bytes: int) -> int:
-    """The unit in which a cache of this capacity gives memory to models: each takes whole chunks."""
-    return _SMALL_CHUNK_BYTES if capacity_bytes <= _SMALL_ARENA_BYTES else qml.CHUNK_BYTES
 
 
 def wait_until_prepared(store: qml.Store) -> None:

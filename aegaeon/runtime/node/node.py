@@ -25,11 +25,12 @@ from aegaeon.latency.estimate.errors import LatencyError
 from aegaeon.latency.online.calibrated_costs import CalibratedCosts, CalibratingScheduler
 from aegaeon.latency.online.costs import find_profiles, make_costs
 from aegaeon.latency.online.node_device import node_device
+from aegaeon.memory.weight_chunks import chunk_bytes, whole_chunks
 from aegaeon.runtime.instance.worker import WorkerModel, WorkerOptions
 from aegaeon.runtime.node.core.driver_core import DriverCore
 from aegaeon.runtime.node.driver import Driver
 from aegaeon.runtime.node.estate import ESTATE, Estate
-from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post, chunk_bytes
+from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.node.instance_handle import InstanceHandle
 from aegaeon.runtime.node.node_kv import NodeKv
 from aegaeon.runtime.recovery.model_examiner import ExaminedModel, ModelExaminer
@@ -256,6 +257,7 @@ class Node:
             self._options.config.page_bytes,
             *self._gpu(spec),
             timeout_s=self._options.config.instance_timeout_s,
+            packed_bytes=self._options.weight_cache_bytes // 2 // len(self._instance_specs),
         )
 
     def _gpu(self, spec: InstanceSpec) -> tuple[int, str]:
@@ -292,7 +294,7 @@ def _open_log(path: Path | None) -> TextIO | None:
 def specs_in_cache(models: Sequence[PreparedModel], cache_bytes: int) -> tuple[ModelSpec, ...]:
     """What schedulers are told of models: their weights take whole chunks of the host cache."""
     chunk = chunk_bytes(cache_bytes)
-    return tuple(replace(model.spec, weight_bytes=-(-model.spec.weight_bytes // chunk) * chunk) for model in models)
+    return tuple(replace(model.spec, weight_bytes=whole_chunks(model.spec.weight_bytes, chunk)) for model in models)
 
 
 def plan_instances(options: NodeOptions, models: Sequence[ModelSpec], costs: CostModel) -> list[InstanceSpec]:
@@ -310,8 +312,9 @@ def plan_instances(options: NodeOptions, models: Sequence[ModelSpec], costs: Cos
 def node_pool(options: NodeOptions, models: Sequence[ModelSpec]) -> PoolSpec:
     """The node as policies lay it out: an instance is a device, and what it may hold is decided.
 
-    In place, weights stay leased from the host cache while they are resident: an instance may keep its even share.
-    Copying, they have the device to themselves: three quarters of it, or what the resident models need.
+    In place, weights stay leased from the host cache while they are resident: where that holds all models an instance
+    may keep them all, else its even share, so that they never lease more than there is. Copying, they have the device
+    to themselves: three quarters of it, or what the resident models need.
     """
     config = options.config
     roles = tuple(group.role for group in config.instances for _ in range(group.count))
@@ -321,7 +324,9 @@ def node_pool(options: NodeOptions, models: Sequence[ModelSpec]) -> PoolSpec:
         weight_bytes = min(config.device_bytes * 3 // 4, sum(sizes[:residents]))
         rooms = Rooms(weight_bytes, config.device_bytes - weight_bytes, residents)
     else:
-        rooms = Rooms(options.weight_cache_bytes // len(roles), options.kv_cache_bytes, residents)
+        cache_bytes = options.weight_cache_bytes
+        all_fit = sum(model.weight_bytes for model in models) <= cache_bytes
+        rooms = Rooms(cache_bytes if all_fit else cache_bytes // len(roles), options.kv_cache_bytes, residents)
     memory_bytes = rooms.weight_bytes + rooms.kv_bytes
     devices = tuple(PoolDevice("an instance", memory_bytes, rooms=rooms) for _ in roles)
     return PoolSpec(devices, roles=roles, max_batch_requests=config.max_batch_requests)

@@ -23,7 +23,7 @@ def pool_health(nodes: KnownNodes, not_served: Mapping[str, str], now_s: float) 
     if prefills and decodes:
         return Health(ready=True, live=True, problems=problems)
     if not nodes:
-        return Health(ready=False, live=True, detail="no driver is there; requests wait for one")
+        return Health(ready=False, live=True, detail="no driver is there; requests wait for one", problems=problems)
     missing = "prefill" if not prefills else "decode"
     detail = f"no instance that can {missing} is up"
     return Health(ready=False, live=True, detail="; ".join((detail, *problems)), problems=problems)
