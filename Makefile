@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 UV     := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
 UV_VERSION := 0.13.8
 LOADER := quick_model_loader
+# Processes that run tests side by side, a file each. Half of the tests wait for processes of their own.
+JOBS   ?= 2
 # Pure and unit tests: no torch, no Ray, few processes.
 QUICK_TESTS := $(addprefix tests/,architecture core latency memory runtime/recovery runtime/wire scheduler settings workload)
 LOADER_SOURCES := $(shell find $(LOADER) -path $(LOADER)/target -prune -o -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -name 'Cargo.lock' \) -print 2>/dev/null)
@@ -66,11 +68,11 @@ clippy:
 	cargo fmt --manifest-path $(LOADER)/Cargo.toml --check
 
 pytest: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test: lint ## everything CI runs: lint, Rust tests, Python tests
 	cargo test --quiet --manifest-path $(LOADER)/Cargo.toml
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 clean: ## remove the environment and build output
 	rm -rf $(VENV) $(LOADER)/target .mypy_cache .pytest_cache .ruff_cache
