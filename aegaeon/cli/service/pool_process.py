@@ -17,6 +17,7 @@ from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ModelFound, ModelRefused, ServiceDiedError, ServiceError
 from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.cluster.cluster import Cluster
+from aegaeon.runtime.cluster.ray_start import wait_until_ray_ends
 from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.frontend.text import TokenizerError
 from aegaeon.runtime.node.node import NodeOptions
@@ -54,9 +55,9 @@ def _run(channel: BlockingChannel, begin: BeginPool) -> None:
         raise ServiceDiedError(f"no driver is left: {reason}")
 
 
-def _end_without_ray(cluster: Cluster, stopping: threading.Event) -> None:
+def _end_without_ray(stopping: threading.Event) -> None:
     """Whoever asks Ray anything waits for ever then: this process ends as it is, and is replaced."""
-    reason = cluster.wait_until_ray_ends()
+    reason = wait_until_ray_ends()
     if not stopping.is_set():
         logger.error("%s: the pool is started anew", reason)
         os._exit(_WITHOUT_RAY)
@@ -76,7 +77,7 @@ def _start(begin: BeginPool, cluster: Cluster, channel: BlockingChannel, stoppin
     config = begin.config
     cluster.start(lambda address: channel.send(NodeUp(address.node_id, pickle.dumps(address))))
     if config.ray_address is None:
-        _background(lambda: _end_without_ray(cluster, stopping))
+        _background(lambda: _end_without_ray(stopping))
     models = _find(config, cluster, channel) if begin.models is None else pickle.loads(begin.models)
     cluster.serve(lambda node_id: _node_options(config, node_id), models)
 

@@ -22,6 +22,7 @@ from aegaeon.core.config import ModelConfig
 from aegaeon.core.service import ServiceError
 from aegaeon.descriptors import raise_limit
 from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel, prepare_models
+from aegaeon.runtime.cluster.last_line import last_line
 from aegaeon.runtime.frontend.gateway import Endpoint, Gateway
 from aegaeon.runtime.instance.worker import WorkerOptions, run_worker
 from aegaeon.runtime.node.estate import Estate
@@ -212,7 +213,7 @@ class DriverActor:
                 spares.up()
             ray.get(run)
         except (ray.exceptions.RayError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            reason = last_line(error)
         except Exception as error:
             logger.exception("instance %s cannot be watched", options.key)
             reason = f"{type(error).__name__}: {error}"

@@ -16,7 +16,7 @@ from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ServiceError
 from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.cluster.driver_keeper import DriverKeeper, NodeAddress, RayNode
-from aegaeon.runtime.cluster.ray_start import join_ray, start_private_ray, wait_until_ray_ends
+from aegaeon.runtime.cluster.ray_start import join_ray, start_private_ray
 from aegaeon.runtime.node.node import NodeOptions
 from aegaeon.runtime.process.process_log import LogPlace
 from aegaeon.runtime.process.run_folder import RunFolder
@@ -78,13 +78,6 @@ class Cluster:
         if reason:
             logger.error("%s; it is given up", reason)
         self._given_up.put(reason)
-
-    def wait_until_ray_ends(self) -> str:
-        """Blocks until the service's own Ray has lost a process that it cannot do without; says which.
-
-        Nothing can be stopped in an orderly way then.
-        """
-        return wait_until_ray_ends()
 
     def wait_until_dead(self) -> str:
         """Blocks until no node has a driver any more, nor will have; says why, or nothing after ``stop``."""

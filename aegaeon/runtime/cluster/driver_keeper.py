@@ -22,6 +22,7 @@ from aegaeon.core.service import ServiceDiedError, ServiceError
 from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel
 from aegaeon.runtime.cluster.actors import Beat, DriverActor, start_actor
 from aegaeon.runtime.cluster.estate_holder import EstateHolder
+from aegaeon.runtime.cluster.last_line import last_line
 from aegaeon.runtime.frontend.gateway import Endpoint
 from aegaeon.runtime.node.node import NodeOptions
 from aegaeon.runtime.process.backoff import PROCESS_LIMIT, PROCESS_PAUSES, Backoff, ran_well
@@ -66,6 +67,14 @@ class DriverStuckError(ray.exceptions.RayError):
     """A driver process gives no sign of life."""
 
 
+@dataclass(slots=True, eq=False)
+class _DriverProcess:
+    """An actor; ``awake``: it has imported everything, and answers from now on, or is stuck."""
+
+    actor: Any
+    awake: bool = False
+
+
 class DriverKeeper:
     """One node's driver, whichever process it is at the moment.
 
@@ -86,14 +95,17 @@ class DriverKeeper:
         self._processes: tuple[ProcessId, ProcessId] | None = None
         self._address = ""
         self._holder = EstateHolder() if node.local else None
-        self._heirs: Spares[Any] | None = None
-        self._awake: set[Any] = set()  # those that stand by and have imported everything
-        self._born = False  # whether the present driver has given a sign of life
+        self._heirs: Spares[_DriverProcess] | None = None
         self._settled = False  # whether the present driver has all that it needs, and another may be started beside it
-        self._actor = self._new_actor()
+        self._driver = self._new_process()
 
-    def _new_actor(self) -> Any:
-        return start_actor(DriverActor, self.node.ray_id, f"{self.node.node_id}-driver", self._logs)
+    def _new_process(self) -> _DriverProcess:
+        name = f"{self.node.node_id}-driver"
+        return _DriverProcess(start_actor(DriverActor, self.node.ray_id, name, self._logs))
+
+    @property
+    def _actor(self) -> Any:
+        return self._driver.actor
 
     def prepare(self, config: PoolConfig, cache_dir: Path | None) -> Findings:
         """What the node finds of the models: those that can be served, and the others. Raises ``ServiceError``."""
@@ -113,7 +125,7 @@ class DriverKeeper:
                 try:
                     self._start()
                 except (ServiceError, ray.exceptions.RayError) as error:
-                    reason = _brief(error)
+                    reason = last_line(error)
                     logger.error("the driver of %s does not start: %s", self.node.node_id, reason)
                 else:
                     logger.warning("%s has a new driver", self.node.node_id)
@@ -126,13 +138,13 @@ class DriverKeeper:
         """End the driver, and with it its instances; ``keep`` returns. Any thread; idempotent."""
         self._stopping.set()
         for heir in self._heirs.close() if self._heirs is not None else ():
-            ray.kill(heir)
+            ray.kill(heir.actor)
         try:
             self._actor.stop.remote()
             if self._run is not None:
                 ray.get(self._run, timeout=_STOP_S)
         except ray.exceptions.RayError as error:
-            logger.warning("the driver of %s did not end in an orderly way: %s", self.node.node_id, _brief(error))
+            logger.warning("the driver of %s did not end in an orderly way: %s", self.node.node_id, last_line(error))
         if self._holder is not None:
             self._holder.close()
 
@@ -142,7 +154,7 @@ class DriverKeeper:
             try:
                 return attempt()
             except (ray.exceptions.RayActorError, DriverStuckError) as error:
-                if not self._renew(_brief(error)):
+                if not self._renew(last_line(error)):
                     raise ServiceDiedError(self._given_up or "the pool is stopping") from error
 
     def _prepare(self, config: PoolConfig, cache_dir: Path | None) -> Findings:
@@ -175,11 +187,11 @@ class DriverKeeper:
         """
         while True:
             sign = self._actor.alive.remote()
-            within_s = _STUCK_S * _STUCK_BEATS if self._born else _BIRTH_S
+            within_s = _STUCK_S * _STUCK_BEATS if self._driver.awake else _BIRTH_S
             done, _ = ray.wait([answer, sign], num_returns=1, timeout=within_s)
             if not done:
                 raise DriverStuckError(f"the driver process has given no sign of life for {within_s:.0f} s")
-            self._born = True
+            self._driver.awake = True
             if done[0] is answer or ray.wait([answer], timeout=_BEAT_S)[0]:
                 return ray.get(answer)
             ray.get(sign)
@@ -209,7 +221,7 @@ class DriverKeeper:
         try:
             answer: Beat | None = ray.get(done[0])
         except ray.exceptions.RayError as error:
-            return _brief(error)
+            return last_line(error)
         if done[0] is not beat:
             return "it returned"
         if answer is None:
@@ -236,7 +248,7 @@ class DriverKeeper:
             try:
                 self._bear()
             except ray.exceptions.RayError as error:
-                reason = _brief(error)
+                reason = last_line(error)
             else:
                 return True
 
@@ -244,32 +256,25 @@ class DriverKeeper:
         before, self._up_s, self._settled = self._processes, None, False
         ray.kill(self._actor)
         heir = None if self._heirs is None else self._heirs.take_waiting()
-        self._born = heir in self._awake
-        self._awake.discard(heir)
-        self._actor = self._new_actor() if heir is None else heir
+        self._driver = heir or self._new_process()
         if before is not None:
             self._ask(self._actor.supersede.remote(before))
 
-    def _new_heir(self) -> Any:
+    def _new_heir(self) -> _DriverProcess:
         """Begin to start one that stands by for the present driver."""
-        actor = self._new_actor()
-        threading.Thread(target=self._watch_heir, args=(actor,), name=f"heir-{self.node.node_id}", daemon=True).start()
-        return actor
+        heir = self._new_process()
+        threading.Thread(target=self._watch_heir, args=(heir,), name=f"heir-{self.node.node_id}", daemon=True).start()
+        return heir
 
-    def _watch_heir(self, actor: Any) -> None:
+    def _watch_heir(self, heir: _DriverProcess) -> None:
         """Until it becomes the driver."""
         assert self._options is not None, "start comes first"
         assert self._heirs is not None, "start comes first"
         try:
-            ray.get(actor.alive.remote())
-            self._awake.add(actor)
+            ray.get(heir.actor.alive.remote())
+            heir.awake = True
             address = self._address if self._holder is None else None
-            ray.get(actor.stand_by.remote(address, self._options.config.spare_processes or 0))
+            ray.get(heir.actor.stand_by.remote(address, self._options.config.spare_processes or 0))
         except ray.exceptions.RayError as error:
-            logger.debug("a driver that stood by has ended: %s", _brief(error))
-            self._awake.discard(actor)
-            self._heirs.lost(actor)
-
-
-def _brief(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1]
+            logger.debug("a driver that stood by has ended: %s", last_line(error))
+            self._heirs.lost(heir)

@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 
 from aegaeon.core.service import ServiceError
+from aegaeon.runtime.cluster.last_line import last_line
 from aegaeon.runtime.cluster.ray_address import current_cluster, local_raylets, resolve_address
 from aegaeon.runtime.process.process import children
 from aegaeon.runtime.process.process_log import ProcessFormatter
@@ -43,11 +44,11 @@ def start_private_ray(folder: RunFolder) -> None:
             ray.shutdown()
             _end_processes(folder)
             if tries_left and _TOO_SLOW.search(str(error)):
-                logger.info("Ray starts too slowly and is started again: %s", _last_line(error))
+                logger.info("Ray starts too slowly and is started again: %s", last_line(error))
                 continue
             _note_failure(folder, error)
             raise ServiceError(
-                f"Ray does not start: {_last_line(error)}; `aegaeon doctor` looks for the cause"
+                f"Ray does not start: {last_line(error)}; `aegaeon doctor` looks for the cause"
             ) from error
         return
 
@@ -57,17 +58,14 @@ def wait_until_ray_ends() -> str:
 
     To be called in the process that started it.
     """
-    pids = {pid: name for pid in children() if (name := _name(pid)) in _RAY_PROCESSES}
+    names = {os.pidfd_open(pid): name for pid in children() if (name := _name(pid)) in _RAY_PROCESSES}
     poll = select.poll()
-    names = {}
-    for pid, name in pids.items():
-        fd = os.pidfd_open(pid)
-        names[fd] = name
+    for fd in names:
         poll.register(fd, select.POLLIN)
-    ended = poll.poll()
+    ended = poll.poll()[0][0]
     for fd in names:
         os.close(fd)
-    return f"Ray's process {names[ended[0][0]]} has ended"
+    return f"Ray's process {names[ended]} has ended"
 
 
 def _name(pid: int) -> str:
@@ -144,8 +142,4 @@ def _why_not_joined(address: str, error: BaseException) -> str:
         )
     if isinstance(error, ConnectionError | TimeoutError):
         return f"no Ray cluster answers at {address}: start one with `ray start --head`, or leave out --ray-address"
-    return f"cannot join the Ray cluster at {address}: {_last_line(error)}"
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return f"cannot join the Ray cluster at {address}: {last_line(error)}"
