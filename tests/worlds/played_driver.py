@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -12,6 +11,7 @@ from aegaeon.core.instance import InstanceSpec
 from aegaeon.runtime.node.core import driver_inputs as i
 from aegaeon.runtime.node.core import driver_outputs as o
 from aegaeon.runtime.node.core.driver_core import DriverCore
+from aegaeon.runtime.node.core.in_turn import InTurn
 from aegaeon.runtime.node.core.incarnation import instance_key
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.model_failure import FailureKind, ModelFailure, ModelProblem
@@ -58,8 +58,9 @@ class PlayedDriver:
     pulses: dict[str, PulseReading] = field(default_factory=dict)
     pids: dict[str, int] = field(default_factory=dict)
     killed: list[int] = field(default_factory=list)
-    inputs: deque[i.DriverInput] = field(default_factory=deque)
-    telling: bool = False
+
+    def __post_init__(self) -> None:
+        self._inputs = InTurn(self._have_decided)
 
     def add_instance(self, spec: InstanceSpec, incarnation: int, deliver: Deliver) -> str:
         """A process is on its way; its key."""
@@ -74,16 +75,11 @@ class PlayedDriver:
 
     def tell(self, message: i.DriverInput) -> None:
         """What comes of it at once is told when all of it has been done, as the loop does."""
-        self.inputs.append(message)
-        if self.telling:
-            return
-        self.telling = True
-        try:
-            while self.inputs:
-                for output in self.core.receive(self.inputs.popleft(), self.now_s()):
-                    self._do(output)
-        finally:
-            self.telling = False
+        self._inputs.put(message)
+
+    def _have_decided(self, message: i.DriverInput) -> None:
+        for output in self.core.receive(message, self.now_s()):
+            self._do(output)
 
     def _do(self, output: o.DriverOutput) -> None:
         match output:

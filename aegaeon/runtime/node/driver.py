@@ -7,7 +7,6 @@ decides nothing.
 from __future__ import annotations
 
 import selectors
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, assert_never
@@ -16,6 +15,7 @@ from aegaeon.core.instance import InstanceSpec
 from aegaeon.runtime.node.core import driver_inputs as i
 from aegaeon.runtime.node.core import driver_outputs as o
 from aegaeon.runtime.node.core.driver_core import DriverCore
+from aegaeon.runtime.node.core.in_turn import InTurn
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.node.instance_handle import InstanceHandle
 from aegaeon.runtime.process.os_process import OsProcess
@@ -66,8 +66,7 @@ class Driver:
         self.weights = weights(self.wakeup.post, self._weights_failed)
         self._instances: dict[str, InstanceHandle] = {}  # by their keys
         self._frontends: dict[str, FrontendLink] = {}
-        self._inputs: deque[i.DriverInput] = deque()
-        self._telling = False
+        self._inputs = InTurn(self._have_decided)
         self._running = True
         self._selector = selectors.DefaultSelector()
         self._selector.register(self.wakeup.fd, selectors.EVENT_READ, self.wakeup.run)
@@ -161,16 +160,11 @@ class Driver:
 
     def _tell(self, message: i.DriverInput) -> None:
         """Tell the core, and do what it answers. What comes of that at once is told when all of it has been done."""
-        self._inputs.append(message)
-        if self._telling:
-            return
-        self._telling = True
-        try:
-            while self._inputs:
-                for output in self._core.receive(self._inputs.popleft(), self._clock.now_s()):
-                    self._do(output)
-        finally:
-            self._telling = False
+        self._inputs.put(message)
+
+    def _have_decided(self, message: i.DriverInput) -> None:
+        for output in self._core.receive(message, self._clock.now_s()):
+            self._do(output)
 
     # --- what is done -----------------------------------------------------------------------------------------------
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from aegaeon.core.event import Event
 from aegaeon.runtime.node.core.driver_outputs import DriverOutput
+from aegaeon.runtime.node.core.in_turn import InTurn
 from aegaeon.runtime.node.core.timers import Timers
 
 
@@ -17,9 +17,7 @@ class Desk:
         self.now_s = float("-inf")
         self.changed = True
         self.timers = Timers()
-        self._decide = decide
-        self._events: deque[Event] = deque()
-        self._handling = False
+        self._events = InTurn(decide)
         self._outputs: list[DriverOutput] = []
 
     def put(self, output: DriverOutput) -> None:
@@ -33,13 +31,5 @@ class Desk:
 
     def dispatch(self, event: Event) -> None:
         """Let the scheduler handle an event. What a command causes at once is handled after it."""
-        self._events.append(event)
-        if self._handling:
-            return
-        self._handling = True
-        try:
-            while self._events:
-                self._decide(self._events.popleft())
-        finally:
-            self._handling = False
         self.changed = True
+        self._events.put(event)
