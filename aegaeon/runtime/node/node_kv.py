@@ -58,6 +58,11 @@ class NodeKv:
         for block, (_, name) in found.items():
             self._rest[name].append(block)
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The keys of the open tables."""
+        return self._tables.request_ids
+
     def open(self, key: str, shape: KvShape) -> None:
         """Have a table, empty at first; an open one stays as it is."""
         if key not in self._tables:

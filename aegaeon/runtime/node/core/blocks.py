@@ -38,6 +38,9 @@ class KvLedger(Protocol):
     @property
     def total_bytes(self) -> int: ...
 
+    @property
+    def tables(self) -> tuple[str, ...]: ...
+
     def open(self, key: str, shape: KvShape) -> None: ...
 
     def adopt(self, key: str, shape: KvShape, model: str, token_ids: Sequence[int]) -> int: ...
@@ -63,7 +66,6 @@ class Blocks:
         self._kv = kv
         self._models = models
         self._instances = instances
-        self._open: set[str] = set()
         self._starved: dict[str, tuple[DriverRequest, int]] = {}  # who waits, and for room for how many tokens
         desk.timers.at(float("-inf"), self._begin)
 
@@ -75,7 +77,6 @@ class Blocks:
         shape = self._models[request.model].kv_shape
         token_ids = request.token_ids(0, request.context_tokens)
         request.kv_tokens = self._kv.adopt(request.table_key, shape, request.model, token_ids)
-        self._open.add(request.table_key)
         if request.kv_tokens:
             found = f"the KV of {request.kv_tokens} of its {request.context_tokens} tokens"
             logger.info("request %s finds %s", request.request_id, found)
@@ -88,7 +89,6 @@ class Blocks:
         """See to it that a new member of a turn can go on; False where it is starved."""
         key, shape = request.table_key, self._models[request.model].kv_shape
         self._kv.open(key, shape)
-        self._open.add(key)
         for tokens in (request.context_tokens + shape.block_tokens, request.context_tokens):
             if self._extend(request, tokens) is not None:
                 return True
@@ -111,7 +111,6 @@ class Blocks:
     def free(self, request: DriverRequest) -> None:
         """Nobody touches a request's blocks any more: others get them."""
         self._kv.free(request.table_key)
-        self._open.discard(request.table_key)
         self._starved.pop(request.request_id, None)
         self._feed_starved()
 
@@ -125,8 +124,8 @@ class Blocks:
     def check_idle(self) -> None:
         """Raises ``LedgerError`` where the books do not balance, or something is left though there is no request."""
         self._kv.check_integrity()
-        if self._open or self._starved:
-            left = sorted({*self._open, *self._starved})
+        left = sorted({*self._kv.tables, *self._starved})
+        if left:
             raise LedgerError(f"no request is under way, but there are block tables, or requests wait for some: {left}")
 
     def _starve(self, request: DriverRequest, tokens: int) -> None:
