@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aegaeon.core.config import InstanceConfig, PoolConfig
 from aegaeon.core.instance import Role
-from aegaeon.memory.weight_chunks import capacity_for
+from aegaeon.memory.weight_chunks import SMALL_CHUNK_BYTES, capacity_for, whole_chunks
 from aegaeon.settings.error import SettingsError
 from aegaeon.settings.sizes import format_bytes
 
@@ -21,7 +21,6 @@ PROCESS_BYTES = 512 * _MIB  # private memory of a process that has imported torc
 OTHER_PROCESSES = 2  # the server and the driver
 STANDBY_PROCESSES = 2  # a driver, and a spare process of its own
 _STANDBY_CORES = 4
-WEIGHT_PAGE_BYTES = 2 * _MIB  # weights of a model take whole huge pages
 MAX_INSTANCES = 8
 MIN_KV_SLABS = 4
 CUDA_PAGE_BYTES = 64 * _MIB  # a page of a GPU, at least: tens of GB are mapped in hundreds of calls
@@ -74,7 +73,7 @@ def fit(config: PoolConfig, machine: Machine, weight_bytes: Mapping[str, int]) -
     pages, where there are any, get half before. Raises ``SettingsError`` where the memory does not suffice.
     """
     config = _settle_device(config, machine)
-    weights = {name: _whole_pages(size) for name, size in weight_bytes.items()}
+    weights = {name: whole_chunks(size, SMALL_CHUNK_BYTES) for name, size in weight_bytes.items()}
     least_bytes = max(weights.values()) + MIN_KV_SLABS * config.slab_bytes
     instances = config.instances or (InstanceConfig(Role.MIXED, default_instances(machine, least_bytes)),)
     count = sum(instance.count for instance in instances)
@@ -183,7 +182,9 @@ def _fit_caches(config: PoolConfig, budget: _Budget, weights: Mapping[str, int])
         budget.take("--kv-cache", kv_bytes)
     if weight_cache_bytes is None:
         share_bytes = budget.free_bytes if kv_bytes is not None else budget.free_bytes * 3 // 4
-        weight_cache_bytes = max(weights[largest], min(capacity_for(weights.values()), _whole_pages(share_bytes)))
+        weight_cache_bytes = max(
+            weights[largest], min(capacity_for(weights.values()), whole_chunks(share_bytes, SMALL_CHUNK_BYTES))
+        )
     budget.take("--weight-cache", weight_cache_bytes)
     if kv_bytes is None:
         kv_bytes = max(least_kv_bytes, budget.free_bytes // 2 // config.slab_bytes * config.slab_bytes)
@@ -206,10 +207,6 @@ def _require(flag: str, size_bytes: int, least_bytes: int, what: str) -> None:
             f"{flag}: {format_bytes(size_bytes)} cannot hold {what}; "
             f"set it to at least {least_bytes} ({format_bytes(least_bytes)})"
         )
-
-
-def _whole_pages(size_bytes: int) -> int:
-    return -(-size_bytes // WEIGHT_PAGE_BYTES) * WEIGHT_PAGE_BYTES
 
 
 def _groups(memberships: str, root: Path) -> dict[str, list[Path]]:
