@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,11 +21,10 @@ from aegaeon.runtime.process.process import adopt_orphans
 from aegaeon.runtime.process.run_folder import places, remove_abandoned
 from benchmark.e2e.pool import PoolProcess, aegaeon_command
 from benchmark.e2e.process_tree import ProcessTree
+from tests.worlds.served import WAIT_S, processes, until
 
 PROMPT = list(range(10, 40))
 TOKENS = 400
-WAIT_S = 600.0  # where the machine has much else to do
-POLL_S = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -82,27 +80,9 @@ def streamed_while(client: openai.OpenAI, strike: Callable[[], object]) -> str:
     return text
 
 
-def command_line(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""
-
-
-def processes(root: int, part: str) -> set[int]:
-    """Descendants whose command line has ``part``."""
-    return {pid for pid in ProcessTree.now().descendants({root}) if part in command_line(pid)}
-
-
 def one(root: int, part: str) -> int:
     [pid] = processes(root, part)
     return pid
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"{what}: not within {WAIT_S:.0f} s"
-        time.sleep(POLL_S)
 
 
 def gone(pids: set[int]) -> bool:
