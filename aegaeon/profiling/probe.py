@@ -2,8 +2,6 @@
 
 The driver is the pool's own (``Driver``), and so is the instance's process (``run_worker``); this class is what a node
 and a frontend are in a pool.
-
-Does not know: what is measured, Ray.
 """
 
 from __future__ import annotations

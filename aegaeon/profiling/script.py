@@ -1,7 +1,4 @@
-"""A scheduler that follows a script: each scene's commands are given when the requests that it is about have arrived.
-
-Does not know: what is measured.
-"""
+"""A scheduler that follows a script: each scene's commands are given when the requests that they need have arrived."""
 
 from __future__ import annotations
 

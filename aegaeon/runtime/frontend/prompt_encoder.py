@@ -1,7 +1,4 @@
-"""Turns prompts into token ids off the event loop: small ones side by side, large ones one after the other.
-
-Does not know: who asks, what becomes of the ids.
-"""
+"""Turns prompts into token ids off the event loop: small ones side by side, large ones one after the other."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Text of one model: chat template, tokenizer, incremental detokenizer, stop strings.
-
-Does not know: requests under way, drivers, HTTP.
-"""
+"""Text of one model: chat template, tokenizer, incremental detokenizer, stop strings."""
 
 from __future__ import annotations
 

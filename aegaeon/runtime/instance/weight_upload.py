@@ -1,7 +1,4 @@
-"""How a model's bytes get from the host cache to device memory.
-
-Does not know: which models, where on the device.
-"""
+"""How a model's bytes get from the host cache to device memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A turn as an instance runs it: its members, what they feed in the next step, when it is over.
-
-Does not know: tensors, messages, the clock (times are passed in).
-"""
+"""A turn as an instance runs it: its members, what they feed in the next step, when it is over."""
 
 from __future__ import annotations
 

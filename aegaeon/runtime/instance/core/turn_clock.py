@@ -1,7 +1,4 @@
-"""Sums up what the steps of a turn take, by kind.
-
-Does not know: clocks (times are passed in), what the sums are for.
-"""
+"""Sums up what the steps of a turn take, by kind."""
 
 from __future__ import annotations
 
