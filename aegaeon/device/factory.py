@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from aegaeon.device.common.protocol import Device, DeviceError
+from aegaeon.device.common.errors import DeviceError
+from aegaeon.device.common.protocol import Device
 from aegaeon.device.cpu.device import CpuDevice
 from aegaeon.device.cpu.lazy import LazyDevice
 from aegaeon.device.cuda import torch_streams as cuda_torch

@@ -7,6 +7,10 @@ class ModelError(Exception):
     """A model cannot be used; the message names it, and says why."""
 
 
+class CheckpointError(ValueError):
+    """A model directory cannot be used; the message says why and what to do."""
+
+
 class UnsupportedModelError(ModelError):
     """A model that the engine would not run, or not run right. ``architecture`` may be empty if it is not known."""
 

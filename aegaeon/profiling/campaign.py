@@ -11,7 +11,8 @@ import torch
 
 from aegaeon import __version__
 from aegaeon.core.config import ModelConfig
-from aegaeon.engine.architecture.prepare import PreparedModel, prepare_models
+from aegaeon.engine.architecture.prepare import prepare_models
+from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.latency.files.profile_file import ProfileFile, Provenance
 from aegaeon.latency.fit.part_fit import Fit
 from aegaeon.profiling.errors import ProfilingError

@@ -15,7 +15,8 @@ from typing import Self
 import torch
 
 from aegaeon.device.common.protocol import CopyPair, Device, Stream
-from aegaeon.device.common.shared_memory import create_memfd, map_fd
+from aegaeon.device.common.shared_memory import create_memfd
+from aegaeon.device.common.shared_tensor import map_fd
 from aegaeon.device.factory import make_device
 from aegaeon.profiling.point import Copied
 from aegaeon.runtime.instance.device_kv import copy_in_batches

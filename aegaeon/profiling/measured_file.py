@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aegaeon.core.kv_shape import KvShape
-from aegaeon.engine.architecture.prepare import PreparedModel
+from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.latency.files.fitted_file import fit_error, validity
 from aegaeon.latency.files.profile_file import (
     Coefficients,

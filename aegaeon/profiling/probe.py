@@ -24,7 +24,7 @@ from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.request import Request
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.timeline import PhaseSpan
-from aegaeon.engine.architecture.prepare import PreparedModel
+from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.profiling.copies import CopyBench
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.profiling.point import Copied
@@ -32,7 +32,8 @@ from aegaeon.profiling.pretended_kv import PRETENDED, PretendedKv
 from aegaeon.profiling.script import ScriptedScheduler
 from aegaeon.profiling.target import Target
 from aegaeon.profiling.turn_times import TurnTimes
-from aegaeon.runtime.instance.worker import WorkerModel, WorkerOptions, run_worker
+from aegaeon.runtime.instance.worker import run_worker
+from aegaeon.runtime.instance.worker_options import WorkerModel, WorkerOptions
 from aegaeon.runtime.node.core.driver_core import DriverCore
 from aegaeon.runtime.node.driver import Driver
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from aegaeon.engine.architecture.prepare import PreparedModel
+from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.profiling.grid import GridLimits, make_grid
 from aegaeon.profiling.journal import Journal
 from aegaeon.profiling.measure import measure, warm_up

@@ -18,7 +18,8 @@ import torch
 import quick_model_loader as qml
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.common.protocol import Device
-from aegaeon.device.common.shared_memory import create_memfd, map_fd
+from aegaeon.device.common.shared_memory import create_memfd
+from aegaeon.device.common.shared_tensor import map_fd
 from aegaeon.device.cuda import torch_streams as cuda_torch
 from aegaeon.device.cuda.device import CudaDevice
 from aegaeon.device.factory import make_device

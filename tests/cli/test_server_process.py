@@ -20,7 +20,8 @@ from aegaeon.core.generation import (
 )
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.service import ModelRefused
-from aegaeon.engine.architecture.prepare import PreparedModel, prepare_models
+from aegaeon.engine.architecture.prepare import prepare_models
+from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.runtime.frontend.frontend import PoolFrontend
 from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.wire.clock import MonotonicClock
@@ -66,7 +67,7 @@ class Found:
         self._models = list(models)
         self.told: list[object] = []
 
-    def prepare(self, cache_dir: Path | None) -> tuple[list[PreparedModel], list[object]]:
+    def prepare(self) -> tuple[list[PreparedModel], list[object]]:
         return self._models, []
 
     def send(self, message: object) -> None:

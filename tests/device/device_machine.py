@@ -7,7 +7,8 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aegaeon.device.common.protocol import Device, DeviceError, Stream, VirtualRange
+from aegaeon.device.common.errors import DeviceError
+from aegaeon.device.common.protocol import Device, Stream, VirtualRange
 
 PAGE = 4096
 

@@ -15,7 +15,8 @@ import torch
 from hypothesis import settings
 
 from aegaeon.device.common import virtual_memory
-from aegaeon.device.common.protocol import DeviceError, Stream
+from aegaeon.device.common.errors import DeviceError
+from aegaeon.device.common.protocol import Stream
 from aegaeon.device.cpu.copy_thread import CopyThread
 from aegaeon.device.cpu.device import CpuDevice
 from tests.device.device_machine import DeviceMachine

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from aegaeon.device.common.protocol import DeviceError, Stream, VirtualRange
+from aegaeon.device.common.errors import DeviceError
+from aegaeon.device.common.protocol import Stream, VirtualRange
 from aegaeon.device.cuda import inventory as cuda_inventory
 from aegaeon.device.cuda.bindings import Bindings, BindingsDriver
 from aegaeon.device.cuda.device import CudaDevice

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from aegaeon.device.common.protocol import Device, DeviceError, Stream, VirtualRange
+from aegaeon.device.common.errors import DeviceError
+from aegaeon.device.common.protocol import Device, Stream, VirtualRange
 from aegaeon.device.factory import make_device
 
 PAGE = 4096

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from aegaeon.device.common.address_space import AddressSpace
+from aegaeon.device.common.errors import DeviceError
 from aegaeon.device.common.pending_copies import PendingCopies
-from aegaeon.device.common.protocol import Device, DeviceError, Event, Stream, VirtualRange
+from aegaeon.device.common.protocol import Device, Event, Stream, VirtualRange
 from aegaeon.device.common.span import Span
 from aegaeon.device.cuda.bindings import Bindings, BindingsDriver
 from aegaeon.device.factory import make_device

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from aegaeon.device.common.host_memory import HostMemory, host_memory
-from aegaeon.device.common.shared_memory import SharedMemoryError, create_memfd, map_fd, require_memory
+from aegaeon.device.common.shared_memory import SharedMemoryError, create_memfd, require_memory
+from aegaeon.device.common.shared_tensor import map_fd
 
 SIZE = 1 << 20
 

@@ -18,7 +18,8 @@ from aegaeon.core.generation import GenerationRequest, TokenPrompt
 from aegaeon.core.instance import Role
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.slo import Slo
-from aegaeon.runtime.instance.worker import WorkerOptions, run_worker
+from aegaeon.runtime.instance.worker import run_worker
+from aegaeon.runtime.instance.worker_options import WorkerOptions
 from aegaeon.runtime.node.node import Ended
 from tests.worlds.in_process_pool import InProcessPool, Output
 

@@ -24,9 +24,10 @@ from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.slo import Slo
+from aegaeon.engine.architecture.image import needs_image
 from aegaeon.runtime.frontend.frontend import PoolFrontend
 from aegaeon.runtime.frontend.served_model import ServedModel
-from aegaeon.runtime.instance.worker import WorkerOptions
+from aegaeon.runtime.instance.worker_options import WorkerOptions
 from aegaeon.runtime.node.node import Ended, Node
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.clock import MonotonicClock
@@ -348,7 +349,7 @@ async def node_replaced(running) -> AsyncIterator[None]:
     for thread in (*running.drivers, *running.threads):
         await asyncio.to_thread(thread.join, WAIT_S)
     yield
-    new = Node(old._options, running._prepared, running._spawn)
+    new = Node(old._options, running._prepared, running._spawn, needs_image)
     running.nodes, running.threads[:] = [new], []
     running.drivers = [threading.Thread(target=new.run)]
     running.drivers[0].start()

@@ -13,10 +13,12 @@ from typing import Any
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.generation import FinishReason, GenerationRequest, TextPrompt, TokenPrompt
 from aegaeon.core.sampling import SamplingParams
+from aegaeon.engine.architecture.image import needs_image
 from aegaeon.engine.architecture.prepare import prepare_models
 from aegaeon.runtime.frontend.frontend import PoolFrontend
 from aegaeon.runtime.frontend.served_model import ServedModel
-from aegaeon.runtime.instance.worker import WorkerOptions, run_worker
+from aegaeon.runtime.instance.worker import run_worker
+from aegaeon.runtime.instance.worker_options import WorkerOptions
 from aegaeon.runtime.node.node import Ended, Node, NodeOptions
 from aegaeon.runtime.wire.clock import MonotonicClock
 from aegaeon.scheduler.policies.registry import make_router
@@ -39,7 +41,12 @@ class InProcessPool:
         assert not refused, refused
         self.threads: list[threading.Thread] = []
         self.nodes = [
-            Node(NodeOptions(config, f"n{index}", kv_cache_bytes, weight_cache_bytes, 1), prepared, self._spawn)
+            Node(
+                NodeOptions(config, f"n{index}", kv_cache_bytes, weight_cache_bytes, 1),
+                prepared,
+                self._spawn,
+                needs_image,
+            )
             for index in range(config.nodes)
         ]
         self._prepared = prepared

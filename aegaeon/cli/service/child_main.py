@@ -26,6 +26,7 @@ def main(module: str, channel_fd: int, parent_pid: int, *inherited: int) -> NoRe
     begin = channel.receive()
     try:
         configure_logs(begin.config.log_file)
+        _hide_torch()
         # Only now: it brings in what had to be told to be quiet.
         importlib.import_module(module).run(channel, begin, *inherited)
     except ServiceDiedError as error:
@@ -41,6 +42,11 @@ def main(module: str, channel_fd: int, parent_pid: int, *inherited: int) -> NoRe
         _tell(channel, ChildFailed(f"unexpected {type(error).__name__}: {error}", EndKind.BUG))
         sys.exit(1)
     sys.exit(0)
+
+
+def _hide_torch() -> None:
+    """Neither child computes anything: Transformers makes tokenizers without torch where it cannot be imported."""
+    sys.modules["torch"] = None  # type: ignore[assignment]
 
 
 def _tell(channel: BlockingChannel, failure: ChildFailed) -> None:

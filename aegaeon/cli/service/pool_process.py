@@ -15,7 +15,7 @@ from aegaeon.cli.service.channel import BeginPool, BlockingChannel, ModelsReady,
 from aegaeon.cli.service.child_main import beat_from_thread
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ModelFound, ModelRefused, ServiceDiedError, ServiceError
-from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel
+from aegaeon.engine.prepared.prepared_model import PreparedModel, RefusedModel
 from aegaeon.runtime.cluster.cluster import Cluster
 from aegaeon.runtime.cluster.ray_start import wait_until_ray_ends
 from aegaeon.runtime.frontend.served_model import ServedModel
@@ -84,7 +84,7 @@ def _start(begin: BeginPool, cluster: Cluster, channel: BlockingChannel, stoppin
 
 def _find(config: PoolConfig, cluster: Cluster, channel: BlockingChannel) -> list[PreparedModel]:
     """Look at the models, and say what they are. Raises ``ServiceError`` where none can be served."""
-    prepared, refused = cluster.prepare(config.cache_dir and config.cache_dir / "images")
+    prepared, refused = cluster.prepare()
     good = []
     for model in prepared:
         try:

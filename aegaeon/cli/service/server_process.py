@@ -16,7 +16,7 @@ from aegaeon.cli.service.channel import BEAT_S, Beat, BeginServer, BlockingChann
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.generation import ModelCard
 from aegaeon.core.service import InstanceStarted, Ready
-from aegaeon.engine.architecture.prepare import PreparedModel
+from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.runtime.cluster.driver_keeper import NodeAddress
 from aegaeon.runtime.frontend.admin import pool_state
 from aegaeon.runtime.frontend.frontend import TEXT_RETRY_S, PoolFrontend

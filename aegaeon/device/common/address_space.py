@@ -9,7 +9,8 @@ from bisect import bisect_right, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from aegaeon.device.common.protocol import DeviceError, VirtualRange
+from aegaeon.device.common.errors import DeviceError
+from aegaeon.device.common.protocol import VirtualRange
 from aegaeon.device.common.span import Span
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from aegaeon.device.common.protocol import DeviceError, Event, Stream
+from aegaeon.device.common.errors import DeviceError
+from aegaeon.device.common.protocol import Event, Stream
 from aegaeon.device.common.span import Span
 
 

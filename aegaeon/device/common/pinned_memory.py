@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aegaeon.device.common.protocol import DeviceError
+from aegaeon.device.common.errors import DeviceError
 from aegaeon.device.common.span import Span
 
 

@@ -27,10 +27,6 @@ CopyPair = tuple[torch.Tensor, torch.Tensor]
 """Destination and source of a copy."""
 
 
-class DeviceError(Exception):
-    """A rule of the protocol was broken, or the machine refused; the message says what to do about it."""
-
-
 class Stream(StrEnum):
     """Work on one stream happens in the order of its calls; between streams only events order it.
 

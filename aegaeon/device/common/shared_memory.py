@@ -1,4 +1,4 @@
-"""Memory files that processes share by handing on a descriptor, and tensors over them.
+"""Memory files that processes share by handing on a descriptor.
 
 A memory file has no name in any folder, so nothing is left behind when its last user dies. Its pages count as shared
 memory of the control group that touches them first.
@@ -6,14 +6,9 @@ memory of the control group that touches them first.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-import weakref
 
-import torch
-
-from aegaeon.device.common import virtual_memory
 from aegaeon.device.common.host_memory import HostMemory, host_memory
 
 
@@ -29,7 +24,7 @@ def require_memory(purpose: str, size_bytes: int, flag: str, host: HostMemory | 
     host = host_memory() if host is None else host
     if size_bytes > host.available_bytes:
         raise SharedMemoryError(
-            f"{purpose} needs {_gib(size_bytes)} of shared memory, but {_gib(host.available_bytes)} are available "
+            f"{purpose} needs {gib(size_bytes)} of shared memory, but {gib(host.available_bytes)} are available "
             f"(says {host.source}): lower {flag}"
         )
 
@@ -50,27 +45,10 @@ def create_memfd(name: str, size_bytes: int, *, flag: str, prefault: bool = Fals
             os.posix_fallocate(fd, 0, size_bytes)
     except OSError as error:
         os.close(fd)
-        raise SharedMemoryError(f"{name}: no {_gib(size_bytes)} of shared memory ({error}): lower {flag}") from error
+        raise SharedMemoryError(f"{name}: no {gib(size_bytes)} of shared memory ({error}): lower {flag}") from error
     return fd
 
 
-def map_fd(fd: int, size_bytes: int, *, writable: bool) -> torch.Tensor:
-    """Map the first ``size_bytes`` of a memory file as a uint8 tensor; the descriptor may be closed afterwards.
-
-    The mapping goes with the last view of the tensor. Writing to one that is not ``writable`` is a segmentation fault:
-    torch has no read-only tensors.
-    """
-    file_bytes = os.fstat(fd).st_size
-    if not 0 < size_bytes <= file_bytes:
-        raise SharedMemoryError(f"cannot map {size_bytes} bytes of a memory file of {file_bytes}: pass its real size")
-    try:
-        address = virtual_memory.map_anywhere(size_bytes, fd, writable=writable)
-    except OSError as error:
-        raise SharedMemoryError(f"cannot map {_gib(size_bytes)} of shared memory: {error}") from error
-    buffer = (ctypes.c_uint8 * size_bytes).from_address(address)
-    weakref.finalize(buffer, virtual_memory.release, address, size_bytes).atexit = False
-    return torch.frombuffer(buffer, dtype=torch.uint8)
-
-
-def _gib(size_bytes: int) -> str:
+def gib(size_bytes: int) -> str:
+    """As an operator reads it."""
     return f"{size_bytes / 2**30:.2f} GiB"

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from aegaeon.device.common.protocol import DeviceError
+from aegaeon.device.common.errors import DeviceError
 
 
 @dataclass(frozen=True, slots=True)

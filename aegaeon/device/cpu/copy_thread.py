@@ -6,7 +6,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Condition, Thread
 
-from aegaeon.device.common.protocol import DeviceError
+from aegaeon.device.common.errors import DeviceError
 
 Work = Callable[[], object]
 

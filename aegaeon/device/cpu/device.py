@@ -17,9 +17,10 @@ import torch
 
 from aegaeon.device.common import virtual_memory
 from aegaeon.device.common.address_space import AddressSpace
+from aegaeon.device.common.errors import DeviceError
 from aegaeon.device.common.pending_copies import PendingCopies
 from aegaeon.device.common.pinned_memory import PinnedMemory
-from aegaeon.device.common.protocol import CopyPair, DeviceError, Event, MemoryInfo, Stream, VirtualRange
+from aegaeon.device.common.protocol import CopyPair, Event, MemoryInfo, Stream, VirtualRange
 from aegaeon.device.common.shared_memory import create_memfd
 from aegaeon.device.common.span import Span, copy_spans
 from aegaeon.device.cpu.copy_thread import CopyThread

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import torch
 
+from aegaeon.device.common.errors import DeviceError
 from aegaeon.device.common.pending_copies import PendingCopies
-from aegaeon.device.common.protocol import CopyPair, Device, DeviceError, Event, MemoryInfo, Stream, VirtualRange
+from aegaeon.device.common.protocol import CopyPair, Device, Event, MemoryInfo, Stream, VirtualRange
 from aegaeon.device.common.span import Span, copy_spans
 
 POISON = 0xFF  # NaN in every float format, -1 in every signed integer

@@ -14,9 +14,10 @@ from math import prod
 import torch
 
 from aegaeon.device.common.address_space import AddressSpace
+from aegaeon.device.common.errors import DeviceError
 from aegaeon.device.common.pending_copies import PendingCopies
 from aegaeon.device.common.pinned_memory import PinnedMemory
-from aegaeon.device.common.protocol import CopyPair, DeviceError, Event, MemoryInfo, Stream, VirtualRange
+from aegaeon.device.common.protocol import CopyPair, Event, MemoryInfo, Stream, VirtualRange
 from aegaeon.device.common.span import Span, copy_spans
 from aegaeon.device.cuda.driver import CudaDriver, CudaError
 from aegaeon.device.cuda.pages import CudaPages

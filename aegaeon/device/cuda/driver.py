@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from aegaeon.device.common.protocol import DeviceError
+from aegaeon.device.common.errors import DeviceError
 
 
 class CudaError(DeviceError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aegaeon.device.common.protocol import DeviceError
+from aegaeon.device.common.errors import DeviceError
 from aegaeon.device.cuda.driver import CudaDriver, CudaError
 
 

@@ -6,7 +6,6 @@ Cheap: modules are built on the meta device and two tokens go through them (``dr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,9 @@ from aegaeon.engine.checkpoint.config_numbers import MOST_CONTEXT_TOKENS, wrong_
 from aegaeon.engine.checkpoint.context_limit import context_limit
 from aegaeon.engine.checkpoint.generation_defaults import read_generation_defaults
 from aegaeon.engine.errors import UnsupportedModelError
+from aegaeon.engine.prepared.engine_facts import EngineFacts
 
 _LAYER_KEYS = frozenset({"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"})
-
-
-@dataclass(frozen=True, slots=True)
-class EngineFacts:
-    """What the control plane must know of a model. ``dtype`` is a name, such as ``bfloat16``.
-
-    ``sampling_defaults``: by field of ``SamplingParams``. ``notes``: what the operator should know.
-    """
-
-    architecture: str
-    parameters: int
-    weight_bytes: int
-    kv_shape: KvShape
-    max_context_tokens: int
-    eos_token_ids: tuple[int, ...]
-    vocab_size: int
-    dtype: str
-    sampling_defaults: Mapping[str, float] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def inspect_model(

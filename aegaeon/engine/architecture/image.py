@@ -35,10 +35,10 @@ from transformers import AutoModelForCausalLM
 
 from aegaeon.engine.architecture.quiet import quiet_transformers
 from aegaeon.engine.architecture.skeleton import float_dtype, load_config
-from aegaeon.engine.checkpoint.safetensors_file import CheckpointError, write_aligned
+from aegaeon.engine.checkpoint.safetensors_file import write_aligned
 from aegaeon.engine.checkpoint.stored_tensor import StoredTensor, stored_tensors
 from aegaeon.engine.checkpoint.unused import coded_tensors, unused_tensors
-from aegaeon.engine.errors import UnsupportedModelError
+from aegaeon.engine.errors import CheckpointError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
 

@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import quick_model_loader as qml
 from aegaeon.checkpoint_folder import FolderError, check_folder
 from aegaeon.core.config import ModelConfig
 from aegaeon.core.model import ModelSpec
-from aegaeon.engine.architecture.architecture import EngineFacts, check_layer_counts, inspect_model
+from aegaeon.engine.architecture.architecture import check_layer_counts, inspect_model
 from aegaeon.engine.architecture.image import ensure_image, needs_image
-from aegaeon.engine.checkpoint.generation_defaults import known_ids
-from aegaeon.engine.checkpoint.safetensors_file import CheckpointError
-from aegaeon.engine.errors import ModelError
+from aegaeon.engine.errors import CheckpointError, ModelError
+from aegaeon.engine.prepared.fingerprint import config_fingerprint, files_fingerprint
+from aegaeon.engine.prepared.prepared_model import Findings, PreparedModel, RefusedModel
 from aegaeon.json_file import JsonFileError, read_object
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedModel:
-    """A model that can be served: ``path`` is its directory or the image made of it; ``fingerprint`` is of the
-    configuration that ``facts`` are of."""
-
-    config: ModelConfig
-    path: Path
-    facts: EngineFacts
-    spec: ModelSpec
-    note: str
-    fingerprint: str
-
-    def with_tokenizer(self, eos_token_id: int | None, notes: Iterable[str]) -> PreparedModel:
-        """The same, with what its tokenizer adds: a token that ends a text, and ``notes`` for the operator."""
-        known, wrong = known_ids((*self.facts.eos_token_ids, eos_token_id), self.facts.vocab_size)
-        note = "; ".join(filter(None, (self.note, *wrong, *notes)))
-        return replace(self, facts=replace(self.facts, eos_token_ids=known), note=note)
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedModel:
-    """A model that cannot, and why."""
-
-    config: ModelConfig
-    reason: str
-
-
-def prepare_models(
-    configs: Iterable[ModelConfig], block_tokens: int, cache_dir: Path | None
-) -> tuple[list[PreparedModel], list[RefusedModel]]:
+def prepare_models(configs: Iterable[ModelConfig], block_tokens: int, cache_dir: Path | None) -> Findings:
     """Inspect every model, and convert what cannot be bound as it is; bad ones do not stop the others."""
     prepared, refused = [], []
     for config in configs:
@@ -67,6 +36,7 @@ def prepare_models(
 
 def _prepare(config: ModelConfig, block_tokens: int, cache_dir: Path | None) -> PreparedModel:
     tensors = len(check_folder(config.path).tensors)  # bad weights are refused now, not when the first request comes
+    files = files_fingerprint(config.path)
     check_layer_counts(config.path, read_object(config.path / "config.json"), tensors)
     facts = inspect_model(
         config.path, max_context_tokens=config.max_context_tokens, dtype=config.dtype, block_tokens=block_tokens
@@ -81,12 +51,7 @@ def _prepare(config: ModelConfig, block_tokens: int, cache_dir: Path | None) -> 
         config.slo,
     )
     notes = [f"image: {reason}"] * (reason is not None) + list(facts.notes)
-    return PreparedModel(config, path, facts, spec, "; ".join(notes), config_fingerprint(config.path))
-
-
-def config_fingerprint(path: Path) -> str:
-    """Another one for another ``config.json``. Raises ``OSError``."""
-    return hashlib.sha256((path / "config.json").read_bytes()).hexdigest()
+    return PreparedModel(config, path, facts, spec, "; ".join(notes), config_fingerprint(config.path), files)
 
 
 def _image(path: Path, cache_dir: Path | None, dtype: str) -> Path:

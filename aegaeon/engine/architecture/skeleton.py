@@ -19,9 +19,8 @@ from aegaeon.engine.architecture.building import building
 from aegaeon.engine.architecture.quiet import quiet_transformers
 from aegaeon.engine.attention import attention
 from aegaeon.engine.checkpoint.quantization import quantization
-from aegaeon.engine.checkpoint.safetensors_file import CheckpointError
 from aegaeon.engine.checkpoint.stored_tensor import stored_float_dtype, stored_tensors
-from aegaeon.engine.errors import UnsupportedModelError
+from aegaeon.engine.errors import CheckpointError, UnsupportedModelError
 from aegaeon.json_file import JsonFileError, read_object
 
 _WRONG_CONFIGURATION = (

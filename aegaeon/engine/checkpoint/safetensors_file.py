@@ -23,10 +23,6 @@ _LENGTH_BYTES = 8
 _NAMES = {torch_dtype(name): name for name in DTYPES}
 
 
-class CheckpointError(ValueError):
-    """A model directory cannot be used; the message says why and what to do."""
-
-
 def write_aligned(file: Path, tensors: Mapping[str, Tensor], progress: Callable[[int], None] | None = None) -> None:
     """Write tensors in the mapping's order, each one's data at a multiple of 256 bytes from the start of the file.
 

@@ -13,7 +13,8 @@ import torch
 from quick_model_loader.torch_view import torch_dtype
 
 import quick_model_loader as qml
-from aegaeon.engine.checkpoint.safetensors_file import PADDING_PREFIX, CheckpointError
+from aegaeon.engine.checkpoint.safetensors_file import PADDING_PREFIX
+from aegaeon.engine.errors import CheckpointError
 
 FLOAT_TYPES = frozenset({torch.bfloat16, torch.float16, torch.float32, torch.float64})
 """Types whose numbers mean themselves. All others mean something only together with scales or codebooks."""

@@ -8,7 +8,7 @@ from statistics import median
 
 from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.model import ModelSpec
-from aegaeon.engine.architecture.prepare import PreparedModel
+from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.latency.estimate.device_rates import DeviceRates, estimate_profile
 from aegaeon.latency.files.profile_book import ProfileBook, ProfileEntry
 

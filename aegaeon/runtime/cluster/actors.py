@@ -21,11 +21,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from aegaeon.core.config import ModelConfig
 from aegaeon.core.service import ServiceError
 from aegaeon.descriptors import raise_limit
-from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel, prepare_models
+from aegaeon.engine.prepared.prepared_model import Findings, PreparedModel
 from aegaeon.runtime.cluster.last_line import last_line
 from aegaeon.runtime.frontend.gateway import Endpoint, Gateway
-from aegaeon.runtime.instance.worker import WorkerOptions, run_worker
+from aegaeon.runtime.instance.worker_options import WorkerOptions
 from aegaeon.runtime.node.estate import Estate
+from aegaeon.runtime.node.inspector import Inspector
 from aegaeon.runtime.node.node import Ended, Node, NodeOptions
 from aegaeon.runtime.process.process import ProcessId, die_with_parent
 from aegaeon.runtime.process.process_log import LogPlace, begin_process_log
@@ -43,10 +44,13 @@ _GONE_S = 30.0
 
 
 class InstanceActor:
-    """An instance process."""
+    """An instance process: what it runs, and torch with it, is imported there only."""
 
     def __init__(self) -> None:
         die_with_parent()  # Ray's node: when that is killed nobody else may be left to end this process
+        from aegaeon.runtime.instance.worker import run_worker
+
+        self._run_worker = run_worker
         self._taken = threading.Event()
 
     def pid(self) -> int:
@@ -63,7 +67,7 @@ class InstanceActor:
         raise_limit()  # those that joined a running Ray have that one's
         begin_process_log(options.spec.instance_id, logs)
         try:
-            run_worker(options)
+            self._run_worker(options)
         except FdExchangeError as error:  # its driver is dead or stuck; whoever watches that one tells of it
             logger.error("this instance ends: %s", error)
             raise
@@ -92,6 +96,7 @@ class DriverActor:
         raise_limit()
         begin_process_log(name, logs)
         self._logs = logs
+        self._inspector = Inspector(name, logs)
         self._reaper = Reaper()
         self._node: Node | None = None
         self._gateway: Gateway | None = None
@@ -104,11 +109,9 @@ class DriverActor:
     def alive(self) -> None:
         """Returns at once, whatever else it is asked: it has imported everything, and is not stuck."""
 
-    def prepare(
-        self, configs: Sequence[ModelConfig], block_tokens: int, cache_dir: Path | None
-    ) -> tuple[list[PreparedModel], list[RefusedModel]]:
+    def prepare(self, configs: Sequence[ModelConfig], block_tokens: int, cache_dir: Path | None) -> Findings:
         """Inspect and convert models on this node."""
-        return prepare_models(configs, block_tokens, cache_dir)
+        return self._inspector.prepare(configs, block_tokens, cache_dir)
 
     def stand_by(self, estate_address: str | None, spares: int) -> None:
         """Be ready to take over, with processes for instances, and with what the present driver has at this address.
@@ -136,7 +139,7 @@ class DriverActor:
         spares = options.config.spare_processes or 0
         self._make_spares(spares).keep(spares)  # one that stood by has one in any case
         with self._inheritance() as estate:
-            self._node = Node(options, models, self._spawn, estate)
+            self._node = Node(options, models, self._spawn, self._inspector.needs_image, estate)
         self._node.start()
         return self._node.address
 

@@ -7,14 +7,13 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ServiceError
-from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel
+from aegaeon.engine.prepared.prepared_model import Findings, PreparedModel
 from aegaeon.runtime.cluster.driver_keeper import DriverKeeper, NodeAddress, RayNode
 from aegaeon.runtime.cluster.ray_start import join_ray, start_private_ray
 from aegaeon.runtime.node.node import NodeOptions
@@ -50,9 +49,9 @@ class Cluster:
         nodes = _choose_nodes(_ray_nodes(), self._config.nodes)
         self._keepers = [DriverKeeper(node, self._logs, announce) for node in nodes]
 
-    def prepare(self, cache_dir: Path | None) -> tuple[list[PreparedModel], list[RefusedModel]]:
+    def prepare(self) -> Findings:
         """Inspect the models on every node; the first node's findings count."""
-        found = self._everywhere(lambda keeper: keeper.prepare(self._config, cache_dir))
+        found = self._everywhere(lambda keeper: keeper.prepare(self._config))
         return found[0]
 
     def serve(self, options: Callable[[str], NodeOptions], models: Sequence[PreparedModel]) -> None:

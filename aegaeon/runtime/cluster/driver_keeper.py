@@ -12,20 +12,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.service import ServiceDiedError, ServiceError
-from aegaeon.engine.architecture.prepare import PreparedModel, RefusedModel
+from aegaeon.engine.prepared.prepared_model import Findings, PreparedModel
 from aegaeon.runtime.cluster.actors import Beat, DriverActor, start_actor
 from aegaeon.runtime.cluster.estate_holder import EstateHolder
 from aegaeon.runtime.cluster.last_line import last_line
 from aegaeon.runtime.frontend.gateway import Endpoint
 from aegaeon.runtime.node.node import NodeOptions
 from aegaeon.runtime.process.backoff import PROCESS_LIMIT, PROCESS_PAUSES, Backoff, ran_well
+from aegaeon.runtime.process.child_call import ChildDiedError
 from aegaeon.runtime.process.process import ProcessId
 from aegaeon.runtime.process.process_log import LogPlace
 from aegaeon.runtime.recovery.spares import Spares
@@ -40,7 +40,6 @@ _STOP_S = 10.0
 # A new process imports everything, beside others on a crowded machine.
 _BIRTH_S = 300.0
 
-Findings = tuple[list[PreparedModel], list[RefusedModel]]
 _Found = TypeVar("_Found")
 
 
@@ -107,9 +106,9 @@ class DriverKeeper:
     def _actor(self) -> Any:
         return self._driver.actor
 
-    def prepare(self, config: PoolConfig, cache_dir: Path | None) -> Findings:
+    def prepare(self, config: PoolConfig) -> Findings:
         """What the node finds of the models: those that can be served, and the others. Raises ``ServiceError``."""
-        return self._while_it_dies(lambda: self._prepare(config, cache_dir))
+        return self._while_it_dies(lambda: self._prepare(config))
 
     def start(self, options: NodeOptions, models: Sequence[PreparedModel]) -> None:
         """Start the node's instances. Raises ``ServiceError`` where the node has not what that takes."""
@@ -153,12 +152,12 @@ class DriverKeeper:
         while True:
             try:
                 return attempt()
-            except (ray.exceptions.RayActorError, DriverStuckError) as error:
+            except (ray.exceptions.RayActorError, DriverStuckError, ChildDiedError) as error:
                 if not self._renew(last_line(error)):
                     raise ServiceDiedError(self._given_up or "the pool is stopping") from error
 
-    def _prepare(self, config: PoolConfig, cache_dir: Path | None) -> Findings:
-        found: Findings = self._ask(self._actor.prepare.remote(config.models, config.block_tokens, cache_dir))
+    def _prepare(self, config: PoolConfig) -> Findings:
+        found: Findings = self._ask(self._actor.prepare.remote(config.models, config.block_tokens, config.cache_dir))
         return found
 
     def _start(self) -> None:

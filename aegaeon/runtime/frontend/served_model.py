@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from aegaeon.core.generation import ModelCard
 from aegaeon.core.model import ModelSpec
-from aegaeon.engine.architecture.prepare import PreparedModel
+from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.runtime.frontend.text import ModelText
 
 

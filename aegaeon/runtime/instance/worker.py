@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 import quick_model_loader as qml
-from aegaeon.core.instance import InstanceSpec
-from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.common.protocol import Device
-from aegaeon.device.common.shared_memory import map_fd
+from aegaeon.device.common.shared_tensor import map_fd
 from aegaeon.device.cuda.device import CudaDevice
 from aegaeon.device.cuda.inventory import VISIBLE_DEVICES
 from aegaeon.device.cuda.torch_streams import TorchGraphs
@@ -37,6 +33,7 @@ from aegaeon.runtime.instance.model_engine import EngineKv, EngineWeights, Model
 from aegaeon.runtime.instance.skeletons import MakeRunner, ModelSource
 from aegaeon.runtime.instance.token_sinks import TokenSinks
 from aegaeon.runtime.instance.weight_upload import LoaderUploader, PlainUploader, Uploader
+from aegaeon.runtime.instance.worker_options import WorkerOptions
 from aegaeon.runtime.recovery.vigil import look_interval_s
 from aegaeon.runtime.wire.clock import MonotonicClock
 from aegaeon.runtime.wire.fd_exchange import fetch_fds
@@ -45,42 +42,6 @@ from aegaeon.runtime.wire.messages import Started
 from aegaeon.runtime.wire.pulse import LoopPulse, NoPulse, Pulse
 
 _MAX_PACKED_BYTES = 2 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerModel:
-    """A model as an instance process needs it."""
-
-    name: str
-    path: Path
-    kv_shape: KvShape
-    dtype: str
-    max_context_tokens: int
-    eos_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """Everything an instance process must know; ``key`` is its incarnation, ``address`` its driver's, ``ordinal`` its
-    GPU's number among those that it sees: ``visible``, or where that is empty what its parent sees. ``timeout_s``: how
-    long it may be silent before its driver kills it; None where nobody watches. ``packed_bytes``: of private memory for
-    packed copies of hot weights; None: half of what its weights may take."""
-
-    spec: InstanceSpec
-    key: str
-    address: str
-    models: tuple[WorkerModel, ...]
-    slab_bytes: int
-    kv_total_bytes: int
-    threads: int
-    chunk_tokens: int
-    device: str
-    copy_to_device: bool
-    page_bytes: int
-    ordinal: int = 0
-    visible: str = ""
-    timeout_s: float | None = None
-    packed_bytes: int | None = None
 
 
 def run_worker(options: WorkerOptions) -> None:

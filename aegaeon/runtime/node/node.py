@@ -20,20 +20,20 @@ from aegaeon.core.cost import CostModel
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.service import ServiceError
-from aegaeon.engine.architecture.prepare import PreparedModel
+from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.latency.estimate.errors import LatencyError
 from aegaeon.latency.online.calibrated_costs import CalibratedCosts, CalibratingScheduler
 from aegaeon.latency.online.costs import find_profiles, make_costs
 from aegaeon.latency.online.node_device import node_device
 from aegaeon.memory.weight_chunks import chunk_bytes, whole_chunks
-from aegaeon.runtime.instance.worker import WorkerModel, WorkerOptions
+from aegaeon.runtime.instance.worker_options import WorkerModel, WorkerOptions
 from aegaeon.runtime.node.core.driver_core import DriverCore
 from aegaeon.runtime.node.driver import Driver
 from aegaeon.runtime.node.estate import ESTATE, Estate
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.node.instance_handle import InstanceHandle
 from aegaeon.runtime.node.node_kv import NodeKv
-from aegaeon.runtime.recovery.model_examiner import ExaminedModel, ModelExaminer
+from aegaeon.runtime.recovery.model_examiner import ExaminedModel, ModelExaminer, NeedsImage
 from aegaeon.runtime.wire.clock import MonotonicClock
 from aegaeon.runtime.wire.fd_exchange import FdServer, close_fds
 from aegaeon.runtime.wire.link import create_link
@@ -71,7 +71,12 @@ class Node:
     """
 
     def __init__(
-        self, options: NodeOptions, models: Sequence[PreparedModel], spawn: Spawn, estate: Estate | None = None
+        self,
+        options: NodeOptions,
+        models: Sequence[PreparedModel],
+        spawn: Spawn,
+        needs_image: NeedsImage,
+        estate: Estate | None = None,
     ) -> None:
         self._options = options
         self._estate = estate
@@ -91,7 +96,7 @@ class Node:
             check=options.config.check,
         )
         self.driver = Driver(core, self._make_weights, MonotonicClock(), self._start_instance, examine=self._examine)
-        self._examiner = ModelExaminer({spec.name: self._examined(spec) for spec in self._specs})
+        self._examiner = ModelExaminer({spec.name: self._examined(spec) for spec in self._specs}, needs_image)
         self._incarnations: dict[str, int] = {}
         self._fds: dict[str, list[int]] = {}
         self._server = FdServer(self._provide)
@@ -226,7 +231,9 @@ class Node:
 
     def _examined(self, spec: ModelSpec) -> ExaminedModel:
         model = self._models[spec.name]
-        return ExaminedModel(model.config.path, model.path, spec.weight_bytes, model.fingerprint, model.facts.dtype)
+        return ExaminedModel(
+            model.config.path, model.path, spec.weight_bytes, model.fingerprint, model.files, model.facts.dtype
+        )
 
     def _examine(self, failure: ModelFailure, done: Callable[[ModelProblem | None], None]) -> None:
         self._examiner.examine(failure, lambda problem: self.driver.wakeup.post(lambda: done(problem)))

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import quick_model_loader as qml
-from aegaeon.engine.architecture.image import needs_image
-from aegaeon.engine.architecture.prepare import config_fingerprint
-from aegaeon.engine.checkpoint.safetensors_file import CheckpointError
+from aegaeon.engine.errors import CheckpointError
+from aegaeon.engine.prepared.fingerprint import config_fingerprint, files_fingerprint
 from aegaeon.runtime.wire.model_failure import FailureKind, ModelFailure, ModelProblem, failure_kind
 
 _SUFFIXES = (".json", ".safetensors")
 _FileState = tuple[str, int, int, int]
+
+NeedsImage = Callable[[Path, str], str | None]
+"""``needs_image(path, dtype)``: why a model directory could not be bound as it is, or None."""
 
 logger = logging.getLogger(__name__)
 
@@ -23,20 +25,22 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class ExaminedModel:
     """Where a model's configuration and its weights are (the same folder, or an image's), the room it has, the
-    configuration that it was prepared by, and the float type that its weights are wanted in."""
+    configuration and the files that it was prepared by, and the float type that its weights are wanted in."""
 
     config_path: Path
     weights_path: Path
     weight_bytes: int
     fingerprint: str
+    files: str
     dtype: str
 
 
 class ModelExaminer:
     """Remembers how the models' files were when it began, and whenever it examined them."""
 
-    def __init__(self, models: Mapping[str, ExaminedModel]) -> None:
+    def __init__(self, models: Mapping[str, ExaminedModel], needs_image: NeedsImage) -> None:
         self._models = models
+        self._needs_image = needs_image
         self._seen = {name: _signature(model) for name, model in models.items()}
         self._thread = ThreadPoolExecutor(1, "examine-models")
 
@@ -70,11 +74,17 @@ class ModelExaminer:
         reason = None
         if config_fingerprint(model.config_path) != model.fingerprint or needed_bytes > model.weight_bytes:
             reason = "holds another model than when the service started"
-        elif model.weights_path == model.config_path and (unfit := needs_image(model.config_path, model.dtype)):
+        elif unfit := self._unfit(model):
             reason = f"must be converted, unlike when the service started ({unfit})"
         if reason is None:
             return None
         return ModelProblem(f"model {name}: {model.config_path} {reason}; restart it to serve that", FailureKind.FILES)
+
+    def _unfit(self, model: ExaminedModel) -> str | None:
+        """Images, and files that are as they were when the service started, need not be looked at."""
+        if model.weights_path != model.config_path or files_fingerprint(model.config_path) == model.files:
+            return None
+        return self._needs_image(model.config_path, model.dtype)
 
 
 def _signature(model: ExaminedModel) -> frozenset[_FileState]:

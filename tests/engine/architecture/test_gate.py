@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 
 from aegaeon.core.kv_shape import LayerKv
 from aegaeon.engine.architecture import dry_run
-from aegaeon.engine.architecture.architecture import EngineFacts, check_layer_counts, inspect_model
+from aegaeon.engine.architecture.architecture import check_layer_counts, inspect_model
 from aegaeon.engine.architecture.skeleton import build_skeleton
 from aegaeon.engine.attention.attention import AttentionContractError
 from aegaeon.engine.errors import ModelError, UnsupportedModelError
+from aegaeon.engine.prepared.engine_facts import EngineFacts
 from tests.engine.zoo import ARCHITECTURES, write_config
 
 

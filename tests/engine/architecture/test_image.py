@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aegaeon.engine.architecture.image import ensure_image, needs_image, stored_tensors
-from aegaeon.engine.checkpoint.safetensors_file import CheckpointError, write_aligned
+from aegaeon.engine.checkpoint.safetensors_file import write_aligned
+from aegaeon.engine.errors import CheckpointError
 
 COMMON = {
     "vocab_size": 99,

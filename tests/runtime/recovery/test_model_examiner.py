@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import quick_model_loader as qml
-from aegaeon.engine.architecture.prepare import config_fingerprint
+from aegaeon.engine.architecture.image import needs_image
+from aegaeon.engine.prepared.fingerprint import config_fingerprint, files_fingerprint
 from aegaeon.runtime.recovery.model_examiner import ExaminedModel, ModelExaminer
 from aegaeon.runtime.wire.model_failure import FailureKind, ModelFailure, ModelProblem
 
@@ -26,7 +27,7 @@ class Examined:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.weights = folder / "model.safetensors"
-        self._examiner = ModelExaminer({"m": as_started(folder)})
+        self._examiner = ModelExaminer({"m": as_started(folder)}, needs_image)
 
     def problem(self, kind: FailureKind) -> ModelProblem | None:
         found: SimpleQueue[ModelProblem | None] = SimpleQueue()
@@ -40,7 +41,7 @@ class Examined:
 def as_started(folder: Path) -> ExaminedModel:
     """A model that the service was started with, as it was then."""
     room_bytes = qml.inspect(folder).buffer_bytes + ROOM_BYTES
-    return ExaminedModel(folder, folder, room_bytes, config_fingerprint(folder), "float32")
+    return ExaminedModel(folder, folder, room_bytes, config_fingerprint(folder), files_fingerprint(folder), "float32")
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_a_model_that_killed_instances_is_not_judged_by_its_files(examined: Exam
 def test_a_driver_that_starts_while_a_folder_is_away_knows_the_model_when_it_is_back(examined: Examined):
     away, model = examined.folder.with_name("away"), as_started(examined.folder)
     examined.folder.rename(away)
-    examiner = ModelExaminer({"m": model})
+    examiner = ModelExaminer({"m": model}, needs_image)
     away.rename(examined.folder)
     found: SimpleQueue[ModelProblem | None] = SimpleQueue()
     examiner.examine(ModelFailure("m", "missing", FailureKind.TRANSIENT, 0.0), found.put)

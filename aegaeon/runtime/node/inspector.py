@@ -1,0 +1,53 @@
+"""Looks at models for a driver, which has neither torch nor Transformers: in processes that have, and end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from aegaeon.checkpoint_folder import FolderError, check_folder
+from aegaeon.core.config import ModelConfig
+from aegaeon.engine.prepared.findings_cache import FindingsCache
+from aegaeon.engine.prepared.prepared_model import Findings, RefusedModel
+from aegaeon.runtime.process.child_call import ChildCall
+from aegaeon.runtime.process.process_log import LogPlace
+
+_ARCHITECTURE = "aegaeon.engine.architecture"
+
+
+class Inspector:
+    """``process``: whose processes they are; they log to ``logs``. All methods raise ``ChildDiedError``."""
+
+    def __init__(self, process: str, logs: LogPlace) -> None:
+        call = partial(ChildCall, f"{process}-inspector", logs)
+        self._prepare = call(f"{_ARCHITECTURE}.prepare", "prepare_models")
+        self._needs_image = call(f"{_ARCHITECTURE}.image", "needs_image")
+
+    def prepare(self, configs: Sequence[ModelConfig], block_tokens: int, cache_dir: Path | None) -> Findings:
+        """As ``prepare_models``, but what is known already is not looked at again."""
+        cache = FindingsCache(cache_dir and cache_dir / "findings", block_tokens)
+        bad = {config.name: RefusedModel(config, reason) for config in configs if (reason := _no_checkpoint(config))}
+        good = {config.name: model for config in configs if config.name not in bad and (model := cache.get(config))}
+        if new := [config for config in configs if config.name not in bad.keys() | good.keys()]:
+            prepared, refused = self._prepare(new, block_tokens, cache_dir and cache_dir / "images")
+            for model in prepared:
+                cache.put(model)
+            good |= {model.config.name: model for model in prepared}
+            bad |= {model.config.name: model for model in refused}
+        names = [config.name for config in configs]
+        return [good[name] for name in names if name in good], [bad[name] for name in names if name in bad]
+
+    def needs_image(self, path: Path, dtype: str) -> str | None:
+        """Why a model directory could not be bound as it is; raises as the function of this name does."""
+        reason: str | None = self._needs_image(path, dtype)
+        return reason
+
+
+def _no_checkpoint(config: ModelConfig) -> str:
+    """What is wrong with a folder that is none, which can be seen without torch."""
+    try:
+        check_folder(config.path)
+    except FolderError as error:
+        return str(error)
+    return ""
