@@ -7,6 +7,8 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -16,6 +18,14 @@ __all__ = ["model_paths", "pool"]
 
 settings.register_profile("aegaeon", deadline=None)
 settings.load_profile("aegaeon")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Services keep what they found of models for the next ones of this session, and nothing beyond it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AEGAEON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

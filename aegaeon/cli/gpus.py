@@ -1,4 +1,4 @@
-"""The GPUs of this machine, looked for only where there is a driver: finding them brings in torch."""
+"""The GPUs of this machine, looked for only where there is a driver: finding them brings in NVIDIA's bindings."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ OPTIONS = (
         "cache_dir",
         OptionKind.PATH,
         Scope.SERVER,
-        "folder of what is made once and kept: images of checkpoints that must be converted",
+        "folder of what is made once and kept: images of checkpoints that must be converted, what was found of models",
         auto="aegaeon in $XDG_CACHE_HOME, else in ~/.cache",
     ),
     Option(

@@ -16,6 +16,7 @@ import pytest
 
 from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.process_tree import ProcessTree
+from tests.worlds.served import processes
 
 PROMPT = list(range(10, 40))
 
@@ -60,6 +61,16 @@ def stream_ids(client: openai.OpenAI, model: str, new_tokens: int) -> Iterator[s
     for chunk in chunks:
         if chunk.choices:
             yield chunk.choices[0].text
+
+
+def has_torch(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_only_instances_have_torch(service: PoolProcess):
+    kinds = ("server_process", "pool_process", "DriverActor", "InstanceActor")
+    having = {kind: [has_torch(pid) for pid in processes(service.pid, kind)] for kind in kinds}
+    assert having == dict(zip(kinds, ([False], [False], [False], [True] * 3), strict=True))
 
 
 def test_the_openai_client_talks_to_every_model(client: openai.OpenAI):
