@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aegaeon.cli.service import pool_process
 from aegaeon.cli.service.server_process import offer_all, offer_later
-from aegaeon.core.config import ModelConfig, PoolConfig
+from aegaeon.core.config import ModelConfig
 from aegaeon.core.generation import (
     GenerationRequest,
     ModelUnavailableError,
@@ -19,11 +18,11 @@ from aegaeon.core.generation import (
     UnknownModelError,
 )
 from aegaeon.core.sampling import SamplingParams
-from aegaeon.core.service import ModelRefused
 from aegaeon.engine.architecture.prepare import prepare_models
 from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.runtime.frontend.frontend import PoolFrontend
 from aegaeon.runtime.frontend.served_model import ServedModel
+from aegaeon.runtime.inspection import inspect_models
 from aegaeon.runtime.wire.clock import MonotonicClock
 
 
@@ -60,25 +59,10 @@ async def test_a_model_whose_folder_is_away_is_not_served_until_it_is_back(
     frontend.close()
 
 
-class Found:
-    """A cluster that has looked at models, and a supervisor that is told of them."""
-
-    def __init__(self, *models: PreparedModel) -> None:
-        self._models = list(models)
-        self.told: list[object] = []
-
-    def prepare(self) -> tuple[list[PreparedModel], list[object]]:
-        return self._models, []
-
-    def send(self, message: object) -> None:
-        self.told.append(message)
-
-
 def test_a_tokenizer_that_fails_in_a_new_way_refuses_its_model_alone(
     model_paths: Callable[[int], dict[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = [ModelConfig(name, path) for name, path in model_paths(2).items()]
-    models, _ = prepare_models(configs, 16, None)
     load = ServedModel.of
 
     def strange(model: PreparedModel) -> ServedModel:
@@ -87,8 +71,6 @@ def test_a_tokenizer_that_fails_in_a_new_way_refuses_its_model_alone(
         return load(model)
 
     monkeypatch.setattr(ServedModel, "of", strange)
-    found = Found(*models)
-    good = pool_process._find(PoolConfig(tuple(configs), ()), found, found)  # type: ignore[arg-type]
+    good, [refused] = inspect_models(configs, 16, None)
     assert [model.spec.name for model in good] == ["m1"]
-    (refused,) = (said.report for said in found.told if isinstance(getattr(said, "report", None), ModelRefused))
-    assert (refused.name, "MemoryError: no room" in refused.reason) == ("m0", True)
+    assert (refused.config.name, "MemoryError: no room" in refused.reason) == ("m0", True)

@@ -93,7 +93,9 @@ def test_a_service_needs_little_of_its_surroundings_and_is_reached_by_nobody_els
     long.mkdir()
     gone = tmp_path / "gone"
     command = f"mkdir {gone} && cd {gone} && rmdir {gone} && exec {AEGAEON} serve m0={model_paths(1)['m0']} --port 0"
-    environment = {name: value for name, value in os.environ.items() if name not in ("XDG_RUNTIME_DIR", "AEGAEON_CACHE_DIR")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("XDG_RUNTIME_DIR", "AEGAEON_CACHE_DIR")
+    }
     environment |= HOSTILE | {"TMPDIR": str(long)}
     arguments = ["bash", "-c", f"{command} --instances 1 --kv-cache 64MiB"]
     with serving(arguments, tmp_path, environment) as (process, url), httpx.Client(trust_env=False) as client:

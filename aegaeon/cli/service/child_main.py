@@ -45,7 +45,7 @@ def main(module: str, channel_fd: int, parent_pid: int, *inherited: int) -> NoRe
 
 
 def _hide_torch() -> None:
-    """Neither child computes anything: Transformers makes tokenizers without torch where it cannot be imported."""
+    """Neither child computes anything: where torch cannot be imported, Transformers makes tokenizers without it."""
     sys.modules["torch"] = None  # type: ignore[assignment]
 
 

@@ -18,8 +18,6 @@ from aegaeon.core.service import ModelFound, ModelRefused, ServiceDiedError, Ser
 from aegaeon.engine.prepared.prepared_model import PreparedModel, RefusedModel
 from aegaeon.runtime.cluster.cluster import Cluster
 from aegaeon.runtime.cluster.ray_start import wait_until_ray_ends
-from aegaeon.runtime.frontend.served_model import ServedModel
-from aegaeon.runtime.frontend.text import TokenizerError
 from aegaeon.runtime.node.node import NodeOptions
 from aegaeon.runtime.process.run_folder import RunFolder
 
@@ -84,19 +82,9 @@ def _start(begin: BeginPool, cluster: Cluster, channel: BlockingChannel, stoppin
 
 def _find(config: PoolConfig, cluster: Cluster, channel: BlockingChannel) -> list[PreparedModel]:
     """Look at the models, and say what they are. Raises ``ServiceError`` where none can be served."""
-    prepared, refused = cluster.prepare()
-    good = []
-    for model in prepared:
-        try:
-            text = ServedModel.of(model).text
-        except TokenizerError as error:
-            refused.append(RefusedModel(model.config, str(error)))
-        except Exception as error:  # A tokenizer is anybody's, too.
-            logger.exception("model %s: its tokenizer fails in a way that nobody foresaw", model.config.name)
-            refused.append(RefusedModel(model.config, f"its tokenizer fails: {type(error).__name__}: {error}"))
-        else:
-            good.append(model.with_tokenizer(text.eos_token_id, text.notes))
-            channel.send(Said(_found(good[-1])))
+    good, refused = cluster.prepare()
+    for model in good:
+        channel.send(Said(_found(model)))
     for bad in refused:
         channel.send(Said(ModelRefused(bad.config.name, bad.config.path, bad.reason)))
     if not good:

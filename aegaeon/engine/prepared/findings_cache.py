@@ -27,8 +27,8 @@ from aegaeon.engine.prepared.prepared_model import PreparedModel
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_BY = Path(__file__).parents[1]  # the engine's sources
-_LIBRARIES = ("torch", "transformers")
+_LOOKED_BY = Path(__file__).parents[2]  # all our sources
+_LIBRARIES = ("tokenizers", "torch", "transformers")
 
 
 class FindingsCache:
@@ -79,7 +79,8 @@ class FindingsCache:
         return folder / f"{config.path.name}-{_digest(self._asked(config))[:16]}.json"
 
     def _asked(self, config: ModelConfig) -> list[Any]:
-        return [str(config.path.resolve()), config.max_context_tokens, config.dtype, self._block_tokens]
+        wanted = config.max_context_tokens, config.dtype, config.chat_template, self._block_tokens
+        return [str(config.path.resolve()), *wanted]
 
 
 def _holds(config: ModelConfig, found: Mapping[str, Any]) -> bool:

@@ -22,11 +22,11 @@ from aegaeon.core.config import ModelConfig
 from aegaeon.core.service import ServiceError
 from aegaeon.descriptors import raise_limit
 from aegaeon.engine.prepared.prepared_model import Findings, PreparedModel
+from aegaeon.runtime.cluster.inspector import Inspector
 from aegaeon.runtime.cluster.last_line import last_line
 from aegaeon.runtime.frontend.gateway import Endpoint, Gateway
 from aegaeon.runtime.instance.worker_options import WorkerOptions
 from aegaeon.runtime.node.estate import Estate
-from aegaeon.runtime.node.inspector import Inspector
 from aegaeon.runtime.node.node import Ended, Node, NodeOptions
 from aegaeon.runtime.process.process import ProcessId, die_with_parent
 from aegaeon.runtime.process.process_log import LogPlace, begin_process_log

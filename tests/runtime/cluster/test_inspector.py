@@ -11,9 +11,9 @@ import pytest
 
 from aegaeon.core.config import ModelConfig
 from aegaeon.engine.architecture.image import needs_image
-from aegaeon.engine.architecture.prepare import prepare_models
 from aegaeon.engine.errors import CheckpointError
-from aegaeon.runtime.node.inspector import Inspector
+from aegaeon.runtime.cluster.inspector import Inspector
+from aegaeon.runtime.inspection import inspect_models
 from aegaeon.runtime.process.process_log import LogPlace
 
 
@@ -34,7 +34,7 @@ def test_it_finds_what_there_is_once_and_in_order(
     (tmp_path / "empty").mkdir()
     named = {"none": tmp_path / "empty", "b": paths["m1"], "unknown": unknown, "a": paths["m0"]}
     configs = [ModelConfig(name, path) for name, path in named.items()]
-    expected = prepare_models(configs, 16, tmp_path / "others")
+    expected = inspect_models(configs, 16, tmp_path / "others")
     assert inspector.prepare(configs, 16, tmp_path / "cache") == expected
     good, bad = expected
     assert ([model.config.name for model in good], [model.config.name for model in bad]) == (

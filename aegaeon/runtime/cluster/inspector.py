@@ -13,7 +13,8 @@ from aegaeon.engine.prepared.prepared_model import Findings, RefusedModel
 from aegaeon.runtime.process.child_call import ChildCall
 from aegaeon.runtime.process.process_log import LogPlace
 
-_ARCHITECTURE = "aegaeon.engine.architecture"
+_INSPECTION = "aegaeon.runtime.inspection"
+_IMAGE = "aegaeon.engine.architecture.image"
 
 
 class Inspector:
@@ -21,11 +22,11 @@ class Inspector:
 
     def __init__(self, process: str, logs: LogPlace) -> None:
         call = partial(ChildCall, f"{process}-inspector", logs)
-        self._prepare = call(f"{_ARCHITECTURE}.prepare", "prepare_models")
-        self._needs_image = call(f"{_ARCHITECTURE}.image", "needs_image")
+        self._prepare = call(_INSPECTION, "inspect_models")
+        self._needs_image = call(_IMAGE, "needs_image")
 
     def prepare(self, configs: Sequence[ModelConfig], block_tokens: int, cache_dir: Path | None) -> Findings:
-        """As ``prepare_models``, but what is known already is not looked at again."""
+        """As ``inspect_models``, but what is known already is not looked at again."""
         cache = FindingsCache(cache_dir and cache_dir / "findings", block_tokens)
         bad = {config.name: RefusedModel(config, reason) for config in configs if (reason := _no_checkpoint(config))}
         good = {config.name: model for config in configs if config.name not in bad and (model := cache.get(config))}
