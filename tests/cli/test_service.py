@@ -1,4 +1,7 @@
-"""The service as an operator runs it: real processes, real HTTP, real kill -9."""
+"""The service as an operator runs it: real processes, real HTTP, real kill -9.
+
+The tests of the service come in this order; the last one ends it.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,21 @@ import pytest
 
 from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.process_tree import ProcessTree
-from tests.worlds.served import processes
+from tests.worlds.served import WAIT_S, gone, processes
 
 PROMPT = list(range(10, 40))
 
 
 @pytest.fixture(scope="module")
-def service(
-    model_paths: Callable[[int], dict[str, Path]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PoolProcess]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("service") / "log"
+
+
+@pytest.fixture(scope="module")
+def service(model_paths: Callable[[int], dict[str, Path]], log: Path) -> Iterator[PoolProcess]:
     models = [f"{name}={path}" for name, path in model_paths(3).items()]
-    log = tmp_path_factory.mktemp("service") / "log"
-    with PoolProcess([*models, "--instances", "prefill=1,decode=2", "--kv-cache", "256MiB"], log) as pool:
+    options = ["--instances", "prefill=1,decode=2", "--spare-processes", "0", "--kv-cache", "256MiB"]
+    with PoolProcess([*models, *options], log) as pool:
         yield pool
 
 
@@ -117,16 +123,15 @@ def test_a_dropped_connection_frees_the_request(service: PoolProcess):
     pytest.fail("the request's blocks were not freed")
 
 
-def test_a_terminated_service_leaves_nothing_behind(model_paths: Callable[[int], dict[str, Path]], tmp_path: Path):
-    with PoolProcess([f"m0={model_paths(1)['m0']}", "--kv-cache", "64MiB"], tmp_path / "log") as pool:
-        children = ProcessTree.now().descendants({pool.pid})
-        assert len(children) > 2
-        files = own_files(pool.pid, children)
-        assert files
-        os.kill(pool.pid, signal.SIGTERM)
-        assert pool.wait(30) == 0
-        assert not children & ProcessTree.now().running.keys()
-    assert "raylet" not in (tmp_path / "log").read_text()  # Ray has much to say of processes that were to end
+def test_a_terminated_service_leaves_nothing_behind(service: PoolProcess, log: Path):
+    children = ProcessTree.now().descendants({service.pid})
+    assert len(children) > 2
+    files = own_files(service.pid, children)
+    assert files
+    os.kill(service.pid, signal.SIGTERM)
+    assert service.wait(WAIT_S) == 0
+    assert gone(children)
+    assert "raylet" not in log.read_text()  # Ray has much to say of processes that were to end
     assert not [path for path in files if path.exists()]
 
 

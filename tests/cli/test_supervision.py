@@ -18,10 +18,9 @@ import openai
 import pytest
 
 from aegaeon.runtime.process.process import adopt_orphans
-from aegaeon.runtime.process.run_folder import places, remove_abandoned
 from benchmark.e2e.pool import PoolProcess, aegaeon_command
 from benchmark.e2e.process_tree import ProcessTree
-from tests.worlds.served import WAIT_S, processes, until
+from tests.worlds.served import WAIT_S, folders, gone, processes, until
 
 PROMPT = list(range(10, 40))
 TOKENS = 400
@@ -31,7 +30,8 @@ TOKENS = 400
 def arguments(model_paths: Callable[[int], dict[str, Path]]) -> list[str]:
     models = [f"{name}={path}" for name, path in model_paths(1).items()]
     sizes = ["--kv-cache", "64MiB", "--weight-cache", "64MiB"]
-    return [*models, "--instances", "1", "--threads-per-instance", "1", "--grace", f"{WAIT_S:.0f}", *sizes]
+    processes = ["--instances", "1", "--spare-processes", "0", "--threads-per-instance", "1"]
+    return [*models, *processes, "--grace", f"{WAIT_S:.0f}", *sizes]
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +83,6 @@ def streamed_while(client: openai.OpenAI, strike: Callable[[], object]) -> str:
 def one(root: int, part: str) -> int:
     [pid] = processes(root, part)
     return pid
-
-
-def gone(pids: set[int]) -> bool:
-    return not pids & ProcessTree.now().running.keys()
-
-
-def folders(supervisor_pid: int) -> list[Path]:
-    """What a service has, or left, where services have their folders; others may run at the same time."""
-    return [path for place in places(os.environ) for path in place.glob(f"aegaeon*-{supervisor_pid}-*")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -195,17 +186,6 @@ def test_sigterm_before_it_is_ready_leaves_nothing(arguments: list[str], tmp_pat
         assert process.wait(WAIT_S) == 130
         assert gone(tree - {process.pid})
         assert b"Traceback" not in (tmp_path / "log").read_bytes()
-
-
-def test_nothing_outlives_a_supervisor_that_is_killed(arguments: list[str], tmp_path: Path) -> None:
-    with PoolProcess(arguments, tmp_path / "log") as pool:
-        tree = ProcessTree.now().descendants({pool.pid})
-        for pid in processes(pool.pid, "Actor"):  # driver, instances
-            os.kill(pid, signal.SIGSTOP)
-        os.kill(pool.pid, signal.SIGKILL)
-        until(lambda: gone(tree), "every process has ended")
-        remove_abandoned(os.environ)  # as the next start does, here, or has done elsewhere on this machine
-        assert folders(pool.pid) == []
 
 
 def test_a_busy_port_is_told_before_anything_heavy_is_imported(arguments: list[str]) -> None:

@@ -22,6 +22,7 @@ from benchmark.e2e.process_tree import ProcessTree
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 AEGAEON = Path(sys.executable).with_name("aegaeon")
+LONG = "AEGAEON_LONG_TESTS" in os.environ
 PATIENCE_S = 300  # where the machine has much else to do
 HOSTILE = {
     "HOME": "/nonexistent",
@@ -97,7 +98,7 @@ def test_a_service_needs_little_of_its_surroundings_and_is_reached_by_nobody_els
         name: value for name, value in os.environ.items() if name not in ("XDG_RUNTIME_DIR", "AEGAEON_CACHE_DIR")
     }
     environment |= HOSTILE | {"TMPDIR": str(long)}
-    arguments = ["bash", "-c", f"{command} --instances 1 --kv-cache 64MiB"]
+    arguments = ["bash", "-c", f"{command} --instances 1 --spare-processes 0 --kv-cache 64MiB"]
     with serving(arguments, tmp_path, environment) as (process, url), httpx.Client(trust_env=False) as client:
         body = {"model": "m0", "prompt": "hello", "max_tokens": 4, "ignore_eos": True}
         answer = client.post(f"{url}/v1/completions", json=body, timeout=PATIENCE_S)
@@ -131,7 +132,7 @@ def test_a_service_needs_little_of_its_surroundings_and_is_reached_by_nobody_els
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """Two Ray nodes with a token; the environment in which they are found."""
+    """A Ray cluster with a token, of two nodes where that is asked for; the environment in which they are found."""
     folder = Path("/tmp") / f"rays-{os.getpid()}"  # Ray's sockets need a short path
     folder.mkdir(mode=0o700)
     (folder / "token").write_text(secrets.token_hex(32))
@@ -166,7 +167,8 @@ def cluster() -> Iterator[dict[str, str]]:
 
     try:
         start(0, "--head", "--port", "0", "--include-dashboard", "false")
-        start(1, "--address", (folder / "ray" / "ray_current_cluster").read_text())
+        if LONG:
+            start(1, "--address", (folder / "ray" / "ray_current_cluster").read_text())
         yield environment
     finally:
         for node in reversed(nodes):
@@ -176,9 +178,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "AEGAEON_LONG_TESTS" not in os.environ, reason="two Ray nodes take two cores for minutes: set AEGAEON_LONG_TESTS=1"
-)
+@pytest.mark.skipif(not LONG, reason="two Ray nodes take two cores for minutes: set AEGAEON_LONG_TESTS=1")
 def test_the_artifact_guides_benchmark_runs_on_two_nodes(cluster: dict[str, str], tmp_path: Path) -> None:
     """Its own line, but for the sizes; ``auto`` finds the cluster, whatever else runs on this machine."""
     line = ["--nnodes", "2", "--num-model", "2", "--arrival-rate=1", "--duration", "4", "--max-output-tokens", "4"]

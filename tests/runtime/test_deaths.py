@@ -1,4 +1,7 @@
-"""Instances that die and hang in a real pool: who takes over, what operators are told, what stays open."""
+"""Instances that die and hang in a real pool: who takes over, what operators are told, what stays open.
+
+The tests come in this order; the last one ends the service.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from aegaeon.runtime.process.run_folder import remove_abandoned
 from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.process_tree import ProcessTree
-from tests.worlds.served import WAIT_S, Stream, processes, until
+from tests.worlds.served import WAIT_S, Stream, folders, gone, processes, until
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +82,13 @@ def test_an_instance_that_is_stopped_is_told_of_and_replaced(service: PoolProces
     until(lambda: state(service)["pid"] not in (None, stopped), "the replacement")
     assert stopped not in ProcessTree.now().running
     until(lambda: httpx.get(f"{service.url}/ready", timeout=60).status_code == 200, "readiness")
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed(service: PoolProcess) -> None:
+    tree = ProcessTree.now().descendants({service.pid})
+    for pid in processes(service.pid, "Actor"):  # driver, instances
+        os.kill(pid, signal.SIGSTOP)
+    os.kill(service.pid, signal.SIGKILL)
+    until(lambda: gone(tree), "every process has ended")
+    remove_abandoned(os.environ)  # as the next start does, here, or has done elsewhere on this machine
+    assert folders(service.pid) == []

@@ -23,6 +23,10 @@ from aegaeon.runtime.instance.worker_options import WorkerOptions
 from aegaeon.runtime.node.node import Ended
 from tests.worlds.in_process_pool import InProcessPool, Output
 
+# Torch is imported once, in a process without threads, of which the instances are forks.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([run_worker.__module__])
+
 KILLS = 3
 LONG_TOKENS = 400
 # Short and one-token answers of two models, beside a long one that is followed. Wherever a token is chosen, the best is
@@ -34,7 +38,7 @@ class ProcessPool(InProcessPool):
     """Its instances can be killed."""
 
     def _spawn(self, options: WorkerOptions, ended: Ended) -> None:
-        process = multiprocessing.get_context("spawn").Process(target=run_worker, args=(options,), daemon=True)
+        process = PROCESSES.Process(target=run_worker, args=(options,), daemon=True)
 
         def watch() -> None:
             process.start()

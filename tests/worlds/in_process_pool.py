@@ -22,6 +22,7 @@ from aegaeon.runtime.instance.worker_options import WorkerOptions
 from aegaeon.runtime.node.node import Ended, Node, NodeOptions
 from aegaeon.runtime.wire.clock import MonotonicClock
 from aegaeon.scheduler.policies.registry import make_router
+from tests.worlds.served import WAIT_S
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class InProcessPool:
         for node in self.nodes:
             node.stop()
         for thread in (*self.drivers, *self.threads):
-            await asyncio.to_thread(thread.join, 20)
+            await asyncio.to_thread(thread.join, WAIT_S)
             assert not thread.is_alive(), f"{thread.name} did not end"
 
     async def generate(
@@ -112,7 +113,7 @@ class InProcessPool:
 
     async def settled(self) -> None:
         """Wait until the pool holds nothing of any request; fails after a while."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             while True:
                 states = [state for _, state in self.frontend.node_states()]
                 if states and not any(s.waiting or s.running or s.kv_used_bytes for s in states):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from aegaeon.runtime.process.run_folder import places
 from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.process_tree import ProcessTree
 
@@ -35,6 +37,16 @@ def command_line(pid: int) -> str:
 def processes(root: int, part: str) -> set[int]:
     """Descendants whose command line has ``part``."""
     return {pid for pid in ProcessTree.now().descendants({root}) if part in command_line(pid)}
+
+
+def gone(pids: set[int]) -> bool:
+    """Whether none of them runs any more."""
+    return not pids & ProcessTree.now().running.keys()
+
+
+def folders(supervisor_pid: int) -> list[Path]:
+    """What a service has, or left, where services have their folders; others may run at the same time."""
+    return [path for place in places(os.environ) for path in place.glob(f"aegaeon*-{supervisor_pid}-*")]
 
 
 class Stream(threading.Thread):
