@@ -68,11 +68,11 @@ clippy:
 	cargo fmt --manifest-path $(LOADER)/Cargo.toml --check
 
 pytest: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: lint ## everything CI runs: lint, Rust tests, Python tests
 	cargo test --quiet --manifest-path $(LOADER)/Cargo.toml
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 clean: ## remove the environment and build output
 	rm -rf $(VENV) $(LOADER)/target .mypy_cache .pytest_cache .ruff_cache

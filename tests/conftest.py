@@ -29,7 +29,9 @@ def _kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever has a model made waits for torch."""
+    """Whoever has a model made waits for torch. Files that take long begin first: else the last one runs alone."""
     for item in items:
         if "model_paths" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.models)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

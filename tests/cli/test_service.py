@@ -21,6 +21,8 @@ from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.process_tree import ProcessTree
 from tests.worlds.served import WAIT_S, gone, processes
 
+pytestmark = pytest.mark.slow
+
 PROMPT = list(range(10, 40))
 
 

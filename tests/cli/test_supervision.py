@@ -22,6 +22,8 @@ from benchmark.e2e.pool import PoolProcess, aegaeon_command
 from benchmark.e2e.process_tree import ProcessTree
 from tests.worlds.served import WAIT_S, folders, gone, processes, until
 
+pytestmark = pytest.mark.slow
+
 PROMPT = list(range(10, 40))
 TOKENS = 400
 

@@ -18,6 +18,8 @@ from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.process_tree import ProcessTree
 from tests.worlds.served import WAIT_S, Stream, folders, gone, processes, until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def service(

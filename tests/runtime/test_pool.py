@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from aegaeon.core.instance import Role
 from aegaeon.engine.architecture.building import building
 from aegaeon.scheduler.log import decode, replay
 
+pytestmark = pytest.mark.slow
+
 SPLIT = (InstanceConfig(Role.PREFILL, 1), InstanceConfig(Role.DECODE, 2))
 
 
@@ -29,6 +32,7 @@ def prompt_for(index: int, tokens: int = 20) -> tuple[int, ...]:
     return tuple(torch.randint(6, 300, (tokens,), generator=torch.Generator().manual_seed(index)).tolist())
 
 
+@cache
 def generate_alone(path: Path, prompt: tuple[int, ...], new_tokens: int) -> tuple[int, ...]:
     """What Hugging Face's own generate() gives."""
     with building():  # instances of this process may be at it too

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.process_tree import ProcessTree
 from tests.worlds.served import WAIT_S, Stream, processes, until
@@ -32,6 +34,7 @@ def killed_under_a_stream(service: PoolProcess) -> str:
     return stream.text
 
 
+@pytest.mark.slow
 def test_the_driver_that_stands_by_goes_on_with_kv_and_weights(
     model_paths: Callable[[int], dict[str, Path]], tmp_path: Path
 ) -> None:
