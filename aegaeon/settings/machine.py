@@ -5,6 +5,7 @@ Shared memory here is memfd: it is limited by free memory and by the control gro
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -74,16 +75,26 @@ def fit(config: PoolConfig, machine: Machine, weight_bytes: Mapping[str, int]) -
     """
     config = _settle_device(config, machine)
     weights = {name: whole_chunks(size, SMALL_CHUNK_BYTES) for name, size in weight_bytes.items()}
-    least_bytes = max(weights.values()) + MIN_KV_SLABS * config.slab_bytes
-    instances = config.instances or (InstanceConfig(Role.MIXED, default_instances(machine, least_bytes)),)
-    count = sum(instance.count for instance in instances)
+    least_bytes = capacity_for((max(weights.values()),)) + MIN_KV_SLABS * config.slab_bytes
+    if config.instances:
+        return _fit_instances(config, machine, weights, least_bytes)
+    for count in range(default_instances(machine, least_bytes), 1, -1):
+        with contextlib.suppress(SettingsError):  # fewer need less
+            instances = (InstanceConfig(Role.MIXED, count),)
+            return _fit_instances(replace(config, instances=instances), machine, weights, least_bytes)
+    return _fit_instances(replace(config, instances=(InstanceConfig(Role.MIXED, 1),)), machine, weights, least_bytes)
+
+
+def _fit_instances(config: PoolConfig, machine: Machine, weights: Mapping[str, int], least_bytes: int) -> PoolConfig:
+    """All that is open but the instances. ``least_bytes``: of the caches."""
+    count = sum(instance.count for instance in config.instances)
     threads = config.threads_per_instance or max(1, machine.cores // count)
-    spares = _default_spares(machine, count) if config.spare_processes is None else config.spare_processes
+    spares = _default_spares(machine, count, least_bytes) if config.spare_processes is None else config.spare_processes
     processes = count + spares
-    standby = _default_standby(machine, processes) if config.standby_driver is None else config.standby_driver
-    config = replace(
-        config, instances=instances, threads_per_instance=threads, spare_processes=spares, standby_driver=standby
+    standby = (
+        _default_standby(machine, processes, least_bytes) if config.standby_driver is None else config.standby_driver
     )
+    config = replace(config, threads_per_instance=threads, spare_processes=spares, standby_driver=standby)
     budget = _Budget(machine, processes + STANDBY_PROCESSES * standby)
     if config.device == "cuda":
         config = _fit_gpus(config, machine.gpu_bytes, count)
@@ -116,19 +127,24 @@ def gpu_room_bytes(free_bytes: int, sharers: int = 1) -> int:
 
 def default_instances(machine: Machine, cache_bytes: int = 0) -> int:
     """One instance for two cores, at most eight, and no more than half of the memory or its caches leave room for."""
-    room_bytes = min(machine.room_bytes // 2, machine.room_bytes * 9 // 10 - cache_bytes)
-    return max(1, min(MAX_INSTANCES, machine.cores // 2, room_bytes // PROCESS_BYTES - OTHER_PROCESSES))
+    most = _process_room_bytes(machine, cache_bytes) // PROCESS_BYTES - OTHER_PROCESSES
+    return max(1, min(MAX_INSTANCES, machine.cores // 2, most))
 
 
-def _default_spares(machine: Machine, instances: int) -> int:
-    """One, where all processes together take no more than half of the memory."""
-    return int((instances + OTHER_PROCESSES + 1) * PROCESS_BYTES <= machine.room_bytes // 2)
+def _process_room_bytes(machine: Machine, cache_bytes: int) -> int:
+    """What processes may take: half of the memory, and no more than their caches leave."""
+    return min(machine.room_bytes // 2, machine.room_bytes * 9 // 10 - cache_bytes)
 
 
-def _default_standby(machine: Machine, processes: int) -> bool:
-    """Where all processes together take no more than half of the memory, and importing disturbs nobody much."""
+def _default_spares(machine: Machine, instances: int, cache_bytes: int) -> int:
+    """One, where there is room for it beside all other processes."""
+    return int((instances + OTHER_PROCESSES + 1) * PROCESS_BYTES <= _process_room_bytes(machine, cache_bytes))
+
+
+def _default_standby(machine: Machine, processes: int, cache_bytes: int) -> bool:
+    """Where there is room for it beside all other processes, and importing disturbs nobody much."""
     needed_bytes = (processes + OTHER_PROCESSES + STANDBY_PROCESSES) * PROCESS_BYTES
-    return machine.cores >= _STANDBY_CORES and needed_bytes <= machine.room_bytes // 2
+    return machine.cores >= _STANDBY_CORES and needed_bytes <= _process_room_bytes(machine, cache_bytes)
 
 
 class _Budget:
@@ -183,7 +199,8 @@ def _fit_caches(config: PoolConfig, budget: _Budget, weights: Mapping[str, int])
     if weight_cache_bytes is None:
         share_bytes = budget.free_bytes if kv_bytes is not None else budget.free_bytes * 3 // 4
         weight_cache_bytes = max(
-            weights[largest], min(capacity_for(weights.values()), whole_chunks(share_bytes, SMALL_CHUNK_BYTES))
+            capacity_for((weights[largest],)),
+            min(capacity_for(weights.values()), whole_chunks(share_bytes, SMALL_CHUNK_BYTES)),
         )
     budget.take("--weight-cache", weight_cache_bytes)
     if kv_bytes is None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from aegaeon.core.config import InstanceConfig, PoolConfig
 from aegaeon.core.instance import Role
+from aegaeon.memory.weight_chunks import capacity_for
 from aegaeon.settings.error import SettingsError
 from aegaeon.settings.machine import (
     CUDA_PAGE_BYTES,
@@ -139,7 +140,7 @@ class TestFit:
     def test_it_fits_exactly_where_one_instance_with_the_largest_model_does(self, cores, available, group, sizes):
         machine = Machine(cores, available, group)
         weights = {str(index): size for index, size in enumerate(sizes)}
-        largest = -(-max(sizes) // (2 * MIB)) * 2 * MIB
+        largest = capacity_for((max(sizes),))
         if largest + MIN_KV_SLABS * OPEN.slab_bytes + (1 + OTHER_PROCESSES) * PROCESS_BYTES > machine.room_bytes:
             with pytest.raises(SettingsError, match="too little shared memory"):
                 fit(OPEN, machine, weights)
