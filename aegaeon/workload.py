@@ -16,10 +16,11 @@ import os
 import re
 import sys
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from reprlib import repr as shown
 from types import MappingProxyType
@@ -40,14 +41,66 @@ class WorkloadError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class NamedBlocks:
+    """What the leading tokens of a request are, as far as anybody says: ids of whole blocks of ``block_tokens``.
+
+    An id stands for a block's tokens and all before them; two requests of one model and ``scope`` that have an id in
+    common begin alike. ``runs``: (first id, how many that follow on each other), in order of tokens. They may go on
+    into the output.
+    """
+
+    block_tokens: int
+    runs: tuple[tuple[int, int], ...]
+    scope: str = ""
+    _ends: tuple[int, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.block_tokens < 1 or any(first < 0 or count < 1 for first, count in self.runs):
+            raise ValueError("blocks of at least 1 token are named by numbers from 0 on")
+        object.__setattr__(self, "_ends", tuple(accumulate(count for _, count in self.runs)))
+
+    @classmethod
+    def of_ids(cls, block_tokens: int, ids: Iterable[int], scope: str = "") -> Self:
+        """The ids one by one."""
+        runs: list[tuple[int, int]] = []
+        for one in ids:
+            first, count = runs[-1] if runs else (one, 0)
+            if first + count == one:
+                runs[-1:] = [(first, count + 1)]
+            else:
+                runs.append((one, 1))
+        return cls(block_tokens, tuple(runs), scope)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self.runs else 0
+
+    def __getitem__(self, index: int) -> int:
+        """The id of a block."""
+        run = bisect_right(self._ends, index)
+        first, count = self.runs[run]
+        return first + count - (self._ends[run] - index)
+
+    def cut(self, blocks: int) -> Self:
+        """The first blocks only."""
+        runs, left = [], blocks
+        for first, count in self.runs:
+            if left > 0:
+                runs.append((first, min(count, left)))
+            left -= count
+        return replace(self, runs=tuple(runs))
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request of a workload: when (seconds from its start), for which model, and how long."""
+    """One request of a workload: when (seconds from its start), for which model, and how long; and what it begins with,
+    where that is known."""
 
     time_s: float
     model: str
     input_tokens: int
     output_tokens: int
     line: int = field(default=0, compare=False, repr=False)  # of the file it was read from; 0 where it was not
+    content: NamedBlocks | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.time_s < float("inf"):
@@ -237,8 +290,13 @@ def _scaled(tokens: NDArray[np.int64], spec: SyntheticSpec) -> NDArray[np.int64]
 
 
 def spread(arrivals: Sequence[Arrival], models: Sequence[str], seed: int = 0) -> list[Arrival]:
-    """Give each request to one of ``models``, all equally likely: for traces that name only one model."""
-    chosen = np.random.default_rng(seed).integers(0, len(models), len(arrivals))
+    """Give each request to one of ``models``, all equally likely: for traces that name only one model. Requests of one
+    scope stay together."""
+    chosen = np.random.default_rng(seed).integers(0, len(models), len(arrivals)).tolist()
+    homes: dict[str, int] = {}
+    for place, arrival in enumerate(arrivals):
+        if arrival.content is not None and arrival.content.scope:
+            chosen[place] = homes.setdefault(arrival.content.scope, chosen[place])
     return [replace(arrival, model=models[index]) for arrival, index in zip(arrivals, chosen, strict=True)]
 
 
@@ -305,6 +363,7 @@ _LONGEST_LEAD_S = 86_400.0
 """A clock whose first request comes later than this was not started for the trace."""
 _LONGEST_MEAN_GAP_S = 30.0
 """Whole numbers in JSON lines that are further apart are milliseconds: few traces have so few requests."""
+_MOONCAKE_BLOCK_TOKENS = 512
 _MOST_TOKENS = 2**31 - 1
 """Nobody has more; a larger number is no length."""
 _WRONG_LINE = (ValueError, OverflowError, RecursionError, csv.Error)
@@ -317,7 +376,7 @@ _TOLD_CHARS = 300
 class _Fields:
     """What a trace calls the things that count. Without a model all requests are for ``one_model``.
 
-    ``unit`` of times, where the names tell it.
+    ``unit`` of times, where the names tell it. ``ids``: of blocks, where there are some.
     """
 
     time: str
@@ -326,6 +385,7 @@ class _Fields:
     model: str | None
     one_model: str
     unit: str | None
+    ids: str | None = None
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Self:
@@ -335,16 +395,25 @@ class _Fields:
         model = next((known[name] for name in _MODELS if name in known), None)
         told = "ms" if "hash ids" in known else _plain(time).rpartition(" ")[2]  # hash_ids: Mooncake's lines
         one_model = "azure" if inputs == "ContextTokens" else "mooncake" if inputs == "input_length" else "trace"
-        return cls(time, inputs, outputs, model, one_model, told if told in TIME_UNITS else None)
+        return cls(time, inputs, outputs, model, one_model, told if told in TIME_UNITS else None, known.get("hash ids"))
 
     def arrival(self, values: Mapping[str, Any], time: float, line: int) -> Arrival:
         """Raises ``ValueError`` or ``KeyError`` where a value is missing or is not what it must be."""
         model = _model_name(values[self.model]) if self.model else self.one_model
-        return Arrival(time, model, _tokens(values[self.inputs]), _tokens(values[self.outputs]), line)
+        inputs, outputs = _tokens(values[self.inputs]), _tokens(values[self.outputs])
+        content = _whole_blocks(values[self.ids], inputs) if self.ids else None
+        return Arrival(time, model, inputs, outputs, line, content)
 
     def asks_for_nothing(self, values: Mapping[str, Any]) -> bool:
         """Whether a request has no output, or no prompt: one that failed, in most traces."""
         return 0 in (_tokens(values[self.inputs]), _tokens(values[self.outputs]))
+
+
+def _whole_blocks(ids: Any, prompt_tokens: int) -> NamedBlocks:
+    """Mooncake's ``hash_ids``: the last is of a block that the prompt may not fill, which has no name here."""
+    if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+        raise ValueError(f"{shown(ids)} are no ids of blocks")
+    return NamedBlocks.of_ids(_MOONCAKE_BLOCK_TOKENS, ids[: prompt_tokens // _MOONCAKE_BLOCK_TOKENS])
 
 
 def _plain(name: str) -> str:
@@ -393,11 +462,11 @@ def read_trace(path: Path, unit: str | None = None) -> list[Arrival]:
     """Read a trace (CSV or JSON lines, plain or ``.gz``), by arrival time; its kind is known by its names.
 
     CSV: the artifact's columns, Azure's, BurstGPT's and VTC's, or other usual names for them. JSON lines: Mooncake's
-    fields, with a ``model`` or without. Times are clocks (``HH:MM:SS.mmm``), dates, or numbers. Numbers are seconds;
-    milliseconds where their name says ``ms``, in Mooncake's lines (which have ``hash_ids``), and where they are so
-    large, or so far apart, that they can be nothing else; ``unit`` (of ``TIME_UNITS``) overrules all that. Dates, and
-    clocks that were not started for the trace (since 1970, say) count from the first request. Requests for no output
-    are left out, and a warning says how many.
+    fields, with a ``model`` or without; its ``hash_ids`` become the ``content``. Times are clocks (``HH:MM:SS.mmm``),
+    dates, or numbers. Numbers are seconds; milliseconds where their name says ``ms``, in lines with ``hash_ids``, and
+    where they are so large, or so far apart, that they can be nothing else; ``unit`` (of ``TIME_UNITS``) overrules all
+    that. Dates, and clocks that were not started for the trace (since 1970, say) count from the first request. Requests
+    for no output are left out, and a warning says how many.
 
     Raises ``WorkloadError`` naming file and line.
     """

@@ -59,6 +59,7 @@ class PoolConfig:
     kv_cache_bytes: int | None = None
     slab_bytes: int = 16 << 20
     block_tokens: int = 16
+    prefix_cache: str = "slo"
     prefill_chunk_tokens: int = 512
     max_batch_requests: int = 64
     max_queued_requests: int = 4096

@@ -43,9 +43,13 @@ class InstanceLost:
 
 @dataclass(frozen=True, slots=True)
 class RequestArrived:
-    """A client wants tokens."""
+    """A client wants tokens. ``found_tokens``: of the prompt, from its start, whose KV is in the slab cache already.
+
+    The last one is never among them. They are held for the request, but may still be lost before its first turn.
+    """
 
     request: Request
+    found_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class GenerationRequest:
     """One completion to generate; where ``fit_context``, the output limit is cut to what the context leaves.
 
     ``unset``: fields of ``sampling`` of which the client said nothing; the model's own defaults go before ours.
+    ``cache_salt``: KV is shared only between requests with the same one.
     """
 
     request_id: str
@@ -51,6 +52,7 @@ class GenerationRequest:
     slo: Slo | None = None
     fit_context: bool = False
     unset: frozenset[str] = frozenset()
+    cache_salt: str = ""
 
 
 class FinishReason(StrEnum):
@@ -179,6 +181,11 @@ class Generation(Protocol):
     def prompt_tokens(self) -> int: ...
 
     @property
+    def cached_tokens(self) -> int:
+        """Of the prompt, whose KV was there already; 0 until that is known."""
+        ...
+
+    @property
     def completion_tokens(self) -> int: ...
 
     @property
@@ -203,6 +210,9 @@ class Frontend(Protocol):
 
     def health(self) -> Health: ...
 
-    async def generate(self, request: GenerationRequest) -> Generation:
-        """Validate, tokenize and submit; returns once the request is queued. Raises ``GenerationError``."""
+    async def generate(self, request: GenerationRequest, first: Generation | None = None) -> Generation:
+        """Validate, tokenize and submit; returns once the request is queued. Raises ``GenerationError``.
+
+        ``first``: of the same model, prompt and salt; what is done for its prompt is not done again.
+        """
         ...

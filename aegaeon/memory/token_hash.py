@@ -13,18 +13,25 @@ from hashlib import blake2b
 NAME_BYTES = 16
 
 
-def root_name(model: str) -> bytes:
-    """What the first block of a model's sequences follows on."""
-    return blake2b(model.encode(), digest_size=NAME_BYTES).digest()
+def root_name(*parts: str) -> bytes:
+    """What the first block of a model's sequences follows on. ``parts``: all that such KV depends on but for tokens
+    (which weights), and what it is not to be shared over (a salt)."""
+    return blake2b(repr(parts).encode(), digest_size=NAME_BYTES).digest()
 
 
-def next_name(before: bytes, token_ids: Sequence[int]) -> bytes:
-    """The name of the block of these tokens that follows on the one called ``before``."""
-    return blake2b(before + array("Q", token_ids).tobytes(), digest_size=NAME_BYTES).digest()
+def packed(token_ids: Sequence[int]) -> bytes:
+    """Token ids as bytes, four each."""
+    return array("I", token_ids).tobytes()
+
+
+def next_name(before: bytes, block: bytes) -> bytes:
+    """The name of the block of these (packed) tokens that follows on the one called ``before``."""
+    return blake2b(before + block, digest_size=NAME_BYTES).digest()
 
 
 def block_names(before: bytes, token_ids: Sequence[int], block_tokens: int) -> Iterator[bytes]:
     """The names of the whole blocks of a sequence that follow on the one called ``before``, in order."""
-    for start in range(0, len(token_ids) - block_tokens + 1, block_tokens):
-        before = next_name(before, token_ids[start : start + block_tokens])
+    tokens, size = packed(token_ids), 4 * block_tokens
+    for start in range(0, len(tokens) - size + 1, size):
+        before = next_name(before, tokens[start : start + size])
         yield before

@@ -25,6 +25,7 @@ from aegaeon.core.request import Request
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.timeline import PhaseSpan
 from aegaeon.engine.prepared.prepared_model import PreparedModel
+from aegaeon.memory.token_hash import root_name
 from aegaeon.profiling.copies import CopyBench
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.profiling.point import Copied
@@ -97,7 +98,7 @@ class Probe:
         """Everything but the process."""
         shapes = [model.spec.kv_shape for model in self._models.values()]
         self._slab_bytes = max(self._options.slab_bytes, *(-(-shape.block_bytes // 4096) * 4096 for shape in shapes))
-        self._kv = PretendedKv(self._kv_bytes(), self._slab_bytes, shapes)
+        self._kv = PretendedKv(self._kv_bytes(), self._slab_bytes, shapes, prefix_cache="off")
         self._script = ScriptedScheduler()
         core = DriverCore({name: model.spec for name, model in self._models.items()}, self._script, self._kv)
         # An instance that ends is not replaced.
@@ -295,7 +296,7 @@ class Probe:
         ids = tuple(self._random.randrange(vocabulary) for _ in range(script.tokens))
         request = Request(request_id, model, self._clock.now_s(), script.tokens, script.new_tokens)
         sampling = SamplingParams(max_new_tokens=script.new_tokens, temperature=0.0, ignore_eos=True, seed=0)
-        return m.Submit(request, _FRONTEND, ids, sampling)
+        return m.Submit(request, _FRONTEND, ids, sampling, m.KvNames(root_name(model)))
 
     # --- copies -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,10 @@ class JobPhase(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """What every policy follows of a request; each adds where it is."""
+    """What every policy follows of a request; each adds where it is.
+
+    ``found_tokens``: of its context, whose KV need not be computed.
+    """
 
     request: Request
     facts: PolicyFacts
@@ -28,6 +31,7 @@ class Job:
     phase: JobPhase = JobPhase.WAITING
     failed_turns: int = 0
     starved_alone: bool = False
+    found_tokens: int = 0
     request_id: str = field(init=False)
     model: str = field(init=False)
     max_blocks: int = field(init=False)  # KV blocks of the longest context that it can reach

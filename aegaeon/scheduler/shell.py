@@ -170,7 +170,7 @@ class PolicyShell(ABC, Generic[JobT, InstanceT]):
     def _note(self, event: Event) -> None:
         match event:
             case RequestArrived():
-                self._note_arrival(event.request)
+                self._note_arrival(event.request, event.found_tokens)
             case (
                 RequestPrefilled()
                 | RequestFinished()
@@ -228,7 +228,7 @@ class PolicyShell(ABC, Generic[JobT, InstanceT]):
 
     # -- requests
 
-    def _note_arrival(self, request: Request) -> None:
+    def _note_arrival(self, request: Request, found_tokens: int) -> None:
         if request.request_id in self._jobs:
             raise ValueError(f"request {request.request_id} arrived twice")
         self._before_arrival()
@@ -237,6 +237,7 @@ class PolicyShell(ABC, Generic[JobT, InstanceT]):
             self._out.append(unknown_model(request))
             return
         job = self._new_job(request, facts, (request.arrival_s, next(self._arrivals)))
+        job.found_tokens = found_tokens
         refusal = self._refusal(job)
         if refusal is not None:
             self._out.append(refusal)
@@ -331,7 +332,7 @@ class PolicyShell(ABC, Generic[JobT, InstanceT]):
     def _dropped(self, job: JobT, event: KvDropped) -> None:
         if job.phase is JobPhase.DROPPING:
             self._release(job)
-            job.context_tokens = event.context_tokens
+            job.context_tokens, job.found_tokens = event.context_tokens, 0
             job.phase = JobPhase.WAITING
             self._place(job)
 

@@ -215,6 +215,7 @@ class _Endpoints:
                 slo=fields.targets,
                 fit_context=fields.limit_tokens is None,
                 unset=fields.unset,
+                cache_salt=fields.cache_salt or "",
             )
             for index, (prompt, sampling) in enumerate(pairs)
         ]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 
 def default_cache_dir(environment: Mapping[str, str]) -> Path | None:
-    """``aegaeon`` in ``$XDG_CACHE_HOME``, else in ``.cache`` of the home folder; None where there is no such place."""
+    """``aegaeon`` in ``$XDG_CACHE_HOME``, else in ``.cache`` of the home folder; None where there is no such place: a
+    home folder that does not exist is not made."""
     given = environment.get("XDG_CACHE_HOME", "")
     if given.startswith("/"):  # its specification: relative ones are to be ignored
         return Path(given) / "aegaeon"
     home = home_folder(environment)
-    return None if home is None else home / ".cache" / "aegaeon"
+    return home / ".cache" / "aegaeon" if home is not None and home.is_dir() else None
 
 
 def home_folder(environment: Mapping[str, str]) -> Path | None:

@@ -13,6 +13,7 @@ from enum import Enum
 
 from aegaeon.core.config import ModelConfig, PoolConfig
 from aegaeon.core.slo import LEAST_TARGET_S, MOST_TARGET_S, Slo
+from aegaeon.memory.eviction import EVICTIONS
 from aegaeon.scheduler.policies.registry import POLICIES
 
 CONFIG_VARIABLE = "AEGAEON_CONFIG"  # the file
@@ -408,6 +409,15 @@ OPTIONS = (
         multiple=4096,
     ),
     Option("block_tokens", OptionKind.INTEGER, Scope.MEMORY, "tokens of a KV block", high=4096),
+    Option(
+        "prefix_cache",
+        OptionKind.TEXT,
+        Scope.MEMORY,
+        "which KV of ended requests gives way first when room is needed; until then it is found again by requests that "
+        "begin alike. slo: what was used least recently, of models whose prefill is long a while later; flop: the same "
+        "of places in a context; lru, lfu: what was used least recently, or frequently; off: none is kept",
+        choices=(*EVICTIONS, "off"),
+    ),
     Option(
         "ray_address",
         OptionKind.TEXT,

@@ -123,6 +123,7 @@ def test_a_service_needs_little_of_its_surroundings_and_is_reached_by_nobody_els
     text = said.read_text(errors="replace")
     assert f"{instance['id']}: Fatal Python error: Segmentation fault" in text
     assert "This is a bug" not in text
+    assert not Path(HOSTILE["HOME"]).exists()
     assert not folder.exists()
     kept = re.search(r"kept in (\S+)$", text, re.MULTILINE)
     assert kept is not None

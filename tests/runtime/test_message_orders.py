@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aegaeon.core.command import RejectReason
-from aegaeon.core.generation import FinishReason, GenerationError, GenerationRequest
+from aegaeon.core.generation import FinishReason, Generation, GenerationError, GenerationRequest, TokenPrompt
 from aegaeon.core.model import ModelSpec
 from aegaeon.runtime.frontend.frontend import PoolFrontend
 from aegaeon.runtime.frontend.served_model import ServedModel
@@ -80,7 +81,8 @@ class Play:
 
     def __init__(self, world: MessageWorld) -> None:
         self.world = world
-        self.clients: dict[str, tuple[Any, asyncio.Task[Any]]] = {}
+        self.clients: dict[str, tuple[GenerationRequest, asyncio.Task[Any]]] = {}
+        self.generations: dict[str, Generation] = {}
         self.deaths = 0
 
     async def act(self, kind: str, number: int) -> None:
@@ -99,8 +101,25 @@ class Play:
     async def ask(self, number: int) -> None:
         name = f"r{len(self.clients)}"
         asked = request(name, MODELS[number % 2], range(3, 8 + number % 40), **asked_for(number // 2))
-        self.clients[name] = asked, asyncio.create_task(collect(self.world.frontend, asked))
+        first = None
+        if self.generations and number % 5 < 3:
+            before = list(self.generations)[number % len(self.generations)]
+            asked, first = self.another_choice(asked, before) if number % 5 else (self.next_turn(asked, before), None)
+        coming = collect(self.world.frontend, asked, first, lambda one: self.generations.update({name: one}))
+        self.clients[name] = asked, asyncio.create_task(coming)
         await until(self.clients[name][1], lambda: name in self.world.frontend.request_ids)
+
+    def another_choice(self, asked: GenerationRequest, before: str) -> tuple[GenerationRequest, Generation]:
+        """The same prompt again."""
+        earlier = self.clients[before][0]
+        return replace(asked, model=earlier.model, prompt=earlier.prompt), self.generations[before]
+
+    def next_turn(self, asked: GenerationRequest, before: str) -> GenerationRequest:
+        """The prompt and the answer of an earlier one, and some more."""
+        earlier = self.clients[before][0]
+        assert isinstance(earlier.prompt, TokenPrompt)
+        ids = (*earlier.prompt.token_ids, *answer(earlier)[0], 5, 6)
+        return replace(asked, model=earlier.model, prompt=TokenPrompt(ids[:400]))
 
     def leave(self, number: int) -> None:
         if self.clients:
@@ -274,12 +293,12 @@ def test_the_driver_hears_of_output_only_when_it_is_where_it_outlives_the_instan
     reports = OrderedReports(End(Ring(), told), sinks)  # type: ignore[arg-type]
     sinks.full = True
     sinks.send("f", END)
-    for message in (m.NeedBlocks(1, "b", 9), m.SequenceFinished(1, "a"), m.Forgotten(("a",))):
+    for message in (m.NeedBlocks(1, "b", 9), m.SequenceFinished(1, m.Progress("a", (), 0)), m.Forgotten(("a",))):
         reports.send(message)
     reports.flush()
     assert list(told.messages) == [m.NeedBlocks(1, "b", 9)]
     sinks.full = False
     sinks.flush()
     reports.flush()
-    assert list(told.messages)[1:] == [m.SequenceFinished(1, "a"), m.Forgotten(("a",))]
+    assert list(told.messages)[1:] == [m.SequenceFinished(1, m.Progress("a", (), 0)), m.Forgotten(("a",))]
     assert list(rings["f"].messages) == [END]

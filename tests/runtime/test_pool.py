@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,12 +34,16 @@ def prompt_for(index: int, tokens: int = 20) -> tuple[int, ...]:
 
 
 @cache
+def _alone(path: Path) -> Any:
+    with building():  # instances of this process may be at it too
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+@cache
 def generate_alone(path: Path, prompt: tuple[int, ...], new_tokens: int) -> tuple[int, ...]:
     """What Hugging Face's own generate() gives."""
-    with building():  # instances of this process may be at it too
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     ids = torch.tensor([prompt])
-    output = model.generate(
+    output = _alone(path).generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=new_tokens,

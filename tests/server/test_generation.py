@@ -25,7 +25,7 @@ from aegaeon.core.generation import (
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.core.slo import Slo
 from aegaeon.server.openai.unsupported import UNSUPPORTED
-from tests.worlds.scripted import Script, ScriptedFrontend
+from tests.worlds.scripted import Script, ScriptedFrontend, usage_of
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -66,7 +66,7 @@ async def test_a_chat_answer(client: httpx.AsyncClient, frontend: ScriptedFronte
             "finish_reason": "length",
         }
     ]
-    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert body["usage"] == usage_of(7, 3)
     assert float(answer.headers["x-aegaeon-ttft-ms"]) == 500.0
     assert float(answer.headers["x-aegaeon-tpot-ms"]) == 250.0
 
@@ -84,7 +84,7 @@ async def test_several_prompts_and_choices_keep_their_order(
 ) -> None:
     body = (await _complete(client, prompt=["one", "two"], n=3, best_of=3, seed=5)).json()
     assert [choice["index"] for choice in body["choices"]] == list(range(6))
-    assert body["usage"] == {"prompt_tokens": 14, "completion_tokens": 18, "total_tokens": 32}
+    assert body["usage"] == usage_of(14, 18, cached_tokens=6)
     asked = [(request.prompt, request.sampling.seed) for request in frontend.requests]
     assert asked == [(TextPrompt(text), seed) for text in ("one", "two") for seed in (5, 6, 7)]
     assert len({request.request_id for request in frontend.requests}) == 6
@@ -327,7 +327,6 @@ EFFECTIVE = {
     "logits_processors": ["x"],
     "thinking_token_budget": 5,
     "priority": 1,
-    "cache_salt": "x",
     "request_id": "x",
     "documents": [{"text": "x"}],
     "length_penalty": 2,
@@ -395,6 +394,14 @@ async def test_what_only_one_of_the_two_supports_is_refused_by_the_other(client:
         assert _refused(await _complete(client, **fields), name)["code"] == "unsupported_parameter"
     assert _refused(await _chat(client, add_special_tokens=True), "add_special_tokens")["code"]
     assert _refused(await _chat(client, best_of=3), "best_of")["code"] == "unsupported_parameter"
+
+
+async def test_a_salt_goes_to_the_pool(client: httpx.AsyncClient, frontend: ScriptedFrontend) -> None:
+    for post in (_chat, _complete):
+        assert (await post(client, cache_salt="tenant 7")).status_code == 200
+        for wrong in ("", "x" * 257, 7):
+            _refused(await post(client, cache_salt=wrong), "cache_salt")
+    assert [request.cache_salt for request in frontend.requests] == ["tenant 7"] * 2
 
 
 async def test_what_benchmarking_clients_send_beside_the_rest_is_fine(client: httpx.AsyncClient) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from aegaeon.core.generation import EngineError, FinishReason
-from tests.worlds.scripted import Script, ScriptedFrontend
+from tests.worlds.scripted import Script, ScriptedFrontend, usage_of
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 TEXT = {"model": "tiny", "prompt": "Once", "stream": True}
@@ -67,7 +67,7 @@ async def test_usage_comes_last_and_only_when_asked_for(client: httpx.AsyncClien
     *chunks, usage, done = await _chat(client, stream_options={"include_usage": True})
     assert all(chunk["usage"] is None for chunk in chunks)
     assert usage["choices"] == []
-    assert usage["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert usage["usage"] == usage_of(7, 3)
     assert "aegaeon" not in usage
     assert done == "[DONE]"
 

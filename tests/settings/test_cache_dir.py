@@ -14,10 +14,11 @@ from aegaeon.settings.load import load_settings
 @pytest.mark.parametrize(
     ("environment", "folder"),
     [
-        ({"XDG_CACHE_HOME": "/cache", "HOME": "/home/me"}, "/cache/aegaeon"),
-        ({"XDG_CACHE_HOME": "relative", "HOME": "/home/me"}, "/home/me/.cache/aegaeon"),
-        ({"XDG_CACHE_HOME": "", "HOME": "/home/me"}, "/home/me/.cache/aegaeon"),
+        ({"XDG_CACHE_HOME": "/cache", "HOME": "/usr"}, "/cache/aegaeon"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/usr"}, "/usr/.cache/aegaeon"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/usr"}, "/usr/.cache/aegaeon"),
         ({"HOME": ""}, None),
+        ({"HOME": "/usr/nobody is called so"}, None),
     ],
 )
 def test_the_default_is_in_the_cache_of_the_user(environment: dict[str, str], folder: str | None) -> None:

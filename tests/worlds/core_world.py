@@ -28,6 +28,7 @@ SHAPE = KvShape((LayerKv(2, 8, 8),) * 2, element_bytes=4)
 SLAB_BYTES = 16 * SHAPE.block_bytes
 MODELS = ("one", "two")
 PROMPT = tuple(range(1, 21))
+NAMES = m.KvNames(b"root")
 EOS, STOP = 9, 8
 
 Wrap = Callable[[Scheduler], Scheduler]
@@ -56,7 +57,7 @@ def submission(
 ) -> m.Submit:
     request = Request(request_id, model, arrival_s, len(PROMPT), max_new_tokens)
     sampling = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0, seed=0, stop_token_ids=(STOP,))
-    return m.Submit(request, frontend_id, PROMPT, sampling, generated_ids)
+    return m.Submit(request, frontend_id, PROMPT, sampling, NAMES, generated_ids)
 
 
 class FailsOver:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aegaeon.core.config import PoolConfig
-from aegaeon.core.generation import FinishReason, GenerationRequest, TextPrompt, TokenPrompt
+from aegaeon.core.generation import FinishReason, Generation, GenerationRequest, TextPrompt, TokenPrompt
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.engine.architecture.image import needs_image
 from aegaeon.engine.architecture.prepare import prepare_models
@@ -27,11 +27,12 @@ from tests.worlds.served import WAIT_S
 
 @dataclass(frozen=True)
 class Output:
-    """What a client got."""
+    """What a client got; ``cached_tokens`` of its prompt were not computed for it, which changes nothing else."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    cached_tokens: int = field(default=0, compare=False)
 
 
 class InProcessPool:
@@ -94,14 +95,38 @@ class InProcessPool:
             assert not thread.is_alive(), f"{thread.name} did not end"
 
     async def generate(
-        self, request_id: str, model: str, prompt: str | Sequence[int], max_new_tokens: int = 24, **sampling: Any
+        self,
+        request_id: str,
+        model: str,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 24,
+        salt: str = "",
+        **sampling: Any,
     ) -> Output:
         """One request from submission to its end; greedy unless told otherwise."""
+        return await self.collect(await self.submit(request_id, model, prompt, max_new_tokens, salt=salt, **sampling))
+
+    async def submit(
+        self,
+        request_id: str,
+        model: str,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 24,
+        *,
+        first: Generation | None = None,
+        salt: str = "",
+        **sampling: Any,
+    ) -> Generation:
+        """One request that is under way; ``first``: another choice of the same prompt."""
         params = SamplingParams(
             **{"max_new_tokens": max_new_tokens, "temperature": 0.0, "ignore_eos": True, **sampling}
         )
         asked = TextPrompt(prompt) if isinstance(prompt, str) else TokenPrompt(tuple(prompt))
-        generation = await self.frontend.generate(GenerationRequest(request_id, model, asked, params))
+        request = GenerationRequest(request_id, model, asked, params, cache_salt=salt)
+        return await self.frontend.generate(request, first)
+
+    async def collect(self, generation: Generation) -> Output:
+        """All that comes of a request."""
         text, reason = "", None
         ids: list[int] = []
         async for delta in generation:
@@ -109,13 +134,13 @@ class InProcessPool:
             ids += delta.token_ids
             reason = delta.finish_reason
         assert reason is not None
-        return Output(text, tuple(ids), reason)
+        return Output(text, tuple(ids), reason, generation.cached_tokens)
 
     async def settled(self) -> None:
         """Wait until the pool holds nothing of any request; fails after a while."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 states = [state for _, state in self.frontend.node_states()]
-                if states and not any(s.waiting or s.running or s.kv_used_bytes for s in states):
+                if states and not any(s.waiting or s.running or s.kv.used_bytes for s in states):
                     break
                 await asyncio.sleep(0.02)

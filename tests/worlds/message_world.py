@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aegaeon.core.cost import ProfiledCosts
-from aegaeon.core.generation import FinishReason, GenerationRequest, TokenPrompt
+from aegaeon.core.generation import FinishReason, Generation, GenerationRequest, TokenPrompt
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
@@ -472,7 +472,7 @@ class MessageWorld:
         """Everybody has let go of everything: blocks, tables of requests, leases of those who have died."""
         assert self.driver.core.idle
         self.driver.core.check_idle()
-        assert self.kv.used_bytes == 0
+        assert self.kv.counts.used_bytes == 0
         assert all(not process.instance.core.request_ids for process in self.alive)
         assert not self.frontend.request_ids
         held = {(process.key, lease_id) for process in self.alive for lease_id in process.store.leases}
@@ -487,11 +487,18 @@ def request(request_id: str, model: str, prompt: Sequence[int], **sampling: Any)
     return GenerationRequest(request_id, model, TokenPrompt(tuple(prompt)), SamplingParams(temperature=0, **sampling))
 
 
-async def collect(frontend: PoolFrontend, asked: GenerationRequest) -> tuple[tuple[int, ...], str, FinishReason | None]:
-    """What a client gets, which ends once."""
+async def collect(
+    frontend: PoolFrontend,
+    asked: GenerationRequest,
+    first: Generation | None = None,
+    opened: Callable[[Generation], None] = lambda generation: None,
+) -> tuple[tuple[int, ...], str, FinishReason | None]:
+    """What a client gets, which ends once. ``first``: a choice of the same prompt; ``opened``: told of this one."""
     ids: list[int] = []
     text, reason = "", None
-    async for delta in await frontend.generate(asked):
+    generation = await frontend.generate(asked, first)
+    opened(generation)
+    async for delta in generation:
         assert reason is None, "something came after the end"
         ids += delta.token_ids
         text += delta.text

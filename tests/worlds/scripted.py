@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from aegaeon.core.generation import (
     Delta,
     FinishReason,
+    Generation,
     GenerationRequest,
     Health,
     ModelCard,
@@ -21,6 +23,7 @@ FIRST_TOKEN_S = 100.5
 GAP_S = 0.25
 NOW_S = 200.0
 PROMPT_TOKENS = 7
+CACHED_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class ScriptedGeneration:
     def __init__(self, script: Script) -> None:
         self._script = script
         self.prompt_tokens = PROMPT_TOKENS
+        self.cached_tokens = CACHED_TOKENS
         self.completion_tokens = 0
         self.arrival_s = ARRIVAL_S
         self.timeline: Sequence[PhaseSpan] = ()
@@ -69,6 +73,16 @@ class ScriptedGeneration:
             self.cancelled.set()
 
 
+def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int = CACHED_TOKENS) -> dict[str, Any]:
+    """The ``usage`` object of an answer."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
+
+
 @dataclass
 class ScriptedFrontend:
     """Serves one script at a time; remembers what it was asked."""
@@ -88,7 +102,7 @@ class ScriptedFrontend:
     def health(self) -> Health:
         return self.state
 
-    async def generate(self, request: GenerationRequest) -> ScriptedGeneration:
+    async def generate(self, request: GenerationRequest, first: Generation | None = None) -> ScriptedGeneration:
         if request.model not in {card.name for card in self.models()}:
             raise UnknownModelError(f"no model {request.model!r}")
         if self.script.refusal is not None and len(self.generations) >= (self.refuse_after or 0):

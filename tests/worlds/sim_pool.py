@@ -68,11 +68,11 @@ class Played:
         return {record.request_id: record for record in self.tally.records}
 
 
-def play(scenario: Scenario, hardware: Hardware, system: Policy | str = "aegaeon") -> Played:
+def play(scenario: Scenario, hardware: Hardware, system: Policy | str = "aegaeon", prefix_cache: str = "slo") -> Played:
     """Run, and check what must hold after any run."""
     tally = Tally(keep_records=True)
     system = find_system(system) if isinstance(system, str) else system
-    world = pool_of(system.checked(), scenario, hardware).world(scenario.arrivals, tally)
+    world = pool_of(system.checked(), scenario, hardware, prefix_cache).world(scenario.arrivals, tally)
     world.run()
     check_requests(scenario, tally)
     check_ledgers(world)
@@ -91,7 +91,8 @@ def check_requests(scenario: Scenario, tally: Tally) -> None:
         times = record.token_times_s
         assert len(times) == targets[record.request_id]
         assert all(later > earlier for earlier, later in pairwise(times))
-        assert times[0] >= record.arrival_s + PROFILE.prefill_s((record.prompt_tokens,)) - 1e-9
+        least_s = PROFILE.prefill_s((1 if scenario.contents else record.prompt_tokens,))
+        assert times[0] >= record.arrival_s + least_s - 1e-9
         assert record.parts is not None
         parts = record.parts
         spent_s = parts.prefill_wait_s + parts.prefill_s + parts.decode_wait_s + parts.decode_s
@@ -101,9 +102,14 @@ def check_requests(scenario: Scenario, tally: Tally) -> None:
 
 
 def check_ledgers(world: World) -> None:
-    """Nothing is left but weights."""
+    """Nothing is left but weights and kept KV, which nobody holds."""
     for node in world.nodes:
         node.slabs.check_integrity()
+        if node.kept is not None:
+            node.kept.check_integrity()
+            assert node.slabs.live_blocks == node.kept.blocks
+            assert node.slabs.used_bytes == node.kept.kept_bytes
+            node.kept.clear()
         assert node.slabs.live_blocks == 0
         assert node.slabs.used_bytes == 0
         assert node.slabs.assigned_bytes == 0

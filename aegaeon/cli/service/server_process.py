@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from prometheus_client import CollectorRegistry
+
 from aegaeon.cli.service.channel import BEAT_S, Beat, BeginServer, BlockingChannel, ModelsReady, NodeUp, Said
 from aegaeon.core.config import PoolConfig
 from aegaeon.core.generation import ModelCard
@@ -20,6 +22,7 @@ from aegaeon.engine.prepared.prepared_model import PreparedModel
 from aegaeon.runtime.cluster.driver_keeper import NodeAddress
 from aegaeon.runtime.frontend.admin import pool_state
 from aegaeon.runtime.frontend.frontend import TEXT_RETRY_S, PoolFrontend
+from aegaeon.runtime.frontend.node_metrics import NodeCollector
 from aegaeon.runtime.frontend.served_model import ServedModel, model_card
 from aegaeon.runtime.frontend.text import TokenizerError
 from aegaeon.runtime.wire.clock import MonotonicClock
@@ -176,6 +179,8 @@ def _routers(config: PoolConfig, models: Sequence[PreparedModel]) -> Callable[[i
 def _server_options(frontend: PoolFrontend, config: PoolConfig) -> ServerOptions:
     now_s = MonotonicClock().now_s
     names = [card.name for card in frontend.models()]
+    registry = CollectorRegistry()
+    registry.register(NodeCollector(frontend.node_states))
     return ServerOptions(
         api_keys=config.api_keys,
         metrics_keys=config.metrics_keys,
@@ -185,6 +190,7 @@ def _server_options(frontend: PoolFrontend, config: PoolConfig) -> ServerOptions
             max_stop_strings=config.max_stop_strings,
             max_stop_chars=config.max_stop_chars,
         ),
+        registry=registry,
         now_s=now_s,
         state=lambda: pool_state(now_s(), frontend.node_states(), names),
     )

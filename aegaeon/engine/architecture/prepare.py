@@ -13,7 +13,7 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.engine.architecture.architecture import check_layer_counts, inspect_model
 from aegaeon.engine.architecture.image import ensure_image, needs_image
 from aegaeon.engine.errors import CheckpointError, ModelError
-from aegaeon.engine.prepared.fingerprint import config_fingerprint, files_fingerprint
+from aegaeon.engine.prepared.fingerprint import config_fingerprint, files_fingerprint, weights_fingerprint
 from aegaeon.engine.prepared.prepared_model import Findings, PreparedModel, RefusedModel
 from aegaeon.json_file import JsonFileError, read_object
 
@@ -51,7 +51,8 @@ def _prepare(config: ModelConfig, block_tokens: int, cache_dir: Path | None) -> 
         config.slo,
     )
     notes = [f"image: {reason}"] * (reason is not None) + list(facts.notes)
-    return PreparedModel(config, path, facts, spec, "; ".join(notes), config_fingerprint(config.path), files)
+    fingerprint, weights = config_fingerprint(config.path), weights_fingerprint(path)
+    return PreparedModel(config, path, facts, spec, "; ".join(notes), fingerprint, files, weights)
 
 
 def _image(path: Path, cache_dir: Path | None, dtype: str) -> Path:

@@ -22,12 +22,13 @@ from aegaeon.core.config import ModelConfig
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
 from aegaeon.engine.prepared.engine_facts import EngineFacts
-from aegaeon.engine.prepared.fingerprint import files_fingerprint
+from aegaeon.engine.prepared.fingerprint import files_fingerprint, weights_fingerprint
 from aegaeon.engine.prepared.prepared_model import PreparedModel
 
 logger = logging.getLogger(__name__)
 
 _LOOKED_BY = Path(__file__).parents[2]  # all our sources
+_MOST_BYTES = 1 << 20
 _LIBRARIES = ("tokenizers", "torch", "transformers")
 
 
@@ -43,12 +44,12 @@ class FindingsCache:
         if self._folder is None:
             return None
         try:
-            entry = json.loads(self._file(self._folder, config).read_bytes())
+            entry = json.loads(_read(self._file(self._folder, config)))
             found = entry["found"]
             if entry["digest"] != _digest(found) or found["asked"] != self._asked(config):
                 return None
             return _model(config, found) if _holds(config, found) else None
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
 
     def put(self, model: PreparedModel) -> None:
@@ -70,8 +71,11 @@ class FindingsCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             file = self._file(self._folder, model.config)
             part = file.with_suffix(f".part-{os.getpid()}")
-            part.write_text(json.dumps({"digest": _digest(found), "found": found}))
-            part.replace(file)
+            try:
+                part.write_text(json.dumps({"digest": _digest(found), "found": found}))
+                part.replace(file)
+            finally:
+                part.unlink(missing_ok=True)
         except OSError as error:
             logger.info("what is known of model %s is not kept: %s", model.spec.name, error)
 
@@ -81,6 +85,17 @@ class FindingsCache:
     def _asked(self, config: ModelConfig) -> list[Any]:
         wanted = config.max_context_tokens, config.dtype, config.chat_template, self._block_tokens
         return [str(config.path.resolve()), *wanted]
+
+
+def _read(file: Path) -> bytes:
+    """Of a file that may be anybody's. Raises ``OSError``, and ``ValueError`` for what is no entry."""
+    if not file.is_file():
+        raise ValueError(f"{file} is no file")
+    with file.open("rb") as opened:
+        content = opened.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"{file} is too large for an entry")
+    return content
 
 
 def _holds(config: ModelConfig, found: Mapping[str, Any]) -> bool:
@@ -97,7 +112,8 @@ def _model(config: ModelConfig, found: Mapping[str, Any]) -> PreparedModel:
     path = config.path if found["image"] is None else Path(found["image"])
     facts = _facts(found["facts"])
     spec = ModelSpec(config.name, found["weight_bytes"], facts.kv_shape, facts.max_context_tokens, config.slo)
-    return PreparedModel(config, path, facts, spec, found["note"], found["fingerprint"], found["files"])
+    note, fingerprint, files = found["note"], found["fingerprint"], found["files"]
+    return PreparedModel(config, path, facts, spec, note, fingerprint, files, weights_fingerprint(path))
 
 
 def _facts(values: Mapping[str, Any]) -> EngineFacts:

@@ -15,7 +15,8 @@ from aegaeon.engine.prepared.engine_facts import EngineFacts
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
     """A model that can be served: ``path`` is its directory or the image made of it; ``fingerprint`` is of the
-    configuration that ``facts`` are of, ``files`` of all the directory's files, taken before they were looked at."""
+    configuration that ``facts`` are of, ``files`` of all the directory's files, taken before they were looked at,
+    ``weights`` of those in ``path`` that are read."""
 
     config: ModelConfig
     path: Path
@@ -24,6 +25,12 @@ class PreparedModel:
     note: str
     fingerprint: str
     files: str
+    weights: str
+
+    @property
+    def identity(self) -> str:
+        """Of all that the KV of a sequence depends on but for its tokens."""
+        return repr((self.fingerprint, self.weights, self.facts.dtype, self.facts.kv_shape))
 
     def with_tokenizer(self, eos_token_id: int | None, notes: Iterable[str]) -> PreparedModel:
         """The same, with what its tokenizer adds: a token that ends a text, and ``notes`` for the operator."""

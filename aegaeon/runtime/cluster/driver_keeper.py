@@ -153,6 +153,8 @@ class DriverKeeper:
             try:
                 return attempt()
             except (ray.exceptions.RayActorError, DriverStuckError, ChildDiedError) as error:
+                if isinstance(error, ChildDiedError):
+                    logger.warning("node %s: %s; models are looked at anew", self.node.node_id, last_line(error))
                 if not self._renew(last_line(error)):
                     raise ServiceDiedError(self._given_up or "the pool is stopping") from error
 

@@ -25,9 +25,9 @@ def pool_state(now_s: float, nodes: Sequence[tuple[str, NodeState]], models: Ite
             {
                 "id": node_id,
                 "reported_s": state.now_s,
-                "kv_used_bytes": state.kv_used_bytes,
-                "kv_assigned_bytes": state.kv_assigned_bytes,
-                "kv_total_bytes": state.kv_total_bytes,
+                **{f"kv_{name}": count for name, count in asdict(state.kv).items()},
+                "prompt_tokens": state.prompt_tokens,
+                "cached_tokens": state.cached_tokens,
                 "weights_cached": list(state.weights_cached),
                 "weights_bytes": state.weights_bytes,
             }

@@ -14,7 +14,6 @@ from aegaeon.core.generation import (
     Health,
     ModelCard,
     ModelUnavailableError,
-    Prompt,
     UnknownModelError,
 )
 from aegaeon.core.request import Request
@@ -25,7 +24,7 @@ from aegaeon.runtime.frontend.gateway import Endpoint, RemoteConnection
 from aegaeon.runtime.frontend.generation_stream import GenerationStream
 from aegaeon.runtime.frontend.node_connection import NodeConnection
 from aegaeon.runtime.frontend.node_peer import NodePeer
-from aegaeon.runtime.frontend.prompt_encoder import PromptEncoder
+from aegaeon.runtime.frontend.prompt_encoder import EncodedPrompt, PromptEncoder
 from aegaeon.runtime.frontend.request_check import fit, prompt_too_long
 from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.frontend.text import PromptTooLongError, StopStrings
@@ -152,11 +151,12 @@ class PoolFrontend:
         """The requests under way, as drivers know them."""
         return self._core.request_ids
 
-    async def generate(self, request: GenerationRequest) -> Generation:
+    async def generate(self, request: GenerationRequest, first: Generation | None = None) -> Generation:
         model = self._usable(request.model)
-        prompt_ids = await self._encode(model, request.prompt)
-        sampling = fit(model, prompt_ids, request)
-        stream = self._open(request, model, prompt_ids, sampling)
+        leader = first if isinstance(first, GenerationStream) else None
+        prompt = await self._encode(model, request) if leader is None else leader.prompt
+        sampling = fit(model, prompt.token_ids, request)
+        stream = self._open(request, model, prompt, sampling, None if leader is None else leader.request_id)
         try:
             await stream.accepted
         except asyncio.CancelledError:
@@ -176,20 +176,26 @@ class PoolFrontend:
             raise error
         return self.served[name]
 
-    async def _encode(self, model: ServedModel, prompt: Prompt) -> tuple[int, ...]:
+    async def _encode(self, model: ServedModel, request: GenerationRequest) -> EncodedPrompt:
         try:
-            return await self._encoder.encode(model.text, prompt, model.spec.max_context_tokens)
+            return await self._encoder.encode(model, request.prompt, request.cache_salt)
         except PromptTooLongError as error:
-            raise prompt_too_long(model, f"at least {error.tokens}", prompt) from None
+            raise prompt_too_long(model, f"at least {error.tokens}", request.prompt) from None
 
     def _open(
-        self, request: GenerationRequest, model: ServedModel, prompt_ids: tuple[int, ...], sampling: SamplingParams
+        self,
+        request: GenerationRequest,
+        model: ServedModel,
+        prompt: EncodedPrompt,
+        sampling: SamplingParams,
+        after: str | None,
     ) -> GenerationStream:
+        prompt_ids = prompt.token_ids
         arrival_s = self._clock.now_s()
         stream = GenerationStream(
             request.request_id,
             request.model,
-            len(prompt_ids),
+            prompt,
             arrival_s,
             model.text.stream(() if isinstance(request.prompt, ChatPrompt) else prompt_ids),
             StopStrings(sampling.stop),
@@ -197,7 +203,7 @@ class PoolFrontend:
         )
         slo = request.slo or model.spec.slo
         seen = Request(request.request_id, request.model, arrival_s, len(prompt_ids), sampling.max_new_tokens, slo)
-        submit = m.Submit(seen, "", prompt_ids, sampling)
+        submit = m.Submit(seen, "", prompt_ids, sampling, prompt.names, after=after)
         self._send(self._core.open(stream, submit, model.eos_ids, arrival_s))
         return stream
 

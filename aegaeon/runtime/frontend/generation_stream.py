@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from aegaeon.core.generation import Delta, FinishReason, GenerationError
 from aegaeon.core.timeline import PhaseSpan
+from aegaeon.runtime.frontend.prompt_encoder import EncodedPrompt
 from aegaeon.runtime.frontend.text import StopStrings, TextStream
 
 
@@ -24,7 +25,7 @@ class GenerationStream:
         self,
         request_id: str,
         model: str,
-        prompt_tokens: int,
+        prompt: EncodedPrompt,
         arrival_s: float,
         text: TextStream,
         stops: StopStrings,
@@ -32,7 +33,9 @@ class GenerationStream:
     ) -> None:
         self.request_id = self.first_id = request_id
         self.model = model
-        self.prompt_tokens = prompt_tokens
+        self.prompt = prompt
+        self.prompt_tokens = len(prompt.token_ids)
+        self.cached_tokens = 0
         self.arrival_s = arrival_s
         self.token_ids: list[int] = []
         self.spans: list[PhaseSpan] = []

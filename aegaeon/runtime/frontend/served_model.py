@@ -14,7 +14,8 @@ from aegaeon.runtime.frontend.text import ModelText
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as the frontend needs it. ``sampling_defaults``: by field of ``SamplingParams``."""
+    """A model as the frontend needs it. ``sampling_defaults``: by field of ``SamplingParams``; ``identity``: as in
+    ``PreparedModel``."""
 
     spec: ModelSpec
     card: ModelCard
@@ -22,6 +23,7 @@ class ServedModel:
     vocab_size: int
     eos_ids: tuple[int, ...] = ()
     sampling_defaults: Mapping[str, float] = field(default_factory=dict)
+    identity: str = ""
 
     @classmethod
     def of(cls, model: PreparedModel) -> ServedModel:
@@ -30,7 +32,7 @@ class ServedModel:
         card = model_card(model, has_chat_template=text.has_chat_template)
         facts = model.with_tokenizer(text.eos_token_id, ()).facts
         defaults = facts.sampling_defaults if model.config.generation_config == "auto" else {}
-        return cls(model.spec, card, text, facts.vocab_size, facts.eos_token_ids, defaults)
+        return cls(model.spec, card, text, facts.vocab_size, facts.eos_token_ids, defaults, model.identity)
 
 
 def model_card(model: PreparedModel, *, has_chat_template: bool = False, failure: str | None = None) -> ModelCard:

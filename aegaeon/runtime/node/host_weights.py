@@ -20,9 +20,15 @@ from aegaeon.runtime.wire.model_failure import FailureKind, failure_kind
 Deliver = Callable[[HostWeights], None]
 Fail = Callable[[str, str, FailureKind], None]
 Post = Callable[[Callable[[], None]], None]
+Changed = Callable[[str], bool]
 
 _PREPARE_POLL_S = 0.05
 _PREPARE_POLLS = 200  # without progress
+
+
+def _never(_model: str) -> bool:
+    """Nobody looks."""
+    return False
 
 
 def wait_until_prepared(store: qml.Store) -> None:
@@ -40,7 +46,8 @@ def wait_until_prepared(store: qml.Store) -> None:
 class HostWeightCache:
     """All methods belong to the driver's thread; ``post`` has something done on it.
 
-    ``fail(model, reason, kind)`` is called when a checkpoint cannot be read. Raises
+    ``fail(model, reason, kind)`` is called when a checkpoint cannot be read, or when ``changed(model)`` says of one
+    that was just read that its files are others than before: nothing that was computed may go on with these. Raises
     ``quick_model_loader.LoaderError`` where the machine has no ``capacity_bytes`` of memory.
 
     ``heirlooms``: of the cache of a driver that has ended, whose memory and models this one takes over.
@@ -53,10 +60,12 @@ class HostWeightCache:
         post: Post,
         fail: Fail,
         heirlooms: tuple[int, int] | None = None,
+        changed: Changed = _never,
     ) -> None:
         self._paths = paths
         self._post = post
         self._fail = fail
+        self._changed = changed
         if heirlooms is None:
             self._store = qml.Store(capacity_bytes, chunk_bytes=chunk_bytes(capacity_bytes))
         else:
@@ -142,6 +151,10 @@ class HostWeightCache:
         waiting = self._waiting.pop(model)
         try:
             with ticket.result():
+                if self._changed(model):
+                    reason = f"the weights of model {model} have changed since they were read last: they are read anew"
+                    self._fail(model, reason, FailureKind.TRANSIENT)
+                    return
                 for instance_key, deliver in waiting.items():
                     self.lease(model, instance_key, deliver)  # it may have been dropped since: then it is read again
         except qml.ClosedError:

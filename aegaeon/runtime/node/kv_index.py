@@ -1,34 +1,55 @@
-"""Which blocks of the KV slab cache are whole, by the names of their tokens, in memory that outlives the driver.
+"""Which blocks of the KV slab cache are whole, and what they hold, in memory that outlives the driver.
 
 ::
 
-    | fingerprint | shape of each slab, 0: none | name of block 0 of slab 0 | name of block 1 of slab 0 | ...
-      16 bytes      2 bytes a slab                16 bytes a block, zeros: the block is not whole
+    | fingerprint | shape of each slab, 0: none | block 0 of slab 0 | block 1 of slab 0 | ...
+      16 bytes      2 bytes a slab
+
+    a block:  | name     | the block before it, plus one | root     | tokens       |
+                16 bytes   8 bytes, its byte offset        16 bytes   4 bytes each
+
+A name of zeros: the block is not whole. A root instead of a block before it: it is the first of a sequence.
 
 A block is named when all its KV is safe, and loses its name before it may be written to again, so whoever reads this
-after the driver was killed at any moment finds no name that is not true. Slabs have room for names of as many blocks as
-the smallest shape gives them.
+after the driver was killed at any moment finds no name that is not true. Slabs have room for as many blocks as the
+smallest shape gives them, a block for as many tokens as the largest has.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Sequence
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.common.shared_memory import create_memfd
-from aegaeon.memory.token_hash import NAME_BYTES
+from aegaeon.memory.token_hash import NAME_BYTES, next_name
 
 _NO_NAME = bytes(NAME_BYTES)
 _SHAPE_BYTES = 2
+_BEFORE = struct.Struct(f"<Q{NAME_BYTES}s")
+_TOKENS_AT = NAME_BYTES + _BEFORE.size
 
 
 class ForeignIndexError(Exception):
     """The memory is not the index of such a cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBlock:
+    """A block with a name; ``before``: the one that it follows on, or the root's name."""
+
+    block: int
+    shape: KvShape
+    name: bytes
+    before: int | bytes
+    tokens: bytes
 
 
 class KvIndex:
@@ -40,60 +61,96 @@ class KvIndex:
     def __init__(self, total_bytes: int, slab_bytes: int, shapes: Sequence[KvShape], fd: int | None = None) -> None:
         self._slab_bytes = slab_bytes
         self._shapes = shapes
+        self._block_bytes = (0, *(shape.block_bytes for shape in shapes))
         self._numbers = {id(shape): number for number, shape in enumerate(shapes, start=1)}
         slabs = total_bytes // slab_bytes
         self._slab_blocks = slab_bytes // min(shape.block_bytes for shape in shapes)
-        self._names_at = -(-(NAME_BYTES + slabs * _SHAPE_BYTES) // NAME_BYTES) * NAME_BYTES
-        size_bytes = self._names_at + slabs * self._slab_blocks * NAME_BYTES
+        self._record_bytes = _TOKENS_AT + 4 * max(shape.block_tokens for shape in shapes)
+        self._records_at = -(-(NAME_BYTES + slabs * _SHAPE_BYTES) // NAME_BYTES) * NAME_BYTES
+        size_bytes = self._records_at + slabs * self._slab_blocks * self._record_bytes
         fingerprint = _fingerprint(total_bytes, slab_bytes, shapes)
         if fd is not None and (os.fstat(fd).st_size, os.pread(fd, NAME_BYTES, 0)) != (size_bytes, fingerprint):
             raise ForeignIndexError("it is the index of another cache, or of other shapes")
         self.fd = create_memfd("the KV index", size_bytes, flag="--kv-cache") if fd is None else os.dup(fd)
         self._memory = mmap.mmap(self.fd, size_bytes)
         self._memory[:NAME_BYTES] = fingerprint
-        self._slab_shapes = np.frombuffer(self._memory, np.uint16, slabs, offset=NAME_BYTES)
-        self._names = np.frombuffer(self._memory, f"V{NAME_BYTES}", slabs * self._slab_blocks, offset=self._names_at)
+        self._slab_shapes = memoryview(self._memory)[NAME_BYTES : NAME_BYTES + slabs * _SHAPE_BYTES].cast("H")
 
-    def name_of(self, shape: KvShape, block: int) -> bytes:
-        """The name of a whole block."""
-        place = self._place(shape, block)
-        return self._memory[place : place + NAME_BYTES]
-
-    def set_name(self, shape: KvShape, block: int, name: bytes) -> None:
-        """All KV of a block is safe."""
-        self._slab_shapes[block // self._slab_bytes] = self._number(shape)
-        place = self._place(shape, block)
-        self._memory[place : place + NAME_BYTES] = name
-
-    def clear(self, shape: KvShape, blocks: Iterable[int]) -> None:
-        """These blocks may be written to."""
+    def holding(self, blocks: Iterable[int], tokens: bytes, size: int) -> int:
+        """How many of the first of these whole blocks hold these tokens (packed, ``size`` bytes a block)."""
+        memory, place = self._memory, self._place
+        count = 0
         for block in blocks:
-            place = self._place(shape, block)
-            self._memory[place : place + NAME_BYTES] = _NO_NAME
+            start = place(block) + _TOKENS_AT
+            if memory[start : start + size] != tokens[count * size : count * size + size]:
+                break
+            count += 1
+        return count
 
-    def whole_blocks(self) -> dict[int, tuple[KvShape, bytes]]:
-        """All blocks with a name: shape and name by byte offset in the arena."""
-        named = np.flatnonzero(np.frombuffer(self._memory, np.uint64, offset=self._names_at).reshape(-1, 2).any(axis=1))
-        found = {}
-        for number in named.tolist():
+    def set(self, block: WholeBlock) -> None:
+        """All KV of a block is safe."""
+        self._slab_shapes[block.block // self._slab_bytes] = self._number(block.shape)
+        place = self._place(block.block)
+        before = (
+            _BEFORE.pack(0, block.before) if isinstance(block.before, bytes) else _BEFORE.pack(block.before + 1, b"")
+        )
+        self._memory[place + NAME_BYTES : place + _TOKENS_AT + len(block.tokens)] = before + block.tokens
+        self._memory[place : place + NAME_BYTES] = block.name
+
+    def clear(self, block: int) -> None:
+        """A block may be written to."""
+        place = self._place(block)
+        self._memory[place : place + NAME_BYTES] = _NO_NAME
+
+    def whole_blocks(self) -> Iterator[WholeBlock]:
+        """All blocks that can be found, each after the one that it follows on. The others lose their names."""
+        whole = {one.block: one for one in self._named()}
+        following: defaultdict[int | None, list[WholeBlock]] = defaultdict(list)
+        for one in whole.values():
+            following[one.before if isinstance(one.before, int) else None].append(one)
+        found = following[None]
+        for one in found:  # it grows meanwhile
+            del whole[one.block]
+            yield one
+            found += (child for child in following[one.block] if _follow(one, child))
+        for block in whole:
+            self.clear(block)
+
+    def _named(self) -> Iterator[WholeBlock]:
+        records = np.frombuffer(self._memory, np.uint8, offset=self._records_at).reshape(-1, self._record_bytes)
+        named = np.flatnonzero(records[:, :NAME_BYTES].any(axis=1)).tolist()
+        del records
+        for number in named:
             slab, place = divmod(number, self._slab_blocks)
-            shape = self._shapes[int(self._slab_shapes[slab]) - 1]
-            found[slab * self._slab_bytes + place * shape.block_bytes] = shape, self._names[number].tobytes()
-        return found
+            shape = self._shapes[self._slab_shapes[slab] - 1]
+            start = self._records_at + number * self._record_bytes
+            before, root = _BEFORE.unpack_from(self._memory, start + NAME_BYTES)
+            yield WholeBlock(
+                slab * self._slab_bytes + place * shape.block_bytes,
+                shape,
+                self._memory[start : start + NAME_BYTES],
+                before - 1 if before else root,
+                self._memory[start + _TOKENS_AT : start + _TOKENS_AT + 4 * shape.block_tokens],
+            )
 
     def close(self) -> None:
         """Let go of the memory."""
-        del self._slab_shapes, self._names
+        self._slab_shapes.release()
         self._memory.close()
         os.close(self.fd)
 
-    def _place(self, shape: KvShape, block: int) -> int:
+    def _place(self, block: int) -> int:
         slab, offset = divmod(block, self._slab_bytes)
-        return self._names_at + (slab * self._slab_blocks + offset // shape.block_bytes) * NAME_BYTES
+        number = slab * self._slab_blocks + offset // self._block_bytes[self._slab_shapes[slab]]
+        return self._records_at + number * self._record_bytes
 
     def _number(self, shape: KvShape) -> int:
         return self._numbers.get(id(shape)) or self._shapes.index(shape) + 1
 
 
-def _fingerprint(total_bytes: int, slab_bytes: int, shapes: Sequence[KvShape]) -> bytes:
+def _fingerprint(total_bytes: int, slab_bytes: int, shapes: Iterable[KvShape]) -> bytes:
     return blake2b(repr((total_bytes, slab_bytes, tuple(shapes))).encode(), digest_size=NAME_BYTES).digest()
+
+
+def _follow(one: WholeBlock, child: WholeBlock) -> bool:
+    return child.shape == one.shape and child.name == next_name(one.name, child.tokens)

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -33,6 +34,7 @@ from aegaeon.runtime.node.estate import ESTATE, Estate
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.node.instance_handle import InstanceHandle
 from aegaeon.runtime.node.node_kv import NodeKv
+from aegaeon.runtime.node.weight_files import WeightFiles
 from aegaeon.runtime.recovery.model_examiner import ExaminedModel, ModelExaminer, NeedsImage
 from aegaeon.runtime.wire.clock import MonotonicClock
 from aegaeon.runtime.wire.fd_exchange import FdServer, close_fds
@@ -43,6 +45,7 @@ from aegaeon.scheduler.layout import NoPlacementError, PoolDevice, PoolSpec, Roo
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.log import LoggingScheduler
 from aegaeon.scheduler.policies.registry import find_policy
+from aegaeon.scheduler.prompt_cost import saved_s
 from aegaeon.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -83,9 +86,11 @@ class Node:
         self._models = {model.spec.name: model for model in models}
         self._spawn = spawn
         self._device = node_device(options.config, options.threads_per_instance)
-        self._kv = self._make_kv()
         self._specs = specs_in_cache(models, options.weight_cache_bytes)
-        self._instance_specs = plan_instances(options, self._specs, self._costs())
+        costs = self._costs()
+        self._weight_files = WeightFiles(models)
+        self._kv = self._make_kv(costs)
+        self._instance_specs = plan_instances(options, self._specs, costs)
         self._log = _open_log(options.config.event_log)
         core = DriverCore(
             {spec.name: spec for spec in self._specs},
@@ -134,7 +139,7 @@ class Node:
         """Whether all instances are up; any thread."""
         return self.driver.ready_instances == len(self._instance_specs)
 
-    def _make_kv(self) -> NodeKv:
+    def _make_kv(self, costs: CostModel) -> NodeKv:
         config = self._options.config
         largest = max(model.spec.kv_shape.block_bytes for model in self._models.values())
         slab_bytes = max(config.slab_bytes, -(-largest // 4096) * 4096)
@@ -147,13 +152,22 @@ class Node:
         self._slab_bytes = slab_bytes
         shapes = [model.spec.kv_shape for model in self._models.values()]
         left = None if self._estate is None else (self._estate.kv, self._estate.kv_index)
-        return NodeKv(total_bytes, slab_bytes, shapes, left)
+        return NodeKv(
+            total_bytes,
+            slab_bytes,
+            shapes,
+            left,
+            prefix_cache=config.prefix_cache,
+            worth=partial(saved_s, costs),
+            version=self._weight_files.version,
+        )
 
     def _make_weights(self, post: Post, fail: Fail) -> HostWeightCache:
         paths: dict[str, Path] = {name: model.path for name, model in self._models.items()}
         try:
             left = None if self._estate is None else (self._estate.weights, self._estate.weights_journal)
-            cache = HostWeightCache(self._options.weight_cache_bytes, paths, post, fail, left)
+            changed = self._weight_files.changed
+            cache = HostWeightCache(self._options.weight_cache_bytes, paths, post, fail, left, changed)
         except qml.LoaderError as error:
             raise ServiceError(f"cannot have --weight-cache: {error}") from error
         if self._options.config.device == "cuda":
@@ -236,7 +250,11 @@ class Node:
         )
 
     def _examine(self, failure: ModelFailure, done: Callable[[ModelProblem | None], None]) -> None:
-        self._examiner.examine(failure, lambda problem: self.driver.wakeup.post(lambda: done(problem)))
+        def examined(problem: ModelProblem | None) -> None:
+            self._weight_files.changed(failure.model)  # nothing of it is under way: it begins with what is there now
+            done(problem)
+
+        self._examiner.examine(failure, lambda problem: self.driver.wakeup.post(partial(examined, problem)))
 
     def _worker_options(self, spec: InstanceSpec, key: str) -> WorkerOptions:
         models = tuple(

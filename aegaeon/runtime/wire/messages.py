@@ -26,15 +26,27 @@ from quick_model_loader import Handle
 
 
 @dataclass(frozen=True, slots=True)
+class KvNames:
+    """What the KV of a prompt is called (``aegaeon.memory.token_hash``): its root, and its whole blocks, in order."""
+
+    root: bytes
+    blocks: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
     """A new request, or one that another driver began: then ``generated_ids`` are what its client has been given, and
-    are final. ``sampling.seed`` is always set."""
+    are final. ``sampling.seed`` is always set. ``after``: a request with the same prompt that was sent before.
+    ``cached_tokens``: as in ``Begun``, of an earlier try; None where it has not begun before."""
 
     request: Request
     frontend_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    names: KvNames
     generated_ids: tuple[int, ...] = ()
+    after: str | None = None
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +91,11 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The request is in a turn, the first that this driver gave it: from now on the driver may die of it."""
+    """The request is in a turn, the first that this driver gave it: from now on the driver may die of it.
+    ``cached_tokens``: of its prompt, whose KV was there already."""
 
     request_id: str
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +166,32 @@ class InstanceState:
 
 
 @dataclass(frozen=True, slots=True)
+class KvCounts:
+    """A node's slab cache: bytes of blocks that requests use, of those that are kept for others, of slabs that have a
+    shape, and of all; and how many kept blocks have had to give way."""
+
+    used_bytes: int
+    kept_bytes: int
+    assigned_bytes: int
+    total_bytes: int
+    evicted_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeState:
-    """What runs where on a node; sent when it changes, a few times a second at most."""
+    """What runs where on a node; sent when it changes, a few times a second at most.
+
+    ``prompt_tokens``: of all requests that have begun since the driver started; ``cached_tokens``: of these, with KV
+    that was there already.
+    """
 
     now_s: float
     instances: tuple[InstanceState, ...]
     waiting: tuple[tuple[str, int], ...]
     running: tuple[tuple[str, int], ...]
-    kv_used_bytes: int
-    kv_assigned_bytes: int
-    kv_total_bytes: int
+    kv: KvCounts
+    prompt_tokens: int
+    cached_tokens: int
     weights_cached: tuple[str, ...]
     weights_bytes: int
 
@@ -171,7 +201,8 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class SequenceState:
-    """All that an instance needs to go on with a request: ``token_ids[:prompt_tokens]`` are the prompt."""
+    """All that an instance needs to go on with a request: ``token_ids[:prompt_tokens]`` are the prompt, of which
+    ``cached_tokens`` had not to be computed for it."""
 
     request_id: str
     frontend_id: str
@@ -179,6 +210,7 @@ class SequenceState:
     prompt_tokens: int
     kv_tokens: int
     sampling: SamplingParams
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +355,7 @@ class SequenceFinished:
     """The last token is out; the instance has let go of everything."""
 
     turn_id: int
-    request_id: str
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,11 +436,12 @@ class Spans:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The request's last token is out: it has ``generated_tokens`` in all."""
+    """The request's last token is out: it has ``generated_tokens`` in all. ``cached_tokens``: as in ``Begun``."""
 
     request_id: str
     reason: FinishReason
     generated_tokens: int
+    cached_tokens: int = 0
 
 
 # --- who takes what: closed, so that whoever a new message may reach must handle it -----------------------------------

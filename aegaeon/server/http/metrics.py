@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from aegaeon.core.generation import Generation
+
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0)
 _TPOT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
 
@@ -34,6 +36,12 @@ class Metrics:
         self._prompt_tokens = Counter(
             "aegaeon_prompt_tokens", "Tokens of prompts of ended generations.", ("model",), registry=registry
         )
+        self._cached_tokens = Counter(
+            "aegaeon_prompt_cached_tokens",
+            "Tokens of prompts of ended generations whose KV was there already.",
+            ("model",),
+            registry=registry,
+        )
         self._generated_tokens = Counter(
             "aegaeon_generated_tokens", "Tokens produced by ended generations.", ("model",), registry=registry
         )
@@ -52,11 +60,12 @@ class Metrics:
             registry=registry,
         )
 
-    def ended(self, model: str, outcome: str, prompt_tokens: int, generated_tokens: int) -> None:
+    def ended(self, model: str, outcome: str, generation: Generation) -> None:
         """Count a generation that came to its end, whatever the end was."""
         self._ended.labels(model, outcome).inc()
-        self._prompt_tokens.labels(model).inc(prompt_tokens)
-        self._generated_tokens.labels(model).inc(generated_tokens)
+        self._prompt_tokens.labels(model).inc(generation.prompt_tokens)
+        self._cached_tokens.labels(model).inc(generation.cached_tokens)
+        self._generated_tokens.labels(model).inc(generation.completion_tokens)
 
     def failed(self, model: str, cause: str) -> None:
         """Count a generation that failed inside the serving system, by what made it fail."""

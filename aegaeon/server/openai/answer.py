@@ -89,8 +89,10 @@ class Answer:
 
     async def submit(self, frontend: Frontend) -> None:
         """Hand all generations to the serving system. Raises ``GenerationError``."""
-        for request in self._requests:
-            self.choices.append(Choice(await frontend.generate(request), request.model))
+        for index, request in enumerate(self._requests):
+            place = index % self._choices_per_prompt
+            first = self.choices[index - place].generation if place else None
+            self.choices.append(Choice(await frontend.generate(request, first), request.model))
             self._metrics.running.labels(request.model).inc()
 
     async def for_each(self, work: Callable[[int, Choice], Coroutine[Any, Any, None]]) -> None:
@@ -124,6 +126,7 @@ class Answer:
         return Usage(
             prompt_tokens=sum(choice.generation.prompt_tokens for choice in prompts),
             completion_tokens=sum(choice.generation.completion_tokens for choice in self.choices),
+            cached_tokens=sum(choice.generation.cached_tokens for choice in prompts),
         )
 
     async def close(self, failed: bool) -> None:
@@ -131,7 +134,7 @@ class Answer:
         for choice in self.choices:
             outcome = choice.finish_reason or ("failed" if failed else "cancelled")
             generation = choice.generation
-            self._metrics.ended(choice.model, outcome, generation.prompt_tokens, generation.completion_tokens)
+            self._metrics.ended(choice.model, outcome, generation)
             self._metrics.observe_latency(choice.model, choice.ttft_s, choice.tpot_s)
             self._metrics.running.labels(choice.model).dec()
         await asyncio.gather(*(choice.generation.cancel() for choice in self.choices))

@@ -27,6 +27,7 @@ NO_LIMIT_TOKENS = 2**31 - 1
 _SEEDS = 2**64
 
 MAX_STOP_TOKEN_IDS = 1024
+MAX_SALT_CHARS = 256
 
 
 def _no_switch(value: Any) -> Any:
@@ -93,6 +94,7 @@ class GenerationFields(_Fields):
     stop_token_ids: Annotated[list[TokenId], FAIL_FAST, Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = None
     slo: SloFields | None = None
 
     @property

@@ -72,7 +72,6 @@ UNSUPPORTED: Neutral = {
     "return_prompt_text": (False,),
     # vLLM: how it is served
     "priority": (0,),
-    "cache_salt": (),
     "request_id": (),
     "kv_transfer_params": (),
     "vllm_xargs": ({},),

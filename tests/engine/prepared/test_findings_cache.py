@@ -17,7 +17,7 @@ from aegaeon.core.slo import Slo
 from aegaeon.engine.prepared import findings_cache
 from aegaeon.engine.prepared.engine_facts import EngineFacts
 from aegaeon.engine.prepared.findings_cache import FindingsCache
-from aegaeon.engine.prepared.fingerprint import config_fingerprint, files_fingerprint
+from aegaeon.engine.prepared.fingerprint import config_fingerprint, files_fingerprint, weights_fingerprint
 from aegaeon.engine.prepared.prepared_model import PreparedModel
 
 FACTS = EngineFacts(
@@ -43,8 +43,9 @@ def folder_of(path: Path) -> Path:
 
 def prepared(config: ModelConfig, path: Path | None = None) -> PreparedModel:
     spec = ModelSpec(config.name, 28, FACTS.kv_shape, FACTS.max_context_tokens, config.slo)
-    prints = config_fingerprint(config.path), files_fingerprint(config.path)
-    return PreparedModel(config, path or config.path, FACTS, spec, "a note", *prints)
+    bound = path or config.path
+    prints = config_fingerprint(config.path), files_fingerprint(config.path), weights_fingerprint(bound)
+    return PreparedModel(config, bound, FACTS, spec, "a note", *prints)
 
 
 @pytest.fixture
@@ -156,3 +157,25 @@ def test_where_nothing_can_be_kept_nothing_is(tmp_path: Path, config: ModelConfi
         cache = FindingsCache(folder, 16)
         cache.put(prepared(config))
         assert cache.get(config) is None
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b" " * (2 << 20), b'{"digest": 1, "found": []}'], ids=len)
+def test_what_is_no_entry_counts_as_none(
+    tmp_path: Path, cache: FindingsCache, config: ModelConfig, content: bytes
+) -> None:
+    cache.put(prepared(config))
+    entry_of(tmp_path).write_bytes(content)
+    assert cache.get(config) is None
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path, cache: FindingsCache, config: ModelConfig) -> None:
+    cache.put(prepared(config))
+    entry = entry_of(tmp_path)
+    entry.unlink()
+    os.mkfifo(entry)
+    assert cache.get(config) is None
+    entry.unlink()
+    entry.mkdir()
+    cache.put(prepared(config))
+    assert cache.get(config) is None
+    assert entry_of(tmp_path) == entry  # and nothing beside it

@@ -228,7 +228,9 @@ class Play:
         enough = 2 if number % 5 == 0 else None
         sampling = SamplingParams(max_new_tokens=1 + number % 7, temperature=0.0, ignore_eos=number % 3 == 0)
         client = Client(name, lambda request_id: self.send(self.core.stop(request_id)), enough, sampling)
-        submit = m.Submit(Request(name, "m", self.now_s, 3, sampling.max_new_tokens, SLO), "", (7, 8, 9), sampling)
+        submit = m.Submit(
+            Request(name, "m", self.now_s, 3, sampling.max_new_tokens, SLO), "", (7, 8, 9), sampling, m.KvNames(b"root")
+        )
         try:
             self.send(self.core.open(client, submit, (EOS,), self.now_s))
         except PoolUnavailableError:
@@ -351,7 +353,7 @@ def test_while_there_is_no_node_requests_wait_until_they_are_given_up() -> None:
     play.give_up(0)
     assert isinstance(play.clients[0].ends[0], PoolUnavailableError)
     with pytest.raises(PoolUnavailableError):
-        play.core.open(play.clients[0], m.Submit(None, "", (), SamplingParams()), (), 0.0)  # type: ignore[arg-type]
+        play.core.open(play.clients[0], m.Submit(None, "", (), SamplingParams(), m.KvNames(b"root")), (), 0.0)  # type: ignore[arg-type]
     play.come(0)
     assert not play.core.deserted
     play.ask(6)

@@ -333,7 +333,7 @@ class ToyDriver:
             case m.Prefilled():
                 self._prefilled(report)
             case m.SequenceFinished():
-                self.over[report.request_id] = self.jobs.pop(report.request_id)
+                self.over[report.progress.request_id] = self.jobs.pop(report.progress.request_id)
             case m.SequenceFailed():
                 self.failed[report.request_id] = self.jobs.pop(report.request_id)
             case m.TurnOver():
@@ -417,7 +417,7 @@ def _progress(report: Any) -> tuple[m.Progress, ...]:
     match report:
         case m.TurnOver() | m.Forgotten():
             return report.progress
-        case m.Prefilled():
+        case m.Prefilled() | m.SequenceFinished():
             return (report.progress,)
         case _:
             return ()

@@ -115,7 +115,7 @@ def test_a_request_gets_its_weights_and_its_turn_over_links(world: World):
     with qml.attach(instance.expect(m.HostWeights).handle) as entry:
         assert torch.equal(entry.torch("w"), torch.full((1024,), 1.0))
     turn = instance.expect(m.RunTurn)
-    instance.link.send(m.SequenceFinished(turn.turn_id, "a"))
+    instance.link.send(m.SequenceFinished(turn.turn_id, m.Progress("a", (), 0)))
     instance.link.send(m.TurnOver(turn.turn_id, TurnEndReason.DRAINED, (), (), switched=True))
     world.frontend.link.send(submission("b"))
     assert set(members(instance.expect(m.RunTurn))) == {"b"}

@@ -36,11 +36,13 @@ def test_a_request_runs_from_submission_to_its_end_and_frees_its_blocks(world: C
     decode = instance.expect(m.RunTurn)
     assert decode.turn_id != turn.turn_id
     assert [(x.request_id, x.state) for x in decode.decode] == [("a", None)]  # the instance has its state already
-    instance.send(m.SequenceFinished(decode.turn_id, "a"))
+    instance.send(m.SequenceFinished(decode.turn_id, m.Progress("a", (), 0)))
     instance.send(m.TurnOver(decode.turn_id, TurnEndReason.DRAINED, (), (), switched=False))
     world.submit("b")
     instance.expect(m.RunTurn)
-    assert world.kv.used_bytes == SHAPE.blocks_for(len(PROMPT) + SHAPE.block_tokens) * SHAPE.block_bytes  # b's alone
+    assert (
+        world.kv.counts.used_bytes == SHAPE.blocks_for(len(PROMPT) + SHAPE.block_tokens) * SHAPE.block_bytes
+    )  # b's alone
 
 
 class BringsKvIn:
@@ -129,12 +131,12 @@ def test_a_cancelled_request_leaves_its_turn_before_its_blocks_are_freed(world: 
     instance.expect(m.RunTurn)
     world.frontend.send(m.Cancel("a"))
     assert instance.expect(m.Forget).request_ids == ("a",)
-    assert world.kv.used_bytes > 0  # the instance may still be writing
+    assert world.kv.counts.used_bytes > 0  # the instance may still be writing
     instance.send(m.Forgotten(("a",), (m.Progress("a", (101, 102), 22),)))
     instance.send(m.TurnOver(2, TurnEndReason.DRAINED, (), (), switched=False))
     world.submit("b")
     (member,) = instance.expect(m.RunTurn).prefill
-    assert world.kv.used_bytes == len(member.blocks) * SHAPE.block_bytes
+    assert world.kv.counts.used_bytes == len(member.blocks) * SHAPE.block_bytes
 
 
 def test_after_a_crash_a_request_goes_on_where_its_client_is(world: CoreWorld):
@@ -164,7 +166,7 @@ def test_a_client_that_is_gone_when_its_instance_dies_costs_nothing(world: CoreW
     world.frontend.send(m.Cancel("a"))
     world.await_restart()
     world.join()
-    assert world.kv.used_bytes == 0
+    assert world.kv.counts.used_bytes == 0
 
 
 def test_a_model_that_cannot_be_read_fails_its_requests_and_no_others(world: CoreWorld):
@@ -196,12 +198,12 @@ def test_when_blocks_run_out_the_latest_request_makes_room_and_is_computed_again
     assert instance.expect(m.Forget).request_ids == ("b",)
     instance.send(m.Forgotten(("b",), (m.Progress("b", (8,), len(PROMPT) + 1),)))
     assert len(instance.expect(m.GrantBlocks).blocks) >= 12  # what "a" waited for
-    instance.send(m.SequenceFinished(decode.turn_id, "a"))
+    instance.send(m.SequenceFinished(decode.turn_id, m.Progress("a", (), 0)))
     instance.send(m.TurnOver(decode.turn_id, TurnEndReason.DRAINED, (), (), switched=False))
     (again,) = instance.expect(m.RunTurn).prefill
     assert again.state is not None
     assert again.state.token_ids == (*PROMPT, 7, 8)
-    assert again.state.kv_tokens == 0
+    assert again.state.kv_tokens == 16  # the block of the prompt that both had was kept
 
 
 # --- what a request goes on from --------------------------------------------------------------------------------------
@@ -273,7 +275,7 @@ def test_a_request_that_lost_its_kv_as_its_instance_died_waits_for_what_its_clie
     world.resume({"a": (100, 101), "b": (7, 11, 12)})
     state = members(world.join().expect(m.RunTurn))["b"].state
     assert state is not None
-    assert (state.token_ids, state.kv_tokens) == ((*PROMPT, 7, 11, 12), 0)
+    assert (state.token_ids, state.kv_tokens) == ((*PROMPT, 7, 11, 12), 16)  # a block was kept
 
 
 @pytest.mark.parametrize("prefilled_first", [True, False])
@@ -289,7 +291,7 @@ def test_a_request_whose_forgetting_was_under_way_at_the_death_is_not_waited_for
     world.die()
     world.await_restart()
     world.join()
-    assert world.kv.used_bytes == 0
+    assert world.kv.counts.used_bytes == 0
 
 
 def test_a_frontend_that_goes_takes_its_requests_with_it_also_those_it_owes_an_answer_for(world: CoreWorld):
@@ -304,7 +306,7 @@ def test_a_frontend_that_goes_takes_its_requests_with_it_also_those_it_owes_an_a
     gone.send(m.DetachFrontend("g"))
     world.await_restart()
     world.join()
-    assert world.kv.used_bytes == 0
+    assert world.kv.counts.used_bytes == 0
 
 
 @pytest.mark.parametrize("attached", [True, False])

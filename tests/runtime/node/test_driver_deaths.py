@@ -120,7 +120,7 @@ def test_what_a_frontend_that_leaves_had_under_way_is_released(world: CoreWorld)
     instance.send(m.Forgotten(("a",), ()))
     instance.send(m.TurnOver(turn.turn_id, TurnEndReason.DRAINED, (), (), switched=False))
     assert instance.expect(m.DetachFrontend).frontend_id == "g"
-    assert world.kv.used_bytes == 0
+    assert world.kv.counts.used_bytes == 0
 
 
 @pytest.mark.parametrize("policy", ["slack", "aegaeon", "sllm"])

@@ -29,8 +29,13 @@ class Cache:
         self.posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.delivered: list[tuple[str, HostWeights]] = []
         self.failures: list[tuple[str, str, FailureKind]] = []
+        self.changed: set[str] = set()
         self.cache = HostWeightCache(
-            capacity_bytes, self.paths, self.posted.put, lambda *failure: self.failures.append(failure)
+            capacity_bytes,
+            self.paths,
+            self.posted.put,
+            lambda *failure: self.failures.append(failure),
+            changed=lambda model: model in self.changed,
         )
 
     def lease(self, model: str, instance_key: str = "i0") -> None:
@@ -142,3 +147,16 @@ def test_a_lease_that_is_over_twice_is_over_once(world: Cache) -> None:
 def test_a_cache_that_the_machine_has_no_memory_for_is_refused(tmp_path: Path) -> None:
     with pytest.raises(qml.CapacityError):
         Cache(tmp_path, 1 << 60)
+
+
+def test_weights_of_other_files_than_before_are_given_to_nobody(world: Cache) -> None:
+    world.changed.add("a")
+    world.lease("a")
+    world.run_posted()
+    [(model, reason, kind)] = world.failures
+    assert (model, kind) == ("a", FailureKind.TRANSIENT)
+    assert "changed" in reason
+    assert not world.delivered
+    world.cache.drop(["a"])
+    world.changed.clear()
+    world.leased("a")

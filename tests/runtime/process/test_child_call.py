@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from aegaeon.runtime.process import child_call
 from aegaeon.runtime.process.child_call import ChildCall, ChildDiedError
 from aegaeon.runtime.process.process_log import LogPlace
 
@@ -29,6 +30,27 @@ def die() -> None:
 
 def unsendable() -> object:
     return lambda: None
+
+
+def leave() -> None:
+    raise SystemExit(0)
+
+
+def vanish() -> None:
+    os._exit(0)
+
+
+class OddError(Exception):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
+
+
+def fail_oddly() -> None:
+    raise OddError("o", "dd")
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def call(function: str, log: Path) -> ChildCall:
@@ -60,3 +82,23 @@ def test_an_answer_that_cannot_be_sent_is_none(tmp_path: Path):
     with pytest.raises(ChildDiedError, match="helper has failed"):
         call("unsendable", tmp_path / "log")()
     assert "pickle" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("leave", r"helper ended itself \(0\)"),
+        ("vanish", "helper ended without an answer"),
+        ("fail_oddly", "OddError: odd"),
+    ],
+)
+def test_whatever_ends_it_is_one_error(tmp_path: Path, function: str, said: str):
+    with pytest.raises(ChildDiedError, match=said):
+        call(function, tmp_path / "log")()
+
+
+def test_a_process_that_is_stuck_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(child_call, "_LOOK_S", 0.05)
+    monkeypatch.setattr(child_call, "_SILENCE_S", 0.5)
+    with pytest.raises(ChildDiedError, match="helper was killed by signal 9"):
+        call("stop", tmp_path / "log")()

@@ -15,7 +15,7 @@ from typing import assert_never
 
 from aegaeon.core.generation import EngineError, GenerationError
 from aegaeon.runtime.frontend.core.failed_models import FailedModels
-from aegaeon.runtime.frontend.core.known_nodes import KnownNodes
+from aegaeon.runtime.frontend.core.known_nodes import KnownNode, KnownNodes
 from aegaeon.runtime.frontend.core.output_stream import OutputStream
 from aegaeon.runtime.frontend.core.refusals import no_node, rejection
 from aegaeon.runtime.frontend.core.under_way import UnderWay
@@ -98,11 +98,18 @@ class FrontendCore:
     def _submit(self, under_way: UnderWay, now_s: float) -> None:
         """To the node that suits it, where there is one."""
         stream = under_way.stream
-        sent = Counter((own.node_id, own.stream.model) for own in self._under_way.values() if own.node_id is not None)
-        node = self.nodes.choose(stream.model, sent, now_s)
+        node = self._choose(under_way, now_s)
         self._under_way[stream.request_id] = replace(under_way, node_id=node.node_id if node is not None else None)
         if node is not None:
             self._send(node.node_id, replace(under_way.submit, frontend_id=node.frontend_id))
+
+    def _choose(self, under_way: UnderWay, now_s: float) -> KnownNode | None:
+        """Where the one is that it shares a prompt with, else by the router."""
+        leader = self._under_way.get(under_way.submit.after or "")
+        if leader is not None and leader.node_id is not None:
+            return self.nodes[leader.node_id]
+        sent = Counter((own.node_id, own.stream.model) for own in self._under_way.values() if own.node_id is not None)
+        return self.nodes.choose(under_way.stream.model, sent, now_s)
 
     def give_up(self) -> list[NodeSend]:
         """No node has come back: what waits for one fails, and so does what comes before there is one."""
@@ -141,11 +148,12 @@ class FrontendCore:
             case m.Spans():
                 self._with(message.request_id, lambda s: s.spans.extend(message.spans))
             case m.Finished():
-                self._with(message.request_id, lambda s: s.finish(message.reason, message.generated_tokens))
+                self._finish(message)
             case m.Accepted():
                 self._with(message.request_id, lambda s: s.accept())
                 self._note(message.request_id)
             case m.Begun():
+                self._with(message.request_id, _note_cached, message.cached_tokens)
                 self._note(message.request_id, begun=True)
             case _:
                 self._receive_trouble(node_id, message)
@@ -171,6 +179,10 @@ class FrontendCore:
                 pass  # its ring was the connection's
             case _:
                 assert_never(message)
+
+    def _finish(self, message: m.Finished) -> None:
+        self._with(message.request_id, _note_cached, message.cached_tokens)
+        self._with(message.request_id, lambda s: s.finish(message.reason, message.generated_tokens))
 
     def _take_tokens(self, message: m.Tokens) -> None:
         for request_id, index, token_id in message.items:
@@ -233,3 +245,7 @@ class FrontendCore:
     def _take_sends(self) -> list[NodeSend]:
         sends, self._sends = self._sends, []
         return sends
+
+
+def _note_cached(stream: OutputStream, tokens: int) -> None:
+    stream.cached_tokens = tokens

@@ -15,6 +15,7 @@ class OutputStream(Protocol):
     request_id: str
     first_id: str
     model: str
+    cached_tokens: int
     token_ids: list[int]
     spans: list[PhaseSpan]
     done: bool

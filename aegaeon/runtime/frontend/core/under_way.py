@@ -48,5 +48,6 @@ class UnderWay:
             arrival_s=first.arrival_s + (len(had) - len(had_then)) * first.slo.tpot_s,
         )
         losses = (self.fruitless_losses if had == had_then else 0) + suspected
-        submit = replace(self.submit, request=moved, generated_ids=had)
+        cached = self.stream.cached_tokens if self.begun else self.submit.cached_tokens
+        submit = replace(self.submit, request=moved, generated_ids=had, after=None, cached_tokens=cached)
         return UnderWay(self.stream, submit, self.eos_ids, tries=tries, fruitless_losses=losses)

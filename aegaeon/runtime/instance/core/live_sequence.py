@@ -24,6 +24,7 @@ class LiveSequence:
         self.frontend_id = state.frontend_id
         self.token_ids = list(state.token_ids)
         self.prompt_tokens = state.prompt_tokens
+        self.cached_tokens = state.cached_tokens
         self.kv_tokens = state.kv_tokens
         self.saved_tokens = state.kv_tokens  # of the KV, safe in the slab cache
         self.blocks: tuple[int, ...] = ()

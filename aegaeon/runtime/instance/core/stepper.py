@@ -154,13 +154,15 @@ class Stepper:
         generated = sequence.token_ids[sequence.prompt_tokens :]
         reason = finish_reason(sequence.sampling.params, self._models[turn.model].eos_ids, generated)
         if reason is not None:
+            self._kv.saved(sequence)  # counts what has landed by now
             self._members.let_go(turn, sequence)
-            self._outbox.tell(sequence.frontend_id, m.Finished(sequence.request_id, reason, len(generated)))
-            self._outbox.report(m.SequenceFinished(turn.turn_id, sequence.request_id))
+            finished = m.Finished(sequence.request_id, reason, len(generated), sequence.cached_tokens)
+            self._outbox.tell(sequence.frontend_id, finished)
+            self._outbox.report(m.SequenceFinished(turn.turn_id, sequence.progress()))
         elif feed.prefill:
             if turn.keep_prefilled:
                 turn.keep(sequence.request_id)
-                self._kv.saved(sequence)  # counts what has landed by now
+                self._kv.saved(sequence)
                 self._outbox.report(m.Prefilled(turn.turn_id, sequence.progress()))
             else:
                 turn.depart(sequence.request_id)

@@ -17,10 +17,10 @@ from aegaeon.runtime.node.core.instances import Instances
 from aegaeon.runtime.node.core.request_state import DriverRequestState, RequestHappening
 from aegaeon.runtime.wire import messages as m
 
-logger = logging.getLogger(__name__)
-
-# KV that another driver has left gives way to anybody at once; who has not come for it by then will not come.
+# Where nothing is reused: who has not come by then for the KV that another driver has left will not come.
 _KEEP_REST_S = 300.0
+
+logger = logging.getLogger(__name__)
 
 TokenIds = Callable[[int, int], Sequence[int]]
 """``ids(start, end)``: a request's tokens from one position to another."""
@@ -30,22 +30,19 @@ class KvLedger(Protocol):
     """The books of a node's slab cache, by the keys of block tables."""
 
     @property
-    def used_bytes(self) -> int: ...
+    def counts(self) -> m.KvCounts: ...
 
     @property
-    def assigned_bytes(self) -> int: ...
-
-    @property
-    def total_bytes(self) -> int: ...
+    def reuses(self) -> bool: ...
 
     @property
     def tables(self) -> tuple[str, ...]: ...
 
-    def open(self, key: str, shape: KvShape) -> None: ...
+    def __contains__(self, key: object) -> bool: ...
 
-    def adopt(self, key: str, shape: KvShape, model: str, token_ids: Sequence[int]) -> int: ...
+    def open(self, key: str, model: str, shape: KvShape, names: m.KvNames, token_ids: Sequence[int]) -> int: ...
 
-    def note(self, key: str, model: str, token_ids: TokenIds, kv_tokens: int) -> None: ...
+    def note(self, key: str, token_ids: TokenIds, kv_tokens: int) -> int: ...
 
     def forget_rest(self) -> None: ...
 
@@ -59,41 +56,72 @@ class KvLedger(Protocol):
 
 
 class Blocks:
-    """Gives blocks to members of turns; those that there are none for are starved until some come free."""
+    """Gives blocks to members of turns; those that there are none for are starved until some come free.
+
+    What is found of a request's tokens when it comes is held for it from then on, unless somebody under way would
+    starve for that.
+    """
 
     def __init__(self, desk: Desk, kv: KvLedger, models: Mapping[str, ModelSpec], instances: Instances) -> None:
         self._desk = desk
         self._kv = kv
         self._models = models
         self._instances = instances
+        self._ahead: dict[str, DriverRequest] = {}  # those that wait for their first turn and hold something
         self._starved: dict[str, tuple[DriverRequest, int]] = {}  # who waits, and for room for how many tokens
-        desk.timers.at(float("-inf"), self._begin)
+        self.prompt_tokens = self.cached_tokens = 0  # of all requests that have begun
+        desk.timers.at(float("-inf"), self._start)
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._desk.timers.at(self._desk.now_s + _KEEP_REST_S, self._kv.forget_rest)
 
+    @property
+    def shares(self) -> bool:
+        """Whether requests share the KV of equal tokens."""
+        return self._kv.reuses
+
     def find(self, request: DriverRequest) -> None:
-        """Open the table of a request that begins, with what KV another driver has left of its tokens."""
-        shape = self._models[request.model].kv_shape
-        token_ids = request.token_ids(0, request.context_tokens)
-        request.kv_tokens = self._kv.adopt(request.table_key, shape, request.model, token_ids)
+        """Hold what KV there is of the tokens of a request that comes."""
+        if request.model not in self._models:
+            return
+        self._open(request)
         if request.kv_tokens:
-            found = f"the KV of {request.kv_tokens} of its {request.context_tokens} tokens"
-            logger.info("request %s finds %s", request.request_id, found)
+            self._ahead[request.request_id] = request
+            if request.submit.generated_ids:
+                found = f"the KV of {request.kv_tokens} of its {request.context_tokens} tokens"
+                logger.info("request %s of another driver finds %s", request.request_id, found)
+        else:
+            self._kv.free(request.table_key)
+
+    def _open(self, request: DriverRequest) -> None:
+        shape, token_ids = self._models[request.model].kv_shape, request.token_ids(0, request.context_tokens)
+        names = request.submit.names
+        request.kv_tokens = self._kv.open(request.table_key, request.model, shape, names, token_ids)
 
     def note(self, request: DriverRequest) -> None:
         """How much of a request's KV is safe has changed."""
-        self._kv.note(request.table_key, request.model, request.token_ids, request.kv_tokens)
+        request.kv_tokens = self._kv.note(request.table_key, request.token_ids, request.kv_tokens)
 
     def seat(self, request: DriverRequest) -> bool:
         """See to it that a new member of a turn can go on; False where it is starved."""
-        key, shape = request.table_key, self._models[request.model].kv_shape
-        self._kv.open(key, shape)
+        if self._ahead.pop(request.request_id, None) is not None:
+            self._kv.free(request.table_key)  # there may be more by now
+        if request.table_key not in self._kv:
+            self._open(request)
+        shape = self._models[request.model].kv_shape
         for tokens in (request.context_tokens + shape.block_tokens, request.context_tokens):
             if self._extend(request, tokens) is not None:
                 return True
         self._starve(request, request.context_tokens)
         return False
+
+    def begin(self, request: DriverRequest) -> None:
+        """A request has been seated for the first time: what was found of its prompt is what it needs not compute."""
+        request.begin()
+        if request.submit.cached_tokens is not None:
+            return  # another driver has counted it
+        self.prompt_tokens += len(request.submit.prompt_ids)
+        self.cached_tokens += request.cached_tokens
 
     def need(self, request: DriverRequest, tokens: int) -> bool:
         """A member will soon hold so many tokens; False where it is starved."""
@@ -111,6 +139,7 @@ class Blocks:
     def free(self, request: DriverRequest) -> None:
         """Nobody touches a request's blocks any more: others get them."""
         self._kv.free(request.table_key)
+        self._ahead.pop(request.request_id, None)
         self._starved.pop(request.request_id, None)
         self._feed_starved()
 
@@ -124,7 +153,7 @@ class Blocks:
     def check_idle(self) -> None:
         """Raises ``LedgerError`` where the books do not balance, or something is left though there is no request."""
         self._kv.check_integrity()
-        left = sorted({*self._kv.tables, *self._starved})
+        left = sorted({*self._kv.tables, *self._ahead, *self._starved})
         if left:
             raise LedgerError(f"no request is under way, but there are block tables, or requests wait for some: {left}")
 
@@ -137,10 +166,18 @@ class Blocks:
         return request.request_id in self._starved and request.state is DriverRequestState.STARVED
 
     def _extend(self, request: DriverRequest, tokens: int) -> tuple[int, ...] | None:
-        try:
-            return self._kv.extend(request.table_key, tokens)
-        except OutOfSlabsError:
-            return None
+        """More blocks; whoever waits for a first turn gives back what was found for it before there are none."""
+        while True:
+            try:
+                return self._kv.extend(request.table_key, tokens)
+            except OutOfSlabsError:
+                if not self._ahead:
+                    return None
+                self._give_back(self._ahead.popitem()[1])
+
+    def _give_back(self, request: DriverRequest) -> None:
+        self._kv.free(request.table_key)
+        request.kv_tokens = 0
 
     def _grant(self, request: DriverRequest, tokens: int) -> bool:
         """Give a running member more blocks; False when there are none."""

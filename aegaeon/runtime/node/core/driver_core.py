@@ -181,7 +181,7 @@ class DriverCore:
             return
         self._instances.tell_all(m.DetachFrontend(frontend_id))
         for request in [one for one in self._requests if one.submit.frontend_id == frontend_id]:
-            self._desk.dispatch(e.RequestCancelled(request.request_id))
+            self._requests.cancel(request)
 
     def _lose_instance(self, message: i.InstanceEnded) -> None:
         """The process of an incarnation has ended unasked."""
@@ -206,8 +206,8 @@ class DriverCore:
             case m.Submit():
                 self._submit(message)
             case m.Cancel():
-                if message.request_id in self._requests:
-                    self._desk.dispatch(e.RequestCancelled(message.request_id))
+                for request in self._requests.present((message.request_id,)):
+                    self._requests.cancel(request)
             case m.Resume():
                 self._losses.resume(message)
             case m.AttachFrontend():
@@ -229,7 +229,6 @@ class DriverCore:
             self._frontends.tell(request, m.Finished(request.request_id, reason, len(request.generated_ids)))
             return
         self._requests.add(request)
-        self._desk.dispatch(e.RequestArrived(request.arrival))
         if request.request_id in self._requests:
             self._frontends.tell(request, m.Accepted(request.request_id))
 
@@ -308,9 +307,9 @@ class DriverCore:
             self._instances.states(),
             self._requests.counts(running=False),
             self._requests.counts(running=True),
-            self._kv.used_bytes,
-            self._kv.assigned_bytes,
-            self._kv.total_bytes,
+            self._kv.counts,
+            self._blocks.prompt_tokens,
+            self._blocks.cached_tokens,
             weights_cached=(),
             weights_bytes=0,
         )

@@ -18,8 +18,9 @@ class DriverRequest:
     """Mutable state of one request on a node.
 
     ``home``: the instance that has its newest sequence state, so that a turn there need not send it again.
-    ``running_on``: the instance whose turn it is in; ``begun``: it has been in one. ``epoch`` counts its block tables:
-    after ``DropKv`` the old table lives on under its old key until the instance has let go of it.
+    ``running_on``: the instance whose turn it is in; ``begun``: it has been in one, and had the KV of
+    ``cached_tokens`` of its prompt then. ``epoch`` counts its block tables: after ``DropKv`` the old table lives on
+    under its old key until the instance has let go of it.
     """
 
     submit: Submit
@@ -30,6 +31,7 @@ class DriverRequest:
     home: str | None = None
     running_on: str | None = None
     begun: bool = False
+    cached_tokens: int = 0
     epoch: int = 0
     suspicion: RequestSuspicion = field(default_factory=RequestSuspicion)
 
@@ -89,6 +91,12 @@ class DriverRequest:
         if self.state not in IN_A_TURN:
             self.running_on = None
 
+    def begin(self) -> None:
+        """It has its block table for its first turn."""
+        self.begun = True
+        first = self.submit.cached_tokens
+        self.cached_tokens = min(self.kv_tokens, len(self.submit.prompt_ids) - 1) if first is None else first
+
     def take_for(self, instance_id: str) -> None:
         """It is in a turn of an instance."""
         self.note(RequestHappening.TAKEN)
@@ -131,4 +139,5 @@ class DriverRequest:
             len(self.submit.prompt_ids),
             self.kv_tokens,
             self.submit.sampling,
+            self.cached_tokens,
         )

@@ -112,11 +112,11 @@ class Executor:
 
     def _member(self, incarnation: Incarnation, turn_id: int, request: DriverRequest) -> m.Member:
         request.take_for(incarnation.instance_id)
+        seated = self._blocks.seat(request)
         if not request.begun:
-            request.begun = True
-            self._frontends.tell(request, m.Begun(request.request_id))
-            self._blocks.find(request)
-        if not self._blocks.seat(request):
+            self._blocks.begin(request)
+            self._frontends.tell(request, m.Begun(request.request_id, request.cached_tokens))
+        if not seated:
             self._desk.dispatch(e.KvExhausted(incarnation.instance_id, turn_id, request.request_id))
         return self._member_for(incarnation, request)
 

@@ -87,6 +87,7 @@ class InstanceReports:
             return
         self._requests.advance((message.progress,))
         request.prefilled = True
+        self._requests.admit_followers(request)
         self._quarantine.works(request.model)
         if not request.free:
             return  # the instance has yet to say that it has forgotten it
@@ -98,12 +99,13 @@ class InstanceReports:
         )
 
     def _finished(self, incarnation: Incarnation, message: m.SequenceFinished) -> None:
-        request = self._requests.get(message.request_id)
+        request = self._requests.get(message.progress.request_id)
         if request is None:
             return
+        self._requests.advance((message.progress,))
         self._quarantine.works(request.model)
         if self._end(incarnation, request):
-            self._desk.dispatch(e.RequestFinished(incarnation.instance_id, message.turn_id, message.request_id))
+            self._desk.dispatch(e.RequestFinished(incarnation.instance_id, message.turn_id, request.request_id))
 
     def _failed(self, incarnation: Incarnation, message: m.SequenceFailed) -> None:
         request = self._requests.get(message.request_id)

@@ -133,7 +133,8 @@ class Losses:
 
     def _finish_for(self, incarnation: Incarnation, request: DriverRequest, reason: FinishReason) -> None:
         """Say in place of an instance that died that a request is done."""
-        self._frontends.tell(request, m.Finished(request.request_id, reason, len(request.generated_ids)))
+        made = len(request.generated_ids)
+        self._frontends.tell(request, m.Finished(request.request_id, reason, made, request.cached_tokens))
         known = not request.releasing
         self._requests.end(request)
         if known:

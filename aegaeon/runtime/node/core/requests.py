@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from aegaeon.core.event import KvDropped
+from aegaeon.core.event import KvDropped, RequestArrived, RequestCancelled
 from aegaeon.runtime.node.core.blocks import Blocks
 from aegaeon.runtime.node.core.desk import Desk
 from aegaeon.runtime.node.core.driver_request import DriverRequest
+from aegaeon.runtime.node.core.followers import Followers
 from aegaeon.runtime.node.core.instances import Instances
 from aegaeon.runtime.node.core.request_state import DriverRequestState, RequestHappening
 from aegaeon.runtime.wire import messages as m
@@ -22,6 +23,7 @@ class Requests:
         self._instances = instances
         self._blocks = blocks
         self._by_id: dict[str, DriverRequest] = {}
+        self._followers = Followers()
 
     def __contains__(self, request_id: object) -> bool:
         return request_id in self._by_id
@@ -36,15 +38,37 @@ class Requests:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def get(self, request_id: str) -> DriverRequest | None:
-        return self._by_id.get(request_id)
+    def get(self, request_id: str | None) -> DriverRequest | None:
+        return None if request_id is None else self._by_id.get(request_id)
 
     def present(self, request_ids: Iterable[str]) -> list[DriverRequest]:
         """Those of them that are not over."""
         return [self._by_id[request_id] for request_id in request_ids if request_id in self._by_id]
 
     def add(self, request: DriverRequest) -> None:
+        """A request comes. Its scheduler hears of it as soon as the one is prefilled that it shares a prompt with."""
         self._by_id[request.request_id] = request
+        leader = self.get(request.submit.after)
+        if leader is None or leader.prefilled or not self._blocks.shares:
+            self._admit(request)
+        else:
+            self._followers.add(request, leader.request_id)
+
+    def _admit(self, request: DriverRequest) -> None:
+        self._blocks.find(request)
+        self._desk.dispatch(RequestArrived(request.arrival, request.kv_tokens))
+
+    def admit_followers(self, request: DriverRequest) -> None:
+        """A prompt has been processed, or will not be: whoever waits for that goes on."""
+        for follower in self._followers.take(request.request_id):
+            self._admit(follower)
+
+    def cancel(self, request: DriverRequest) -> None:
+        """Its client wants no more of it."""
+        if request.request_id in self._followers:
+            self.give_up(request, release=True)
+        else:
+            self._desk.dispatch(RequestCancelled(request.request_id))
 
     def counts(self, *, running: bool) -> tuple[tuple[str, int], ...]:
         """How many are in a turn, or are not, by model."""
@@ -98,7 +122,9 @@ class Requests:
         """It is over: own nothing of it any more."""
         self.discard_at_home(request)
         del self._by_id[request.request_id]
+        self._followers.remove(request.request_id)
         self._blocks.free(request)
+        self.admit_followers(request)
 
     def _drop(self, request: DriverRequest) -> None:
         self.discard_at_home(request)

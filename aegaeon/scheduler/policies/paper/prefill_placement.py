@@ -9,6 +9,7 @@ from aegaeon.scheduler.policies.paper.batch import Batch
 from aegaeon.scheduler.policies.paper.group import Group
 from aegaeon.scheduler.policies.paper.paper_instance import PaperInstance
 from aegaeon.scheduler.policies.paper.paper_job import PaperJob
+from aegaeon.scheduler.prompt_cost import prompt_s
 
 _US = 1e6
 
@@ -107,7 +108,7 @@ class PrefillPlacement:
         return model in home.residency or model == home.prefill.tail_model
 
     def _join(self, group: Group, job: PaperJob) -> None:
-        prefill_us = round(self._costs.prefill_s(job.model, (job.context_tokens,)) * _US)
+        prefill_us = round(prompt_s(self._costs, job) * _US)
         queue = self._instances[group.instance_id].prefill
         queue.put(group, job.request_id, prefill_us)
         if job.due_order < group.order:

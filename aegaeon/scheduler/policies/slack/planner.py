@@ -25,6 +25,7 @@ from aegaeon.scheduler.policies.slack.slack_model import SlackModel
 from aegaeon.scheduler.policies.slack.slack_turn import SlackTurn
 from aegaeon.scheduler.policies.slack.tuning import Tuning
 from aegaeon.scheduler.policies.slack.urgency import Urgency
+from aegaeon.scheduler.prompt_cost import prompt_s
 
 _NEVER = float("inf")
 _NO_LOAD_S = 0.05  # before it is looked again what could be brought in
@@ -291,7 +292,7 @@ class Planner:
         for member in self._gate.candidates(model, now_s):
             if not instance.can_hold(member):
                 continue
-            prefill_s = self._costs.prefill_s(model.name, (member.context_tokens,))
+            prefill_s = prompt_s(self._costs, member)
             if len(turn.members) >= most or (turn.members and turn.prompt_s + prefill_s > limit_s):
                 break
             if not self._gate.admits(member):

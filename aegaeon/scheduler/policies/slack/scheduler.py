@@ -31,6 +31,7 @@ from aegaeon.scheduler.policies.slack.slack_model import SlackModel
 from aegaeon.scheduler.policies.slack.slack_turn import SlackTurn
 from aegaeon.scheduler.policies.slack.tuning import Tuning
 from aegaeon.scheduler.policies.slack.urgency import Urgency
+from aegaeon.scheduler.prompt_cost import prompt_s
 from aegaeon.scheduler.shell import PolicyShell
 
 
@@ -97,9 +98,8 @@ class SlackScheduler(PolicyShell[SlackJob, SlackInstance]):
         """It waits for its prompt to be processed, wherever that will be."""
         if not self._unprefilled:
             self._drain.begin(self._now_s)
-        prompt_s = self._costs.prefill_s(job.model, (job.context_tokens,))
-        self._unprefilled[job.request_id] = prompt_s
-        self._unprefilled_s += prompt_s
+        self._unprefilled[job.request_id] = needed_s = prompt_s(self._costs, job)
+        self._unprefilled_s += needed_s
         self._free(job)
 
     def _await_no_prefill(self, job: SlackJob) -> None:
@@ -120,7 +120,7 @@ class SlackScheduler(PolicyShell[SlackJob, SlackInstance]):
             job.context_tokens = max(job.context_tokens, event.context_tokens)  # its KV was dropped meanwhile
             return
         turn = self._turn_of(job)
-        turn.prompt_s -= self._costs.prefill_s(job.model, (job.context_tokens,))
+        turn.prompt_s -= prompt_s(self._costs, job)
         job.phase = JobPhase.DECODING
         self._await_no_prefill(job)
         self._drain.leave(self._now_s)
@@ -166,7 +166,7 @@ class SlackScheduler(PolicyShell[SlackJob, SlackInstance]):
             del turn.members[job.request_id]
             job.turn_id = None
             if job.phase is JobPhase.WAITING:
-                turn.prompt_s -= self._costs.prefill_s(job.model, (job.context_tokens,))
+                turn.prompt_s -= prompt_s(self._costs, job)
 
     def _forget_device(self, job: SlackJob) -> None:
         """The executor drops the device copy by itself."""

@@ -27,6 +27,7 @@ from aegaeon.scheduler.policies.slack.due_queue import DueQueue
 from aegaeon.scheduler.policies.slack.slack_job import SlackJob
 from aegaeon.scheduler.policies.slack.slack_model import SlackModel
 from aegaeon.scheduler.policies.slack.tuning import Tuning
+from aegaeon.scheduler.prompt_cost import prompt_s
 
 _NEVER = math.inf
 _MOST_MEMBERS = 16  # whose slack is looked at; those that follow are due later still
@@ -60,7 +61,7 @@ class Urgency:
         """The member begins to wait: note what stays as it is until it is in a turn. ``step_s``: of its model."""
         typical, produced = self._tuning.typical_tokens, member.context_tokens - member.request.prompt_tokens
         member.weight = typical / (typical + produced)
-        unit_s = step_s if member.decodes else self._costs.prefill_s(member.model, (member.context_tokens,))
+        unit_s = step_s if member.decodes else prompt_s(self._costs, member)
         member.start_s = member.due_s - unit_s
 
     def _latest_start_s(self, model: SlackModel, now_s: float, role: Role = Role.MIXED) -> float:
