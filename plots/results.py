@@ -1,4 +1,4 @@
-"""Figures of this project's own benchmarks, each drawn beside its results:
+"""Figures of this project's own benchmarks and studies, each drawn beside its results:
 
     python3 -m plots.results benchmark/results/fidelity.json
 
@@ -20,6 +20,7 @@ if not __package__:  # run as a script: the folder above has the packages
 from plots.benchmarks.fidelity import draw_fidelity
 from plots.benchmarks.loader import draw_loader
 from plots.benchmarks.policies import draw_policies
+from plots.benchmarks.prefix_reuse import draw_prefix_reuse
 from plots.benchmarks.runtime_policies import draw_runtime_policies
 from plots.benchmarks.timeline import draw_timeline
 from plots.curves.usage import PlotUsageError
@@ -31,6 +32,7 @@ DRAW: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = MappingProxyType
         "fidelity": draw_fidelity,
         "loader": draw_loader,
         "policies": draw_policies,
+        "prefix reuse": draw_prefix_reuse,
         "runtime policies": draw_runtime_policies,
         "timeline": draw_timeline,
     }

@@ -102,7 +102,9 @@ def _table(plan: SweepPlan, outputs: Sequence[PointOutput], hardware: Hardware) 
     table = Table(title=f"simulated on {hardware.label}", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy")
     bounded = ("bound",) if any("bound_load" in output.summary for output in outputs) else ()
-    for heading in ("x", "requests", "dropped", "slo_attainment", "qos", "worst model", "switches", "busy", *bounded):
+    found = ("found",) if any("prefix_cache" in output.summary for output in outputs) else ()
+    always = ("x", "requests", "dropped", "slo_attainment", "qos", "worst model", "switches", "busy")
+    for heading in (*always, *found, *bounded):
         table.add_column(heading, justify="right", no_wrap=True)
     ordered = sorted(zip(plan.points, outputs, strict=True), key=lambda pair: _rank(plan, pair[0]))
     for point, output in ordered:
@@ -125,6 +127,7 @@ def _cells(output: PointOutput) -> list[str]:
         *(f"{values[name]:.3f}" for name in ("slo_attainment", "qos", "worst_model")),
         f"{values['switches']}",
         f"{values['busy_share']:.1%}",
+        *([f"{values['prefix_cache']['hit_rate']:.1%}"] if "prefix_cache" in values else []),
         *([f"{values['bound_load']:.2f}"] if "bound_load" in values else []),
     ]
 

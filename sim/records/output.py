@@ -6,7 +6,7 @@
 
 ``x`` is the number of models, or the rate where that is what is swept: ``sim-model40-rate0.05-0.7-scale-1.0-1.0.json``.
 Other SLOs than the default are named after the scales: ``...-1.0-1.0-ttft5.0-tpot0.05.json``. A trace's file is
-``sim-trace-<name>.json``.
+``sim-trace-<name>.json``, that of sessions ``sim-sessions<first>-<last>-rate<r>-...``.
 
 ``<same name>.summary.json``::
 
@@ -18,6 +18,8 @@ Other SLOs than the default are named after the scales: ``...-1.0-1.0-ttft5.0-tp
         "parts": {the six parts of ``LatencyParts``: mean seconds}; "kv_sync_s": {share: seconds};
         "switch_s": {kind of model: {share: seconds}};
         "fragmentation": {block shape: {"assigned_bytes", "used_bytes"}};
+        "prefix_cache": where KV was reused, {"policy", "prompt_tokens", "found_tokens", "hit_rate",
+                        "evicted_bytes", "kept_bytes"};
         "bound_load": with --bound, what the bound allows is 1}}}
 
 Quantiles are written as share of all values -> the value that they do not exceed. Files are written beside their place

@@ -11,14 +11,17 @@ from pathlib import Path
 
 from aegaeon.core.slo import Slo
 from aegaeon.latency.files.shipped import shipped_profiles
+from aegaeon.memory.eviction import EVICTIONS
 from aegaeon.settings.sizes import parse_bytes
 from aegaeon.workload import TIME_UNITS, SyntheticSpec
 from sim.records.output import sweep_file_name
 from sim.study.hardware import HardwareOptions
+from sim.study.run import PREFIX_CACHE
 from sim.study.scenario import MAX_CONTEXT_TOKENS, SIMULATOR_MIX
-from sim.study.sweep import Point, Setting, WorkloadChoice
+from sim.study.sweep import TRACE_SESSION_RATE_PER_S, Point, Setting, WorkloadChoice
 from sim.systems.errors import InputError
 from sim.systems.systems import DEFAULT_SYSTEMS, PAPER_SYSTEMS, SYSTEMS, find_system
+from sim.workloads.sessions import SESSIONS_DURATION_S, SessionSpec
 
 _REPEATED = re.compile(r"(\d+)x(\S+)")
 
@@ -40,6 +43,13 @@ def parser(program: str = "sim.simulate") -> argparse.ArgumentParser:
     load = made.add_argument_group("load")
     load.add_argument("--num-models", "--num-model", type=int, nargs="+", metavar="N")
     load.add_argument("--arrival-rate", type=float, nargs="+", metavar="R", help="req/s per model")
+    load.add_argument(
+        "--session-rate",
+        type=float,
+        nargs="+",
+        metavar="R",
+        help="conversations/s per model that begin, in place of --arrival-rate; of a trace of conversations: in all",
+    )
     load.add_argument("--inlen-scale", type=float, default=1.0, metavar="X")
     load.add_argument("--outlen-scale", type=float, default=1.0, metavar="X")
     load.add_argument(
@@ -85,6 +95,13 @@ def parser(program: str = "sim.simulate") -> argparse.ArgumentParser:
         "--prefill-chunk", type=int, metavar="TOKENS", help="prompts go in chunks beside decoding; default whole"
     )
     pool.add_argument(
+        "--prefix-cache",
+        choices=[*EVICTIONS, "off"],
+        default=PREFIX_CACHE,
+        help="by which policy KV of ended requests gives way, where a workload has requests that begin alike; "
+        "default %(default)s",
+    )
+    pool.add_argument(
         "--profile-dir", type=Path, metavar="DIR", help="latency profiles; default: those that come with aegaeon"
     )
     pool.add_argument(
@@ -127,6 +144,7 @@ def make_setting(options: argparse.Namespace, environment: Mapping[str, str]) ->
         options.max_context,
         options.bound,
         options.check,
+        options.prefix_cache,
     )
 
 
@@ -138,9 +156,10 @@ def make_plans(options: argparse.Namespace, slo: Slo) -> list[SweepPlan]:
         find_system(policy)
     if options.trace is not None:
         return [_trace_plan(options, policies)]
-    if not (options.num_models and options.arrival_rate):
-        raise InputError("give --num-models and --arrival-rate, or --trace FILE")
-    models, rates = sorted(set(options.num_models)), sorted(set(options.arrival_rate))
+    given = options.session_rate or options.arrival_rate
+    if not (options.num_models and given) or (options.session_rate and options.arrival_rate):
+        raise InputError("give --num-models and --arrival-rate or --session-rate, or --trace FILE")
+    models, rates = sorted(set(options.num_models)), sorted(set(given))
     if len(models) == 1:
         return [_sweep_plan(options, policies, models, rates, slo)]
     return [_sweep_plan(options, policies, models, [rate], slo) for rate in rates]
@@ -171,11 +190,13 @@ def _sweep_plan(
     options: argparse.Namespace, policies: Sequence[str], models: Sequence[int], rates: Sequence[float], slo: Slo
 ) -> SweepPlan:
     name = sweep_file_name(models, rates, options.inlen_scale, options.outlen_scale, slo)
+    if options.session_rate:
+        name = name.replace("model", "sessions", 1)
     points = [
         Point(
             rate if len(rates) > 1 else count,
             policy,
-            WorkloadChoice(synthetic=_spec(options, count, rate), file=options.seed is None),
+            _made(options, count, rate),
             weight=count * rate,
         )
         for rate in rates
@@ -183,6 +204,16 @@ def _sweep_plan(
         for policy in policies
     ]
     return SweepPlan(name, tuple(points))
+
+
+def _made(options: argparse.Namespace, models: int, rate_per_s: float) -> WorkloadChoice:
+    if options.session_rate:
+        duration_s = options.duration if options.duration is not None else SESSIONS_DURATION_S
+        seed, limit_tokens = options.seed or 0, options.max_context
+        return WorkloadChoice(
+            sessions=SessionSpec(models, rate_per_s, duration_s, seed, max_context_tokens=limit_tokens)
+        )
+    return WorkloadChoice(synthetic=_spec(options, models, rate_per_s), file=options.seed is None)
 
 
 def _spec(options: argparse.Namespace, models: int, rate_per_s: float) -> SyntheticSpec:
@@ -203,7 +234,13 @@ def _trace_plan(options: argparse.Namespace, policies: Sequence[str]) -> SweepPl
             "--trace has its own arrivals: leave out --arrival-rate; --num-models spreads it over N models"
         )
     models = options.num_models[0] if options.num_models else 1
-    choice = WorkloadChoice(trace=options.trace, unit=options.trace_unit, models=models, seed=options.seed or 0)
+    choice = WorkloadChoice(
+        trace=options.trace,
+        unit=options.trace_unit,
+        models=models,
+        seed=options.seed or 0,
+        session_rate_per_s=options.session_rate[0] if options.session_rate else TRACE_SESSION_RATE_PER_S,
+    )
     stem = options.trace.name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl")
     return SweepPlan(f"sim-trace-{stem}.json", tuple(Point(models, policy, choice) for policy in policies))
 

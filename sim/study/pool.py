@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from aegaeon.core.cost import CostModel
 from aegaeon.core.record import RequestRecord
 from aegaeon.core.request import Request
+from aegaeon.memory.slab_ledger import SlabLedger
 from aegaeon.scheduler.layout import ModelLoad, PlacedInstance, PoolSpec
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.policy import Policy
+from aegaeon.scheduler.prompt_cost import saved_s
 from aegaeon.scheduler.scheduler import Scheduler
+from aegaeon.workload import NamedBlocks
 from sim.records.tally import Tally
 from sim.world.constants import Constants
+from sim.world.kept_kv import KeptKv
 from sim.world.model_facts import SimModel
 from sim.world.observer import WorldObserver
 from sim.world.world import World
@@ -26,7 +31,8 @@ Arrivals = Sequence[tuple[Request, int]]
 @dataclass(frozen=True, slots=True)
 class SimPool:
     """``models``, by name, as fast as they are on its ``devices``. ``costs`` and ``limits``: what each node's scheduler
-    is told, which need not be what is so."""
+    is told, which need not be what is so. ``contents``: of requests that begin like others, by id; ``prefix_cache``: by
+    which policy KV of theirs is given up, or ``"off"``."""
 
     policy: Policy
     models: Mapping[str, SimModel]
@@ -34,6 +40,8 @@ class SimPool:
     constants: Constants
     costs: CostModel
     limits: PoolLimits
+    contents: Mapping[str, NamedBlocks] = field(default_factory=dict)
+    prefix_cache: str = "off"
 
     def world(self, arrivals: Arrivals, observer: WorldObserver) -> World:
         """The world, ready to go. Raises ``NoPlacementError`` where the policy cannot hold the models."""
@@ -45,7 +53,12 @@ class SimPool:
         def make_scheduler(instances: tuple[PlacedInstance, ...]) -> Scheduler:
             return self.policy.scheduler(specs, self.costs, self.limits, instances)
 
-        return World(layout, self.models, self.constants, make_scheduler, arrivals, observer, router)
+        reuses = self.contents and self.prefix_cache != "off"
+        make_kept = self._kept_kv if reuses else None
+        return World(layout, self.models, self.constants, make_scheduler, arrivals, observer, router, make_kept)
+
+    def _kept_kv(self, slabs: SlabLedger) -> KeptKv:
+        return KeptKv(slabs, self.contents, self.prefix_cache, partial(saved_s, self.costs))
 
 
 def simulate_pool(pool: SimPool, arrivals: Arrivals) -> list[RequestRecord]:

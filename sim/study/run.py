@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,13 @@ from sim.study.hardware import Hardware
 from sim.study.pool import SimPool
 from sim.study.scenario import Scenario
 from sim.world.constants import Constants
+from sim.world.kept_kv import KeptKv
 from sim.world.observer import WorldObserver
 from sim.world.world import World
 
 _UNLIMITED_QUEUE = 1 << 30
+PREFIX_CACHE = "slo"
+"""As in a real pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,14 @@ def simulate(
     hardware: Hardware,
     tally: Tally | None = None,
     observer: WorldObserver | None = None,
+    prefix_cache: str = PREFIX_CACHE,
 ) -> RunResult:
-    """Run to the end. Raises ``NoPlacementError`` where the system cannot hold the scenario's models."""
+    """Run to the end; ``prefix_cache``: see ``SimPool``.
+
+    Raises ``NoPlacementError`` where the system cannot hold the scenario's models.
+    """
     tally = tally or Tally()
-    world = pool_of(system, scenario, hardware).world(
+    world = pool_of(system, scenario, hardware, prefix_cache).world(
         scenario.arrivals, Observers(tally, observer) if observer else tally
     )
     sampler = FragmentationSampler(world)
@@ -46,7 +53,7 @@ def simulate(
     return RunResult(_summary(tally, world, sampler), tally.texts)
 
 
-def pool_of(system: Policy, scenario: Scenario, hardware: Hardware) -> SimPool:
+def pool_of(system: Policy, scenario: Scenario, hardware: Hardware, prefix_cache: str = PREFIX_CACHE) -> SimPool:
     """The pool of a run, whose schedulers know what the world charges."""
     constants = hardware.constants
     if system.prefill_chunk_tokens is not None:
@@ -54,7 +61,8 @@ def pool_of(system: Policy, scenario: Scenario, hardware: Hardware) -> SimPool:
     if system.step_quantum_s is not None:
         constants = replace(constants, step_quantum_s=system.step_quantum_s)
     costs = make_costs(scenario, constants)
-    return SimPool(system, scenario.models, hardware.pool, constants, costs, make_limits(constants))
+    limits = make_limits(constants)
+    return SimPool(system, scenario.models, hardware.pool, constants, costs, limits, scenario.contents, prefix_cache)
 
 
 def make_costs(scenario: Scenario, constants: Constants) -> ProfiledCosts:
@@ -104,4 +112,22 @@ def _summary(tally: Tally, world: World, sampler: FragmentationSampler) -> dict[
         "busy_share": busy_s / capacity_s,
         "disk_reads": sum(node.host.reads for node in world.nodes),
         "fragmentation": sampler.usage(),
+        **_reuse([node.kept for node in world.nodes if node.kept is not None]),
+    }
+
+
+def _reuse(kept: Sequence[KeptKv]) -> dict[str, Any]:
+    """Nothing where no KV is reused."""
+    if not kept:
+        return {}
+    prompt_tokens, found_tokens = sum(one.prompt_tokens for one in kept), sum(one.found_tokens for one in kept)
+    return {
+        "prefix_cache": {
+            "policy": kept[0].policy,
+            "prompt_tokens": prompt_tokens,
+            "found_tokens": found_tokens,
+            "hit_rate": found_tokens / max(1, prompt_tokens),
+            "evicted_bytes": sum(one.evicted_bytes for one in kept),
+            "kept_bytes": sum(one.kept_bytes for one in kept),
+        }
     }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
 from aegaeon.latency.files.profile_book import ProfileBook, ProfileEntry
-from aegaeon.workload import Arrival, LengthSource, SyntheticSpec, read_trace, synthesize
+from aegaeon.workload import Arrival, LengthSource, NamedBlocks, SyntheticSpec, read_trace, synthesize
 from sim.systems.errors import InputError
+from sim.workloads.named_blocks import require_names
 from sim.world.model_facts import SimModel
 
 SIMULATOR_MIX = ("qwen2.5-7b",) * 6 + ("yi-1.5-9b",) * 2 + ("llama-2-13b",) * 2
@@ -21,12 +22,16 @@ WORKLOAD_FOLDERS = (Path("sim/simdata"), Path("workloads"))
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """``models`` by name; ``arrivals``: requests by time with the tokens that each will produce."""
+    """``models`` by name; ``arrivals``: requests by time with the tokens that each will produce.
+
+    ``contents``: what requests begin with, by id, where that is known.
+    """
 
     models: Mapping[str, SimModel]
     arrivals: tuple[tuple[Request, int], ...]
     tp: int
     origin: str
+    contents: Mapping[str, NamedBlocks] = field(default_factory=dict)
 
     @property
     def specs(self) -> tuple[ModelSpec, ...]:
@@ -78,7 +83,22 @@ def make_scenario(
     requests = tuple(
         (_request(str(index), arrival, slo), arrival.output_tokens) for index, arrival in enumerate(arrivals)
     )
-    return Scenario(models, requests, groups.pop(), origin)
+    return Scenario(models, requests, groups.pop(), origin, _contents(arrivals, models, origin))
+
+
+def _contents(arrivals: Sequence[Arrival], models: Mapping[str, SimModel], origin: str) -> Mapping[str, NamedBlocks]:
+    contents = {str(index): arrival.content for index, arrival in enumerate(arrivals) if arrival.content is not None}
+    try:
+        require_names(contents.values())
+    except ValueError as error:
+        raise InputError(f"{origin}: {error}") from error
+    for request_id, content in contents.items():
+        block_tokens = models[arrivals[int(request_id)].model].block_tokens
+        if content.block_tokens % block_tokens:
+            raise InputError(
+                f"{origin}: names of {content.block_tokens} tokens are no whole KV blocks of {block_tokens}"
+            )
+    return contents
 
 
 def _request(request_id: str, arrival: Arrival, slo: Slo) -> Request:

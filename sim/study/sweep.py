@@ -19,25 +19,32 @@ from sim.records.output import PointOutput, point_key, texts_body
 from sim.records.trace_recorder import TraceRecorder
 from sim.study.bound import least_demand
 from sim.study.hardware import Hardware, HardwareOptions, make_hardware, the_device
-from sim.study.run import simulate
+from sim.study.run import PREFIX_CACHE, simulate
 from sim.study.scenario import Scenario, make_scenario, read_or_make
+from sim.systems.errors import InputError
 from sim.systems.systems import find_system
+from sim.workloads.conversation_trace import is_conversations, read_conversations, within
+from sim.workloads.sessions import SessionSpec, make_sessions
+
+TRACE_SESSION_RATE_PER_S = 1 / 60
 
 
 @dataclass(frozen=True, slots=True)
 class WorkloadChoice:
-    """A synthetic workload, or a trace file whose requests are spread over ``models`` where it names one model only.
+    """A synthetic workload, sessions, or a trace file, spread over ``models`` where it names one model only.
 
     ``file``: the synthetic workload's file is read where there is one. ``unit`` of the trace's times, where it is given
-    (see ``read_trace``).
+    (see ``read_trace``). ``session_rate_per_s``: at which the conversations of a trace begin.
     """
 
     synthetic: SyntheticSpec | None = None
+    sessions: SessionSpec | None = None
     file: bool = True
     trace: Path | None = None
     unit: str | None = None
     models: int = 1
     seed: int = 0
+    session_rate_per_s: float = TRACE_SESSION_RATE_PER_S
 
     @property
     def load(self) -> Load | None:
@@ -50,7 +57,7 @@ class WorkloadChoice:
 class Setting:
     """What all points of a sweep have in common. ``bound``: whether their loads are compared with the bound's.
 
-    ``check``: whether schedulers are held to their contract.
+    ``check``: whether schedulers are held to their contract. ``prefix_cache``: see ``SimPool``.
     """
 
     hardware: HardwareOptions
@@ -60,6 +67,7 @@ class Setting:
     max_context_tokens: int
     bound: bool = False
     check: bool = False
+    prefix_cache: str = PREFIX_CACHE
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,7 @@ def run_point(point: Point, setting: Setting, recorder: TraceRecorder | None = N
     try:
         policy = find_system(point.policy, setting.hardware.artifact)
         system = policy.checked() if setting.check else policy
-        result = simulate(system, scenario, hardware, observer=recorder)
+        result = simulate(system, scenario, hardware, observer=recorder, prefix_cache=setting.prefix_cache)
     except NoPlacementError as error:
         return PointOutput(point.key, {}, no_placement=str(error))
     summary = {**result.summary, "models": len(scenario.models), "workload": scenario.origin}
@@ -120,10 +128,12 @@ def run_point(point: Point, setting: Setting, recorder: TraceRecorder | None = N
 def prepare(workload: WorkloadChoice, setting: Setting) -> tuple[Scenario, Hardware]:
     """The scenario of a point and the hardware it runs on; systems of one point share them."""
     device = the_device(setting.hardware)
-    arrivals, origin = _arrivals(workload)
+    arrivals, origin = _arrivals(workload, setting.max_context_tokens)
     scenario = make_scenario(
         arrivals, origin, _book(setting.profile_dir), device.name, setting.mix, setting.slo, setting.max_context_tokens
     )
+    if setting.bound and scenario.contents and setting.prefix_cache != "off":
+        raise InputError(f"{origin}: --bound is of prompts that are computed whole; add --prefix-cache off")
     return scenario, make_hardware(setting.hardware, scenario.tp)
 
 
@@ -139,11 +149,19 @@ def _book(directory: Path) -> ProfileBook:
     return ProfileBook.open(directory)
 
 
-def _arrivals(workload: WorkloadChoice) -> tuple[list[Arrival], str]:
+def _arrivals(workload: WorkloadChoice, limit_tokens: int) -> tuple[list[Arrival], str]:
     if workload.trace is not None:
-        return _spread_over(read_trace(workload.trace, workload.unit), workload), str(workload.trace)
-    assert workload.synthetic is not None, "a workload is synthetic or a trace"
+        return _spread_over(_traced(workload, workload.trace, limit_tokens), workload), str(workload.trace)
+    if workload.sessions is not None:
+        return make_sessions(workload.sessions), f"sessions, seed {workload.sessions.seed}"
+    assert workload.synthetic is not None, "a workload is synthetic, sessions or a trace"
     return read_or_make(workload.synthetic, default_lengths(os.environ), workload.file)
+
+
+def _traced(workload: WorkloadChoice, path: Path, limit_tokens: int) -> list[Arrival]:
+    if is_conversations(path):
+        return within(read_conversations(path, workload.session_rate_per_s, workload.seed), limit_tokens)
+    return read_trace(path, workload.unit)
 
 
 def _spread_over(arrivals: list[Arrival], workload: WorkloadChoice) -> list[Arrival]:

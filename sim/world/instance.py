@@ -115,6 +115,8 @@ class SimInstance:
             if request.place is not None:
                 raise SimulationError(f"request {request.request_id} is in a turn of {request.place.instance_id}")
             request.place = self
+        for request in prompts:
+            self._node.seat(request, now_s)
         turn.waiting.update((request.request_id, request) for request in prompts)
         for request in batch:
             turn.decoding[request.request_id] = request
@@ -223,7 +225,7 @@ class SimInstance:
 
     def _prefilled(self, turn: SimTurn, request: RequestState, now_s: float) -> None:
         del turn.waiting[request.request_id]
-        self._save(request, now_s, request.kv_tokens)
+        self._save(request, now_s, request.kv_tokens - request.saved_tokens)
         if turn.command.keep_prefilled:
             turn.decoding[request.request_id] = request
             request.arrive_s = now_s
@@ -297,7 +299,9 @@ class SimInstance:
             return None
         if request.home != self.instance_id:
             self._bring_in(request, now_s)
-        if not self._grow(turn, request, request.context):
+            if request.shared is not None:
+                self._node.at(request.arrive_s, Priority.LANDED, self._found_landed, (turn, request, now_s))
+        if not self._grow(turn, request, request.context) or (request.shared is not None and request.arrive_s > now_s):
             return None
         pace = Pace(self._device.speed(self), self._constants.step_quantum_s)
         chunk_tokens = self._constants.prefill_chunk_tokens
@@ -306,6 +310,13 @@ class SimInstance:
         members = self._with_room(turn, [member for member in turn.decoding.values() if member.arrive_s <= now_s])
         overlap = self._constants.mixed_overlap
         return plan_chunks(turn.model.profile, request, members, chunk_tokens, now_s, pace, overlap)
+
+    def _found_landed(self, what: tuple[SimTurn, RequestState, float], now_s: float) -> None:
+        """What was found of a prompt is on the device: the rest can be computed."""
+        turn, request, asked_s = what
+        if self.turn is turn and request.place is self:
+            request.spend_kv(now_s - asked_s)
+            self.interrupt(now_s)
 
     def _plan_decode(self, turn: SimTurn, now_s: float) -> DecodePlan | None:
         members = self._with_room(turn, list(turn.decoding.values()))
@@ -354,6 +365,8 @@ class SimInstance:
         if not missing:
             return True
         try:
+            if self._node.kept is not None:
+                self._node.kept.make_room(request.model.spec.kv_shape, missing)
             shares = self._node.slabs.take(request.model.spec.kv_shape, missing)
         except OutOfSlabsError:
             if self._node.starve(self, request):
@@ -387,7 +400,7 @@ class SimInstance:
                 return  # everybody has a block for one step, so this is where it ends at the latest
             extra_bytes = total * model.block_bytes
             roomy = self.kv_bytes + extra_bytes <= self.kv_room_bytes or len(plan.members) == 1
-            if roomy and self._node.slabs.can_allocate(model.spec.kv_shape, total):
+            if roomy and self._node.has_room(model.spec.kv_shape, total):
                 break
             plan.limit(max(1, plan.steps // 2))
         shares = self._node.slabs.take(model.spec.kv_shape, total)[::-1]
@@ -413,6 +426,8 @@ class SimInstance:
         for request in turn.waiting.values():
             request.place = None
             self._node.feed(request)
+            if request.content is not None and request.kv_tokens == request.saved_tokens:
+                self.evict_kv(request)  # what was found of it is in the slab cache
         self._node.observer.turn_ended(self, turn, now_s)
         self._node.tell(TurnEnded(self.instance_id, turn.turn_id, reason, tuple(contexts)))
 

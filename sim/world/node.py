@@ -6,7 +6,7 @@ Every event goes to the scheduler, and its commands are carried out, before time
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, assert_never
 
 from aegaeon.core.command import (
@@ -23,6 +23,7 @@ from aegaeon.core.command import (
     StartTurn,
 )
 from aegaeon.core.event import Event, InstanceJoined, KvDropped, RequestArrived, WeightsFetched
+from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.request import Request
 from aegaeon.memory.slab_ledger import SlabLedger
 from aegaeon.scheduler.layout import Layout
@@ -32,13 +33,19 @@ from sim.world.device import SimDevice
 from sim.world.event_queue import Action, EventQueue, Priority
 from sim.world.host_cache import HostCache
 from sim.world.instance import SimInstance
+from sim.world.kept_kv import KeptKv
 from sim.world.model_facts import SimModel
 from sim.world.observer import WorldObserver
 from sim.world.request_state import RequestState
 
+MakeKept = Callable[[SlabLedger], KeptKv]
+
 
 class SimNode:
-    """``requests``: those that are under way here, by id. ``observer``: instances report to it too."""
+    """``requests``: those that are under way here, by id. ``observer``: instances report to it too.
+
+    ``kept``: None where no KV is reused.
+    """
 
     def __init__(
         self,
@@ -50,6 +57,7 @@ class SimNode:
         queue: EventQueue,
         observer: WorldObserver,
         at_home: Iterable[str] | None = None,
+        make_kept: MakeKept | None = None,
     ) -> None:
         self.index = index
         self.models = models
@@ -59,6 +67,7 @@ class SimNode:
         shapes = {id(model.spec.kv_shape): model.spec.kv_shape for model in models.values()}  # hashing one takes long
         for shape in shapes.values():
             self.slabs.register(shape)
+        self.kept = make_kept(self.slabs) if make_kept is not None else None
         sizes = {name: model.spec.weight_bytes for name, model in models.items()}
         self.host = HostCache(sizes, constants.host_memory_bytes, constants.disk_bytes_per_s, at_home)
         self.requests: dict[str, RequestState] = {}
@@ -91,7 +100,9 @@ class SimNode:
         state = RequestState(request, self.models[request.model], target_tokens)
         self.requests[request.request_id] = state
         self.of_model[request.model] += 1
-        self._outbox.append(RequestArrived(request))
+        if self.kept is not None:
+            self.kept.arrive(state, now_s)
+        self._outbox.append(RequestArrived(request, state.kv_tokens))
         self.settle(now_s)
 
     def is_warm(self, model: str) -> bool:
@@ -135,6 +146,17 @@ class SimNode:
         """A member has left a turn as ``DropKv``, ``ReleaseRequest`` or ``RejectRequest`` asked."""
         request.place = None
         self._drop_kv(request, now_s)
+
+    def seat(self, request: RequestState, now_s: float) -> None:
+        """A request has come into a turn to be prefilled."""
+        if self.kept is not None:
+            self.kept.seat(request, now_s)
+
+    def has_room(self, shape: KvShape, blocks: int) -> bool:
+        """Whether so many blocks of the slab cache can be had; what is kept gives way."""
+        if self.kept is None:
+            return self.slabs.can_allocate(shape, blocks)
+        return self.kept.make_room(shape, blocks)
 
     def starve(self, instance: SimInstance, request: RequestState) -> bool:
         """A request waits for a block; True where that is news."""
@@ -232,7 +254,10 @@ class SimNode:
         """Its blocks here and in the slab cache are free; whoever waits for some looks again."""
         if request.home is not None:
             self.instances[request.home].evict_kv(request)
-        self.slabs.give_back(sorted(request.let_go(request.blocks)))
+        if self.kept is None:
+            self.slabs.give_back(sorted(request.let_go(request.blocks)))
+        else:
+            self.kept.leave(request, request.kv_tokens if self.constants.kv_streams_out else request.saved_tokens)
         self.feed(request)
         for instance in dict.fromkeys(self._starving.values()):
             instance.interrupt(now_s)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegaeon.core.profile import LatencyProfile
+from aegaeon.scheduler.prompt_cost import rest_s
 from sim.world.pace import Pace
 from sim.world.request_state import RequestState
 
@@ -38,9 +39,13 @@ class PromptPlan:
 
 
 def plan_prompt(profile: LatencyProfile, request: RequestState, start_s: float, pace: Pace) -> PromptPlan:
-    """The whole prompt (or what is left of it) in one step."""
-    tokens = request.context - request.kv_tokens
-    end_s = start_s + pace.step_s(profile.p0_s + profile.p1_s * tokens + profile.p2_s * tokens * tokens)
+    """The whole prompt, or what is left of it, in one step, as schedulers reckon it."""
+    tokens, found = request.context, request.kv_tokens
+    if found:
+        alone_s = rest_s(lambda length: profile.prefill_s((length,)), tokens, found)
+    else:
+        alone_s = profile.p0_s + profile.p1_s * tokens + profile.p2_s * tokens * tokens
+    end_s = start_s + pace.step_s(alone_s)
     return PromptPlan(request, start_s, np.array([end_s]), [request.context], 1, end_s)
 
 

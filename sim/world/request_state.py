@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aegaeon.core.request import Request
+from aegaeon.memory.prefix_tree import PrefixNode
 from aegaeon.memory.shape_slabs import SlabShare
+from aegaeon.workload import NamedBlocks
 from sim.world.model_facts import SimModel
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ class RequestState:
 
     ``times``: token times in pieces, in order; most are shared with the other members of a turn. ``saved_s``: when all
     KV written so far is in the slab cache. ``home``: the instance that has a device copy. ``epoch`` grows when its KV
-    is dropped, so that what is still under way for it can be told from what comes later.
+    is dropped, so that what is still under way for it can be told from what comes later. ``shared``: where the tree of
+    what is kept has its first tokens, and ``shared_blocks``: how many of its ``blocks`` those are.
     """
 
     __slots__ = (
@@ -31,6 +34,7 @@ class RequestState:
         "arrive_s",
         "before_s",
         "blocks",
+        "content",
         "context",
         "control_s",
         "decode_s",
@@ -50,12 +54,18 @@ class RequestState:
         "room_tokens",
         "saved_s",
         "saved_tokens",
+        "seated",
+        "shared",
+        "shared_blocks",
         "target",
         "times",
     )
 
-    def __init__(self, request: Request, model: SimModel, target_tokens: int) -> None:
+    def __init__(
+        self, request: Request, model: SimModel, target_tokens: int, content: NamedBlocks | None = None
+    ) -> None:
         self.request = request
+        self.content = content
         self.request_id = request.request_id
         self.model = model
         self.target = target_tokens
@@ -67,7 +77,10 @@ class RequestState:
         self.arrive_s = 0.0  # when its KV is on the device that it runs on
         self.blocks = 0  # of the slab cache
         self.room_tokens = 0  # that fit into them
-        self._shares: list[SlabShare] = []  # the slabs that they are in, in token order
+        self._shares: list[SlabShare] = []  # the slabs that its own ones are in, in token order
+        self.shared: PrefixNode | None = None
+        self.shared_blocks = 0
+        self.seated = False  # it has been in a turn
         self.home: str | None = None
         self.place: SimInstance | None = None  # whose turn it is in
         self.dropping = False
@@ -126,6 +139,11 @@ class RequestState:
         gone: list[SlabShare] = []
         _move(blocks, self._shares, gone)
         return gone
+
+    def share(self, node: PrefixNode | None, blocks: int) -> None:
+        """Its first blocks are the tree's, up to a node; it has none beside them."""
+        self.shared, self.shared_blocks = node, blocks
+        self._count_blocks(blocks - self.blocks)
 
     def _count_blocks(self, more: int) -> None:
         self.blocks += more

@@ -13,14 +13,17 @@ from sim.systems.errors import SimulationError
 from sim.world.constants import Constants
 from sim.world.event_queue import EventQueue, Priority
 from sim.world.model_facts import SimModel
-from sim.world.node import SimNode
+from sim.world.node import MakeKept, SimNode
 from sim.world.observer import WorldObserver
 
 MakeNodeScheduler = Callable[[tuple[PlacedInstance, ...]], Scheduler]
 
 
 class World:
-    """One run. ``arrivals``: (request, tokens that it will produce), by time of arrival."""
+    """One run. ``arrivals``: (request, tokens that it will produce), by time of arrival.
+
+    ``make_kept``: what a node keeps of KV, where any is reused.
+    """
 
     def __init__(
         self,
@@ -31,6 +34,7 @@ class World:
         arrivals: Iterable[tuple[Request, int]],
         observer: WorldObserver,
         router: Router | None = None,
+        make_kept: MakeKept | None = None,
     ) -> None:
         self.now_s = 0.0
         self.layout = layout
@@ -47,6 +51,7 @@ class World:
                 self._queue,
                 observer,
                 router.at_home(place) if router is not None else _own_first(tuple(models), place, len(layout.nodes)),
+                make_kept,
             )
             for place, index in enumerate(layout.nodes)
         ]

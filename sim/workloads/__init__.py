@@ -1,0 +1,1 @@
+"""Workloads whose requests begin alike: conversations, recorded or made up."""
