@@ -30,7 +30,6 @@ class LeftBlock:
     shape: KvShape
     name: bytes
     before: BlockOffset | bytes
-    worth: float = 0.0
 
 
 @dataclass(slots=True)
@@ -189,7 +188,7 @@ class BlockTables:
         nodes: dict[BlockOffset, PrefixNode] = {}
         for block, one in left.items():
             before = one.before if isinstance(one.before, bytes) else nodes[one.before]
-            nodes[block] = self._tree.add(block, one.shape.block_bytes, one.name, before, one.worth)
+            nodes[block] = self._tree.add(block, one.shape.block_bytes, one.name, before)
 
     def evict(self) -> BlockOffset | None:
         """Free the least valuable block that nobody holds; None where there is none."""

@@ -24,11 +24,11 @@ from aegaeon.core.model import ModelSpec
 from aegaeon.engine.prepared.engine_facts import EngineFacts
 from aegaeon.engine.prepared.fingerprint import files_fingerprint, weights_fingerprint
 from aegaeon.engine.prepared.prepared_model import PreparedModel
+from aegaeon.json_file import read_object
 
 logger = logging.getLogger(__name__)
 
 _LOOKED_BY = Path(__file__).parents[2]  # all our sources
-_MOST_BYTES = 1 << 20
 _LIBRARIES = ("tokenizers", "torch", "transformers")
 
 
@@ -44,12 +44,12 @@ class FindingsCache:
         if self._folder is None:
             return None
         try:
-            entry = json.loads(_read(self._file(self._folder, config)))
+            entry = read_object(self._file(self._folder, config))
             found = entry["found"]
             if entry["digest"] != _digest(found) or found["asked"] != self._asked(config):
                 return None
             return _model(config, found) if _holds(config, found) else None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
     def put(self, model: PreparedModel) -> None:
@@ -85,17 +85,6 @@ class FindingsCache:
     def _asked(self, config: ModelConfig) -> list[Any]:
         wanted = config.max_context_tokens, config.dtype, config.chat_template, self._block_tokens
         return [str(config.path.resolve()), *wanted]
-
-
-def _read(file: Path) -> bytes:
-    """Of a file that may be anybody's. Raises ``OSError``, and ``ValueError`` for what is no entry."""
-    if not file.is_file():
-        raise ValueError(f"{file} is no file")
-    with file.open("rb") as opened:
-        content = opened.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"{file} is too large for an entry")
-    return content
 
 
 def _holds(config: ModelConfig, found: Mapping[str, Any]) -> bool:

@@ -10,10 +10,9 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
-from aegaeon.runtime.process.process import die_with_parent, set_name
+from aegaeon.runtime.process.process import die_with_parent, processor_ticks, set_name
 from aegaeon.runtime.process.process_log import LogPlace, begin_process_log
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class ChildCall:
     def _answer(self, child: subprocess.Popen[bytes], question: bytes) -> bytes:
         """What it writes until it ends; it is killed when it has had no processor time for long."""
         asked: bytes | None = question
-        spent, looked_s = -1.0, time.monotonic()
+        spent, looked_s = -1, time.monotonic()
         while True:
             try:
                 return child.communicate(asked, timeout=_LOOK_S)[0]
@@ -72,21 +71,12 @@ class ChildCall:
                 child.wait()
                 raise
             now_s, before = time.monotonic(), spent
-            spent = processor_s(child.pid)
+            spent = processor_ticks(child.pid)
             if spent != before:
                 looked_s = now_s
             elif now_s - looked_s > _SILENCE_S:
                 logger.warning("the process %s has done nothing for %.0f s: it is killed", self.name, now_s - looked_s)
                 child.kill()
-
-
-def processor_s(pid: int) -> float:
-    """Processor time that a process has had, in seconds; 0 where it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def answer(parent_pid: int) -> NoReturn:

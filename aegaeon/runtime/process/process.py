@@ -18,6 +18,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _START_FIELD = 19  # of /proc/PID/stat behind the name: clock ticks between boot and the process's start
+_TIMES = slice(11, 13)  # likewise: ticks in user and in kernel mode
 _POLL_S = 0.02
 
 
@@ -63,6 +64,12 @@ class ProcessId:
             return True
         finally:
             os.close(fd)
+
+
+def processor_ticks(pid: int) -> int:
+    """Processor time that a child has had, in clock ticks."""
+    user, system = _stat(pid)[_TIMES]
+    return int(user) + int(system)
 
 
 def _started_ticks(pid: int) -> int:
