@@ -1,4 +1,5 @@
 """What a file of records says of itself: what ran, on what, under which load, for which targets, and whose code it was.
+What a file of results says: what it is of, of which day and whose code.
 
 It stands in ``<name>.summary.json``, beside the token times in ``<name>.json``; the names are for people.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self
 
@@ -93,3 +95,13 @@ class RunHeader:
 
 def _run(plain: Mapping[str, Any]) -> SystemRun:
     return SystemRun(plain["policy"], Load(**plain["load"]) if plain["load"] is not None else None)
+
+
+def result_header(benchmark: str) -> dict[str, str]:
+    """What a file of results of this very code begins with, made now."""
+    return {
+        "benchmark": benchmark,
+        "date": datetime.now(UTC).date().isoformat(),
+        "version": aegaeon.__version__,
+        "commit": source_commit(),
+    }

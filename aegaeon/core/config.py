@@ -8,6 +8,9 @@ from pathlib import Path
 from aegaeon.core.instance import Role
 from aegaeon.core.slo import Slo
 
+PREFIX_CACHE = "slo"
+"""By which policy kept KV is given up, where nobody says: in a pool, and in a simulated one."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -59,7 +62,7 @@ class PoolConfig:
     kv_cache_bytes: int | None = None
     slab_bytes: int = 16 << 20
     block_tokens: int = 16
-    prefix_cache: str = "slo"
+    prefix_cache: str = PREFIX_CACHE
     prefill_chunk_tokens: int = 512
     max_batch_requests: int = 64
     max_queued_requests: int = 4096

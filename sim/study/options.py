@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aegaeon.core.config import PREFIX_CACHE
 from aegaeon.core.slo import Slo
 from aegaeon.latency.files.shipped import shipped_profiles
 from aegaeon.memory.eviction import EVICTIONS
@@ -16,7 +17,6 @@ from aegaeon.settings.sizes import parse_bytes
 from aegaeon.workload import TIME_UNITS, SyntheticSpec
 from sim.records.output import sweep_file_name
 from sim.study.hardware import HardwareOptions
-from sim.study.run import PREFIX_CACHE
 from sim.study.scenario import MAX_CONTEXT_TOKENS, SIMULATOR_MIX
 from sim.study.sweep import TRACE_SESSION_RATE_PER_S, Point, Setting, WorkloadChoice
 from sim.systems.errors import InputError

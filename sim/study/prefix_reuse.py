@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-import aegaeon
+from aegaeon.core.config import PREFIX_CACHE
 from aegaeon.crossing import Crossing, CrossingKind, crossing
+from aegaeon.json_file import JsonFileError, read_object
 from aegaeon.latency.estimate.errors import LatencyError
 from aegaeon.latency.files.profile_book import ProfileBook
 from aegaeon.latency.files.shipped import shipped_profiles
 from aegaeon.memory.eviction import EVICTIONS
-from aegaeon.source_commit import source_commit
+from aegaeon.run_header import result_header
 from aegaeon.workload import Arrival, WorkloadError, read_trace
 from sim.records.tally import Tally
 from sim.study.hardware import HardwareOptions, make_hardware
 from sim.study.prefix_replay import Reuse, curves, unlimited
-from sim.study.run import PREFIX_CACHE, simulate
+from sim.study.run import simulate
 from sim.study.scenario import Scenario, make_scenario
 from sim.study.sweep import TRACE_SESSION_RATE_PER_S
 from sim.systems.errors import InputError
@@ -53,21 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _study(options, Console(width=None if sys.stdout.isatty() else 140, highlight=False))
-    except (InputError, WorkloadError, LatencyError, OSError) as error:
+    except (InputError, WorkloadError, LatencyError, JsonFileError, OSError) as error:
         sys.stderr.write(f"sim.study.prefix_reuse: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
 def _study(options: argparse.Namespace, console: Console) -> None:
-    results: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.is_file() else {}
-    header = {
-        "benchmark": "prefix reuse",
-        "date": datetime.now(UTC).date().isoformat(),
-        "version": aegaeon.__version__,
-        "commit": source_commit(),
-    }
-    results |= header
+    if min(options.shares) <= 0:
+        raise InputError(f"--shares: {min(options.shares):g} is no size of a cache")
+    results: dict[str, Any] = read_object(options.out) if options.out.is_file() else {}
+    results |= result_header("prefix reuse")
     if options.trace or not options.market:
         results["caches"] = [_caches(name, arrivals, options, console) for name, arrivals in _workloads(options)]
     if options.market:

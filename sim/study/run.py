@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aegaeon.core.config import PREFIX_CACHE
 from aegaeon.core.cost import ProfiledCosts
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.policy import Policy
@@ -20,8 +21,6 @@ from sim.world.observer import WorldObserver
 from sim.world.world import World
 
 _UNLIMITED_QUEUE = 1 << 30
-PREFIX_CACHE = "slo"
-"""As in a real pool."""
 
 
 @dataclass(frozen=True, slots=True)

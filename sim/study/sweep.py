@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from aegaeon.core.config import PREFIX_CACHE
 from aegaeon.core.slo import Slo
 from aegaeon.latency.files.profile_book import ProfileBook
 from aegaeon.run_header import Load
@@ -19,7 +20,7 @@ from sim.records.output import PointOutput, point_key, texts_body
 from sim.records.trace_recorder import TraceRecorder
 from sim.study.bound import least_demand
 from sim.study.hardware import Hardware, HardwareOptions, make_hardware, the_device
-from sim.study.run import PREFIX_CACHE, simulate
+from sim.study.run import simulate
 from sim.study.scenario import Scenario, make_scenario, read_or_make
 from sim.systems.errors import InputError
 from sim.systems.systems import find_system

@@ -38,9 +38,13 @@ class SessionSpec:
     max_context_tokens: int = 32768
 
     def __post_init__(self) -> None:
-        positive = (self.rate_per_s, self.duration_s, self.input_tokens, self.output_tokens, self.gap_s)
-        if self.models < 1 or min(positive) <= 0 or self.turns < 1 or self.seed < 0 or self.token_s < 0:
-            raise WorkloadError(f"sessions need models, rates, lengths and turns of more than nothing: {self}")
+        least = {"models": 1, "turns": 1, "seed": 0, "token_s": 0}
+        for name in ("rate_per_s", "duration_s", "input_tokens", "output_tokens", "gap_s"):
+            if getattr(self, name) <= 0:
+                raise WorkloadError(f"sessions: {name} must be more than 0, not {getattr(self, name):g}")
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise WorkloadError(f"sessions: {name} must be at least {value}, not {getattr(self, name):g}")
         if self.system_tokens % BLOCK_TOKENS:
             raise WorkloadError(f"a system prompt of whole blocks of {BLOCK_TOKENS} tokens, not {self.system_tokens}")
 

@@ -9,10 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aegaeon.core.config import PoolConfig
 from aegaeon.memory.eviction import EVICTIONS
 from aegaeon.workload import NamedBlocks
-from sim.study.run import PREFIX_CACHE
 from sim.study.scenario import Scenario
 from tests.worlds.sim_pool import CONSTANTS, PROFILE, SHAPES, SLAB_BYTES, Played, make_hardware, make_scenario, play
 
@@ -114,7 +112,3 @@ def test_nothing_is_found_that_an_unlimited_dictionary_would_not(
         most += run * BLOCK_TOKENS
         seen.update((model, one) for one in ids[: (prompt + new - 1) // BLOCK_TOKENS])
     assert found_tokens(played) <= most
-
-
-def test_kv_of_ended_requests_is_kept_as_in_a_real_pool() -> None:
-    assert PoolConfig(()).prefix_cache == PREFIX_CACHE
