@@ -7,7 +7,7 @@ requests, one does not (``--prefix-cache off``). The other is idle while one is 
 
 - *again*: a prompt of 2,048 tokens, and the same once more: the time to the first token.
 - *conversation*: ten turns, each the whole conversation so far and some more: how many tokens are computed.
-- *choices*: four answers to a prompt of 512 tokens: how many are computed, and how many blocks that takes.
+- *choices*: four answers to a prompt of 512 tokens: how many of its tokens are computed.
 - *distinct*: prompts that have nothing in common, on both pools: what keeping costs those who get nothing of it.
 """
 
@@ -33,6 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from aegaeon.cli.terminal.console import make_console
+from aegaeon.json_file import read_object
+from benchmark.command.errors import BenchmarkError
 from benchmark.command.main import add_measuring_options, run_measuring
 from benchmark.command.result_file import write_result
 from benchmark.e2e.pool import PoolProcess
@@ -99,6 +101,8 @@ class Client:
                 came_s += [time.perf_counter()] * bool(chunk.get("choices"))
                 texts += [choice["text"] for choice in chunk.get("choices", ())]
                 usage = chunk.get("usage") or usage
+        if not (came_s and usage):
+            raise BenchmarkError(f"the pool sent no output for a prompt of {len(prompt)}")
         return Reply(
             came_s[0] - begin_s,
             usage["prompt_tokens"],
@@ -204,7 +208,9 @@ def show(console: Console, rounds: Sequence[Round], ratios: Mapping[str, float])
 def measure(options: argparse.Namespace, console: Console) -> list[Round]:
     """Serve the model twice, and ask."""
     folder = options.model or ensure_models(bench_models(1), BENCH_MODELS_DIR, console.print)["small-00"]
-    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    vocabulary = read_object(folder / "config.json").get("vocab_size")
+    if not isinstance(vocabulary, int):
+        raise BenchmarkError(f"{folder}/config.json names no vocab_size, from which prompts could be drawn")
     arguments = [f"m={folder}", "--instances", "1", "--threads-per-instance", "1", "--kv-cache", "1GiB"]
     with ExitStack() as stack:
         clients: list[Client] = []

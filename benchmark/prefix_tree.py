@@ -16,6 +16,7 @@ from statistics import median
 
 from aegaeon.memory.eviction import EVICTIONS
 from aegaeon.memory.prefix_tree import PrefixNode, PrefixTree
+from benchmark.command.main import count
 
 ROOT = b"model"
 
@@ -48,8 +49,8 @@ def took_s(action: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=1_000_000)
-    parser.add_argument("--prompt-blocks", type=int, default=2048)
+    parser.add_argument("--blocks", type=count, default=1_000_000)
+    parser.add_argument("--prompt-blocks", type=count, default=2048)
     parser.add_argument("--policy", choices=[*EVICTIONS], default="slo")
     options = parser.parse_args()
     tree = PrefixTree(EVICTIONS[options.policy]())

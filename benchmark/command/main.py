@@ -12,6 +12,7 @@ import httpx
 from rich.console import Console
 
 from aegaeon.cli.terminal.logs import configure_logs
+from aegaeon.json_file import JsonFileError
 from aegaeon.latency.estimate.errors import LatencyError
 from aegaeon.profiling.errors import ProfilingError
 from aegaeon.workload import WorkloadError
@@ -20,7 +21,7 @@ from benchmark.command.errors import BenchmarkError
 from benchmark.command.interrupt import run_to_end
 from benchmark.command.result_file import RESULTS, ROOT
 
-_ERRORS = (BenchmarkError, ProfilingError, WorkloadError, LatencyError, OSError, httpx.HTTPError)
+_ERRORS = (BenchmarkError, ProfilingError, WorkloadError, LatencyError, JsonFileError, OSError, httpx.HTTPError)
 
 
 def run_command(program: str, body: Callable[[], int]) -> int:
