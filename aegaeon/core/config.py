@@ -51,7 +51,6 @@ class PoolConfig:
     instances: tuple[InstanceConfig, ...] = (InstanceConfig(Role.MIXED, 1),)
     threads_per_instance: int | None = None
     instance_timeout_s: float = 10.0
-    spare_processes: int | None = None
     standby_driver: bool | None = None
     profile_dir: Path | None = None
     resident_models: int | None = None

@@ -18,9 +18,9 @@ from aegaeon.settings.error import SettingsError
 from aegaeon.settings.sizes import format_bytes
 
 _MIB = 1 << 20
-PROCESS_BYTES = 512 * _MIB  # private memory of a process that has imported torch, Transformers and Ray (measured: 435)
-OTHER_PROCESSES = 2  # the server and the driver
-STANDBY_PROCESSES = 2  # a driver, and a spare process of its own
+PROCESS_BYTES = 512 * _MIB  # of an instance: 25 when it begins, then packed weights, activations, workspaces
+OTHER_PROCESSES = 2  # server, driver, Ray's and the one that instances are forked from take as much (measured: 1010)
+STANDBY_PROCESSES = 1  # a driver, and the one that its instances would be forked from (measured: 480)
 _STANDBY_CORES = 4
 MAX_INSTANCES = 8
 MIN_KV_SLABS = 4
@@ -89,13 +89,9 @@ def _fit_instances(config: PoolConfig, machine: Machine, weights: Mapping[str, i
     """All that is open but the instances. ``least_bytes``: of the caches."""
     count = sum(instance.count for instance in config.instances)
     threads = config.threads_per_instance or max(1, machine.cores // count)
-    spares = _default_spares(machine, count, least_bytes) if config.spare_processes is None else config.spare_processes
-    processes = count + spares
-    standby = (
-        _default_standby(machine, processes, least_bytes) if config.standby_driver is None else config.standby_driver
-    )
-    config = replace(config, threads_per_instance=threads, spare_processes=spares, standby_driver=standby)
-    budget = _Budget(machine, processes + STANDBY_PROCESSES * standby)
+    standby = _default_standby(machine, count, least_bytes) if config.standby_driver is None else config.standby_driver
+    config = replace(config, threads_per_instance=threads, standby_driver=standby)
+    budget = _Budget(machine, count + STANDBY_PROCESSES * standby)
     if config.device == "cuda":
         config = _fit_gpus(config, machine.gpu_bytes, count)
     elif config.copy_to_device:
@@ -136,14 +132,9 @@ def _process_room_bytes(machine: Machine, cache_bytes: int) -> int:
     return min(machine.room_bytes // 2, machine.room_bytes * 9 // 10 - cache_bytes)
 
 
-def _default_spares(machine: Machine, instances: int, cache_bytes: int) -> int:
-    """One, where there is room for it beside all other processes."""
-    return int((instances + OTHER_PROCESSES + 1) * PROCESS_BYTES <= _process_room_bytes(machine, cache_bytes))
-
-
-def _default_standby(machine: Machine, processes: int, cache_bytes: int) -> bool:
+def _default_standby(machine: Machine, instances: int, cache_bytes: int) -> bool:
     """Where there is room for it beside all other processes, and importing disturbs nobody much."""
-    needed_bytes = (processes + OTHER_PROCESSES + STANDBY_PROCESSES) * PROCESS_BYTES
+    needed_bytes = (instances + OTHER_PROCESSES + STANDBY_PROCESSES) * PROCESS_BYTES
     return machine.cores >= _STANDBY_CORES and needed_bytes <= _process_room_bytes(machine, cache_bytes)
 
 

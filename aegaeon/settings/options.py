@@ -310,21 +310,11 @@ OPTIONS = (
         high=86400,
     ),
     Option(
-        "spare_processes",
-        OptionKind.INTEGER,
-        Scope.POOL,
-        "processes on every node that wait, everything imported, to take the place of an instance that dies; each "
-        "takes 512 MiB; with 0 an instance that dies is back only when a new process has imported everything",
-        low=0,
-        high=64,
-        auto="1 where the memory allows",
-    ),
-    Option(
         "standby_driver",
         OptionKind.SWITCH,
         Scope.POOL,
-        "on every node a second driver that waits, everything imported, with a spare process of its own: it takes over "
-        "in seconds when the first one dies, with the KV and the weights that are in memory; takes 1 GiB",
+        "on every node a second driver that waits, with everything imported: it takes over in seconds when the first "
+        "one dies, with the KV and the weights that are in memory; takes 512 MiB",
         auto="on where the memory allows, with at least 4 cores",
     ),
     Option(

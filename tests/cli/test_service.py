@@ -34,7 +34,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def service(model_paths: Callable[[int], dict[str, Path]], log: Path) -> Iterator[PoolProcess]:
     models = [f"{name}={path}" for name, path in model_paths(3).items()]
-    options = ["--instances", "prefill=1,decode=2", "--spare-processes", "0", "--kv-cache", "256MiB"]
+    options = ["--instances", "prefill=1,decode=2", "--kv-cache", "256MiB"]
     with PoolProcess([*models, *options], log) as pool:
         yield pool
 
@@ -76,9 +76,9 @@ def has_torch(pid: int) -> bool:
 
 
 def test_only_instances_have_torch(service: PoolProcess):
-    kinds = ("server_process", "pool_process", "DriverActor", "InstanceActor")
+    kinds = ("server_process", "pool_process", "DriverActor", "fork_server")
     having = {kind: [has_torch(pid) for pid in processes(service.pid, kind)] for kind in kinds}
-    assert having == dict(zip(kinds, ([False], [False], [False], [True] * 3), strict=True))
+    assert having == dict(zip(kinds, ([False], [False], [False], [True] * 4), strict=True))
 
 
 def test_the_openai_client_talks_to_every_model(client: openai.OpenAI):

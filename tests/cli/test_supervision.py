@@ -32,7 +32,7 @@ TOKENS = 400
 def arguments(model_paths: Callable[[int], dict[str, Path]]) -> list[str]:
     models = [f"{name}={path}" for name, path in model_paths(1).items()]
     sizes = ["--kv-cache", "64MiB", "--weight-cache", "64MiB"]
-    processes = ["--instances", "1", "--spare-processes", "0", "--threads-per-instance", "1"]
+    processes = ["--instances", "1", "--threads-per-instance", "1"]
     return [*models, *processes, "--grace", f"{WAIT_S:.0f}", *sizes]
 
 
@@ -91,7 +91,7 @@ def one(root: int, part: str) -> int:
 def test_a_driver_that_is_killed_or_stuck_is_a_pause(
     service: PoolProcess, client: openai.OpenAI, expected: str, number: signal.Signals
 ) -> None:
-    driver, instances = one(service.pid, "DriverActor"), processes(service.pid, "InstanceActor")
+    driver, instances = one(service.pid, "DriverActor"), processes(service.pid, "node0-mixed")
 
     def strike() -> None:
         for instance in instances:

@@ -98,7 +98,7 @@ def test_a_service_needs_little_of_its_surroundings_and_is_reached_by_nobody_els
         name: value for name, value in os.environ.items() if name not in ("XDG_RUNTIME_DIR", "AEGAEON_CACHE_DIR")
     }
     environment |= HOSTILE | {"TMPDIR": str(long)}
-    arguments = ["bash", "-c", f"{command} --instances 1 --spare-processes 0 --kv-cache 64MiB"]
+    arguments = ["bash", "-c", f"{command} --instances 1 --kv-cache 64MiB"]
     with serving(arguments, tmp_path, environment) as (process, url), httpx.Client(trust_env=False) as client:
         body = {"model": "m0", "prompt": "hello", "max_tokens": 4, "ignore_eos": True}
         answer = client.post(f"{url}/v1/completions", json=body, timeout=PATIENCE_S)

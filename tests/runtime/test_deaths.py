@@ -26,7 +26,7 @@ def service(
     model_paths: Callable[[int], dict[str, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PoolProcess]:
     log = tmp_path_factory.mktemp("deaths") / "log"
-    options = ["--instances", "1", "--kv-cache", "64MiB", "--spare-processes", "1", "--instance-timeout", "5"]
+    options = ["--instances", "1", "--kv-cache", "64MiB", "--instance-timeout", "5"]
     with PoolProcess([f"m0={model_paths(1)['m0']}", *options], log) as pool:
         yield pool
 
@@ -36,29 +36,29 @@ def state(service: PoolProcess) -> dict[str, object]:
     return dict(instance)
 
 
-def spares(service: PoolProcess) -> set[int]:
-    """Processes that have come up and wait to become an instance."""
-    return processes(service.pid, "InstanceActor.wait")
+def fork_servers(service: PoolProcess) -> set[int]:
+    """The processes that instances are forked from."""
+    return processes(service.pid, "node0-driver-fo")
 
 
 def stream_of(service: PoolProcess) -> Stream:
     return Stream(service, range(10, 40), 450)
 
 
-def test_a_spare_process_takes_the_place_of_an_instance_that_is_killed(service: PoolProcess):
-    until(lambda: spares(service), "a spare")
-    (spare,) = spares(service)
-    killed = state(service)["pid"]
+@pytest.mark.parametrize("victim", ["the instance", "the process that it was forked from"])
+def test_whatever_is_killed_is_replaced_and_streams_go_on(service: PoolProcess, victim: str):
+    killed, before = state(service)["pid"], fork_servers(service)
     expected = stream_of(service)
     expected.join(WAIT_S)
     stream = stream_of(service)
     assert stream.begun.wait(WAIT_S)
-    os.kill(int(str(killed)), signal.SIGKILL)
+    for pid in [int(str(killed))] if victim == "the instance" else before:
+        os.kill(pid, signal.SIGKILL)
     stream.join(WAIT_S)
     assert stream.text == expected.text
     until(lambda: state(service)["pid"] not in (None, killed), "the replacement")
-    assert state(service)["pid"] == spare
-    until(lambda: spares(service) - {spare}, "another spare")
+    assert len(fork_servers(service)) == 1
+    assert (fork_servers(service) == before) == (victim == "the instance")
 
 
 def test_an_instance_that_is_stopped_is_told_of_and_replaced(service: PoolProcess):
@@ -88,7 +88,7 @@ def test_an_instance_that_is_stopped_is_told_of_and_replaced(service: PoolProces
 
 def test_nothing_outlives_a_supervisor_that_is_killed(service: PoolProcess) -> None:
     tree = ProcessTree.now().descendants({service.pid})
-    for pid in processes(service.pid, "Actor"):  # driver, instances
+    for pid in processes(service.pid, "node0-") | processes(service.pid, "DriverActor"):  # driver, instances
         os.kill(pid, signal.SIGSTOP)
     os.kill(service.pid, signal.SIGKILL)
     until(lambda: gone(tree), "every process has ended")

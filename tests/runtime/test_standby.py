@@ -51,7 +51,6 @@ def test_the_driver_that_stands_by_goes_on_with_kv_and_weights(
         until(lambda: processes(service.pid, STANDS_BY) - {stuck}, "another heir")
         assert stuck not in ProcessTree.now().running
         (heir,) = processes(service.pid, STANDS_BY)
-        until(lambda: len(processes(service.pid, "InstanceActor.wait")) == 2, "a spare for each driver")
         assert killed_under_a_stream(service) == expected.text
         until(lambda: heir in drivers(service), "the heir at work")
     text = log.read_text()

@@ -49,15 +49,9 @@ class TestFit:
         assert (config.instances, config.threads_per_instance) == (chosen, 2)
         assert fit(replace(OPEN, instances=chosen), Machine(2, 64 * GIB), {"a": GIB}).threads_per_instance == 1
 
-    def test_a_spare_process_waits_where_the_memory_allows(self):
-        assert fit(OPEN, Machine(2, 4 * GIB), {"a": MIB}).spare_processes == 1
-        assert fit(OPEN, Machine(2, 4 * GIB - 1), {"a": MIB}).spare_processes == 0
-        assert fit(replace(OPEN, spare_processes=0), Machine(2, 64 * GIB), {"a": MIB}).spare_processes == 0
-        assert fit(replace(OPEN, spare_processes=3), Machine(2, 4 * GIB), {"a": MIB}).spare_processes == 3
-
     def test_a_driver_stands_by_where_memory_and_cores_allow(self):
-        assert fit(OPEN, Machine(4, 7 * GIB), {"a": MIB}).standby_driver is True
-        assert fit(OPEN, Machine(4, 7 * GIB - 1), {"a": MIB}).standby_driver is False
+        assert fit(OPEN, Machine(4, 5 * GIB), {"a": MIB}).standby_driver is True
+        assert fit(OPEN, Machine(4, 5 * GIB - 1), {"a": MIB}).standby_driver is False
         assert fit(OPEN, Machine(2, 64 * GIB), {"a": MIB}).standby_driver is False
         assert fit(replace(OPEN, standby_driver=False), Machine(4, 64 * GIB), {"a": MIB}).standby_driver is False
         asked = fit(replace(OPEN, standby_driver=True), Machine(2, 64 * GIB), {"a": MIB})
@@ -77,12 +71,12 @@ class TestFit:
     def test_all_weights_are_cached_where_they_fit(self):
         config = fit(OPEN, Machine(2, 64 * GIB), {"a": 3 * GIB, "b": GIB + 1})
         assert config.weight_cache_bytes == 4 * GIB + 2 * MIB
-        free = 64 * GIB * 9 // 10 - 4 * PROCESS_BYTES - config.weight_cache_bytes
+        free = 64 * GIB * 9 // 10 - 3 * PROCESS_BYTES - config.weight_cache_bytes
         assert config.kv_cache_bytes == free // 2 // OPEN.slab_bytes * OPEN.slab_bytes
 
     def test_weights_leave_a_quarter_to_kv_where_they_do_not_fit(self):
         config = fit(OPEN, Machine(2, 16 * GIB), {f"m{index}": 4 * GIB for index in range(10)})
-        budget = 16 * GIB * 9 // 10 - 4 * PROCESS_BYTES
+        budget = 16 * GIB * 9 // 10 - 3 * PROCESS_BYTES
         assert config.weight_cache_bytes == pytest.approx(budget * 3 / 4, abs=2 * MIB)
         assert config.kv_cache_bytes == pytest.approx(budget / 8, abs=OPEN.slab_bytes)
 
@@ -94,7 +88,7 @@ class TestFit:
     def test_an_explicit_kv_cache_leaves_the_rest_to_weights(self):
         models = {f"m{index}": GIB for index in range(20)}
         config = fit(replace(OPEN, kv_cache_bytes=GIB), Machine(2, 16 * GIB), models)
-        assert config.weight_cache_bytes == pytest.approx(16 * GIB * 0.9 - 4 * PROCESS_BYTES - GIB, abs=2 * MIB)
+        assert config.weight_cache_bytes == pytest.approx(16 * GIB * 0.9 - 3 * PROCESS_BYTES - GIB, abs=2 * MIB)
 
     def test_a_control_group_limits_more_than_the_machine(self):
         roomy, limited = Machine(2, 64 * GIB), Machine(2, 64 * GIB, group_bytes=8 * GIB)
@@ -146,7 +140,7 @@ class TestFit:
                 fit(OPEN, machine, weights)
             return
         config = fit(OPEN, machine, weights)
-        processes = (instance_count(config) + config.spare_processes + OTHER_PROCESSES) * PROCESS_BYTES
+        processes = (instance_count(config) + OTHER_PROCESSES) * PROCESS_BYTES
         assert config.weight_cache_bytes + config.kv_cache_bytes + processes <= machine.room_bytes
         assert config.weight_cache_bytes >= largest
         assert config.kv_cache_bytes >= MIN_KV_SLABS * config.slab_bytes
@@ -164,7 +158,7 @@ class TestShortage:
     @pytest.mark.parametrize(
         ("wish", "machine", "weights", "parts"),
         [
-            ({"kv_cache_bytes": 40 * GIB}, SMALL, GIB, ["43 GiB are needed (", "40 GiB for --kv-cache", ON_MACHINE]),
+            ({"kv_cache_bytes": 40 * GIB}, SMALL, GIB, ["42.5 GiB are needed (", "40 GiB for --kv-cache", ON_MACHINE]),
             ({"weight_cache_bytes": 40 * GIB}, SMALL, GIB, ["40 GiB for --weight-cache"]),
             ({}, SMALL, 20 * GIB, ["20 GiB for --weight-cache", "serve smaller models"]),
             ({}, Machine(2, 64 * GIB, 2 * GIB), GIB, ["2 GiB are free in this control group"]),

@@ -119,7 +119,6 @@ class TestValues:
             keep_alive: 11
             send_timeout: 12
             instance_timeout: 13
-            spare_processes: 2
             standby_driver: true
             grace: 14
             cache_dir: /tmp/aegaeon-test-cache
@@ -160,7 +159,6 @@ class TestValues:
             keep_alive_s=11.0,
             send_timeout_s=12.0,
             instance_timeout_s=13.0,
-            spare_processes=2,
             standby_driver=True,
             grace_s=14.0,
             cache_dir=Path("/tmp/aegaeon-test-cache"),

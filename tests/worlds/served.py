@@ -27,16 +27,18 @@ def until(holds: Callable[[], object], what: str) -> None:
         time.sleep(POLL_S)
 
 
-def command_line(pid: int) -> str:
-    """With spaces; empty where the process has ended."""
+def title(pid: int) -> str:
+    """Its name and its command line, with spaces; empty where the process has ended."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        place = Path(f"/proc/{pid}")
+        said = (place / "comm").read_bytes() + (place / "cmdline").read_bytes()
+        return said.replace(b"\0", b" ").decode(errors="replace")
     return ""
 
 
 def processes(root: int, part: str) -> set[int]:
-    """Descendants whose command line has ``part``."""
-    return {pid for pid in ProcessTree.now().descendants({root}) if part in command_line(pid)}
+    """Descendants whose name or command line has ``part``."""
+    return {pid for pid in ProcessTree.now().descendants({root}) if part in title(pid)}
 
 
 def gone(pids: set[int]) -> bool:

@@ -25,7 +25,7 @@ from aegaeon.runtime.cluster.last_line import last_line
 from aegaeon.runtime.frontend.gateway import Endpoint
 from aegaeon.runtime.node.node import NodeOptions
 from aegaeon.runtime.process.backoff import PROCESS_LIMIT, PROCESS_PAUSES, Backoff, ran_well
-from aegaeon.runtime.process.child_call import ChildDiedError
+from aegaeon.runtime.process.forked_process import ProcessDiedError
 from aegaeon.runtime.process.process import ProcessId
 from aegaeon.runtime.process.process_log import LogPlace
 from aegaeon.runtime.recovery.spares import Spares
@@ -152,8 +152,8 @@ class DriverKeeper:
         while True:
             try:
                 return attempt()
-            except (ray.exceptions.RayActorError, DriverStuckError, ChildDiedError) as error:
-                if isinstance(error, ChildDiedError):
+            except (ray.exceptions.RayActorError, DriverStuckError, ProcessDiedError) as error:
+                if isinstance(error, ProcessDiedError):
                     logger.warning("node %s: %s; models are looked at anew", self.node.node_id, last_line(error))
                 if not self._renew(last_line(error)):
                     raise ServiceDiedError(self._given_up or "the pool is stopping") from error
@@ -256,7 +256,7 @@ class DriverKeeper:
     def _bear(self) -> None:
         before, self._up_s, self._settled = self._processes, None, False
         ray.kill(self._actor)
-        heir = None if self._heirs is None else self._heirs.take_waiting()
+        heir = None if self._heirs is None else self._heirs.take()
         self._driver = heir or self._new_process()
         if before is not None:
             self._ask(self._actor.supersede.remote(before))
@@ -269,13 +269,12 @@ class DriverKeeper:
 
     def _watch_heir(self, heir: _DriverProcess) -> None:
         """Until it becomes the driver."""
-        assert self._options is not None, "start comes first"
         assert self._heirs is not None, "start comes first"
         try:
             ray.get(heir.actor.alive.remote())
             heir.awake = True
             address = self._address if self._holder is None else None
-            ray.get(heir.actor.stand_by.remote(address, self._options.config.spare_processes or 0))
+            ray.get(heir.actor.stand_by.remote(address))
         except ray.exceptions.RayError as error:
             logger.debug("a driver that stood by has ended: %s", last_line(error))
             self._heirs.lost(heir)

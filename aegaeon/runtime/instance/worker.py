@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 
 import torch
@@ -36,12 +37,26 @@ from aegaeon.runtime.instance.weight_upload import LoaderUploader, PlainUploader
 from aegaeon.runtime.instance.worker_options import WorkerOptions
 from aegaeon.runtime.recovery.vigil import look_interval_s
 from aegaeon.runtime.wire.clock import MonotonicClock
-from aegaeon.runtime.wire.fd_exchange import fetch_fds
+from aegaeon.runtime.wire.fd_exchange import FdExchangeError, fetch_fds
 from aegaeon.runtime.wire.link import open_link
 from aegaeon.runtime.wire.messages import Started
 from aegaeon.runtime.wire.pulse import LoopPulse, NoPulse, Pulse
 
 _MAX_PACKED_BYTES = 2 << 30
+
+logger = logging.getLogger(__name__)
+
+
+def run_instance(options: WorkerOptions) -> None:
+    """As ``run_worker``, in a process of its own, whose log says what it ends of."""
+    try:
+        run_worker(options)
+    except FdExchangeError as error:  # its driver is dead or stuck; whoever watches that one tells of it
+        logger.error("this instance ends: %s", error)
+        raise
+    except BaseException:
+        logger.exception("this instance ends")
+        raise
 
 
 def run_worker(options: WorkerOptions) -> None:

@@ -1,0 +1,195 @@
+"""A process that a fork server has forked, to call one function: both sides of it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import pickle
+import select
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from aegaeon.runtime.process.process import die_with_parent, processor_ticks, set_name
+from aegaeon.runtime.process.process_log import LogPlace, begin_process_log
+
+logger = logging.getLogger(__name__)
+
+LINE_BYTES = 8
+"""What a fork server writes at once: the process's id, or minus the error number where there is none; then how it
+ended, as ``os.waitpid`` says it."""
+
+_LOOK_S = 5.0
+
+
+class ProcessDiedError(Exception):
+    """The process ended before its function returned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """``function`` of ``module``, to be called in a process ``name`` that logs to ``logs``; arguments and result are
+    pickled. Whoever wants it called need not be able to import the module."""
+
+    name: str
+    logs: LogPlace
+    module: str
+    function: str
+    arguments: tuple[Any, ...] = ()
+
+
+class ForkedProcess:
+    """One thread may use it, until ``result`` has returned or raised.
+
+    ``paper``: the memory that the call is written to, and its answer later. ``line``: what the fork server says of the
+    process. ``server_pid``: whose work it is until there is a process. All methods raise ``ProcessDiedError``.
+    """
+
+    def __init__(self, name: str, paper: int, line: int, server_pid: int) -> None:
+        self._name = name
+        self._paper = paper
+        self._line = line
+        self._server_pid = server_pid
+        self._pid: int | None = None
+
+    def pid(self) -> int:
+        """Blocks until there is a process."""
+        if self._pid is None:
+            pid = self._read()
+            if pid < 0:
+                raise ProcessDiedError(f"the process {self._name} cannot be started: {os.strerror(-pid)}")
+            self._pid = pid
+        return self._pid
+
+    def result(self, silence_s: float | None = None) -> Any:
+        """What the function returns, or raises, when the process has ended.
+
+        It is killed where it has had no processor time for ``silence_s`` seconds: what is not stuck has some.
+        """
+        try:
+            if silence_s is not None:
+                self._await_end(silence_s)
+            self.pid()
+            self._check(os.waitstatus_to_exitcode(self._read()))
+            answer, error = pickle.loads(_content(self._paper))
+        finally:
+            os.close(self._line)
+            os.close(self._paper)
+        if error is not None:
+            raise error
+        return answer
+
+    def kill(self) -> None:
+        """End it, if there is a process."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._pid is not None:
+                os.kill(self._pid, signal.SIGKILL)
+
+    def _read(self) -> int:
+        said = os.read(self._line, LINE_BYTES)
+        if not said:
+            raise ProcessDiedError(f"the process {self._name} ended with the one that it was forked from")
+        return int.from_bytes(said, "little", signed=True)
+
+    def _check(self, code: int) -> None:
+        if code:
+            how = f"was killed by signal {-code}" if code < 0 else "has failed"
+            raise ProcessDiedError(f"the process {self._name} {how}")
+        if not os.fstat(self._paper).st_size:
+            raise ProcessDiedError(f"the process {self._name} ended without an answer")
+
+    def _await_end(self, silence_s: float) -> None:
+        spent, worked_s = -1, time.monotonic()
+        while not self._spoken(_LOOK_S):
+            now_s, before = time.monotonic(), spent
+            spent = _ticks(self._pid or self._server_pid)
+            if spent != before:
+                worked_s = now_s
+            elif now_s - worked_s > silence_s:
+                logger.warning("the process %s has done nothing for %.0f s: it is killed", self._name, now_s - worked_s)
+                os.kill(self._pid or self._server_pid, signal.SIGKILL)
+                return
+
+    def _spoken(self, within_s: float) -> bool:
+        """Whether the fork server says that the process has ended."""
+        poll = select.poll()
+        poll.register(self._line, select.POLLIN)
+        if not poll.poll(within_s * 1000):
+            return False
+        if self._pid is not None:
+            return True
+        self.pid()
+        return False
+
+
+def write_call(call: Call) -> int:
+    """The paper of a call: a descriptor of memory."""
+    paper = os.memfd_create(call.name, os.MFD_CLOEXEC)
+    try:
+        _write(paper, call)
+    except BaseException:
+        os.close(paper)
+        raise
+    return paper
+
+
+def answer(paper: int, server_pid: int) -> NoReturn:
+    """The forked process: does what the paper says, writes the answer in place of it, and ends."""
+    code = 1
+    try:
+        die_with_parent(server_pid)
+        call: Call = pickle.loads(_content(paper))
+        os.truncate(paper, 0)
+        set_name(call.name)
+        begin_process_log(call.name, call.logs)
+        _write(paper, _outcome(call))
+        code = 0
+    except BaseException:
+        logger.exception("this process fails")
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # nothing can be said any more
+                stream.flush()
+        os._exit(code)
+
+
+def _outcome(call: Call) -> tuple[Any, Exception | None]:
+    """What the function returns, and what it raises."""
+    try:
+        return getattr(importlib.import_module(call.module), call.function)(*call.arguments), None
+    except Exception as error:  # noqa: BLE001 -- it is raised again, by whoever waits
+        return None, _portable(error)
+    except SystemExit as error:
+        return None, ProcessDiedError(f"the process {call.name} ended itself ({error.code})")
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, if it can pass between processes, else its words."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 -- its class is anybody's
+        return ProcessDiedError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _content(paper: int) -> bytes:
+    return os.pread(paper, os.fstat(paper).st_size, 0)
+
+
+def _write(paper: int, content: object) -> None:
+    data = pickle.dumps(content)
+    written = 0
+    while written < len(data):
+        written += os.pwrite(paper, data[written:], written)
+
+
+def _ticks(pid: int) -> int:
+    """Processor time that a process has had; none where it has ended, which the fork server is about to say."""
+    try:
+        return processor_ticks(pid)
+    except OSError:
+        return 0
