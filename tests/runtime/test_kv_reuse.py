@@ -45,7 +45,7 @@ async def test_conversations_of_several_models_go_on_from_their_kv(pool, model_p
                     assert output.cached_tokens <= max(0, whole(before))
                     assert output.cached_tokens >= 32 * (turn > 0)
                 texts[name] = (*text, *output.token_ids, *prompt_for(turn, 5))
-        await running.settled()
+            await running.settled()
 
 
 async def test_models_and_salts_keep_their_kv_apart(pool, model_paths):

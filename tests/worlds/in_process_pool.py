@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,13 @@ class Output:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     cached_tokens: int = field(default=0, compare=False)
+
+
+def is_idle(node: Node) -> bool:
+    """Whether a driver has heard that all its requests have ended: tokens reach clients before that."""
+    found: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    node.driver.wakeup.post(lambda: found.put(node.driver.idle))
+    return found.get(timeout=WAIT_S)
 
 
 class InProcessPool:
@@ -139,6 +147,8 @@ class InProcessPool:
     async def settled(self) -> None:
         """Wait until the pool holds nothing of any request; fails after a while."""
         async with asyncio.timeout(WAIT_S):
+            while not all(await asyncio.gather(*(asyncio.to_thread(is_idle, node) for node in self.nodes))):
+                await asyncio.sleep(0.02)
             while True:
                 states = [state for _, state in self.frontend.node_states()]
                 if states and not any(s.waiting or s.running or s.kv.used_bytes for s in states):

@@ -76,6 +76,11 @@ class Driver:
         """How many instances are up; any thread may ask."""
         return self._core.ready_instances
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way; for the loop's own thread."""
+        return self._core.idle
+
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
