@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,29 @@ import pytest
 from aegaeon.core.config import ModelConfig
 from aegaeon.engine.architecture.image import needs_image
 from aegaeon.engine.errors import CheckpointError
-from aegaeon.runtime.cluster.inspector import Inspector
+from aegaeon.runtime.cluster.inspector import MODULES, Inspector
 from aegaeon.runtime.inspection import inspect_models
+from aegaeon.runtime.process.fork_server import ForkServer
 from aegaeon.runtime.process.process_log import LogPlace
 
 
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    server = ForkServer("forks", LogPlace(file=tmp_path_factory.mktemp("forks") / "log"), MODULES, lambda _pid: None)
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def inspector(tmp_path: Path) -> Inspector:
-    return Inspector("test", LogPlace(file=tmp_path / "log"))
+def inspector(tmp_path: Path, forks: ForkServer) -> Inspector:
+    return Inspector("test", LogPlace(file=tmp_path / "log"), forks)
 
 
 def test_it_finds_what_there_is_once_and_in_order(
     model_paths: Callable[[int], dict[str, Path]],
     tmp_path: Path,
     inspector: Inspector,
+    forks: ForkServer,
     monkeypatch: pytest.MonkeyPatch,
 ):
     paths = model_paths(3)
@@ -45,7 +53,7 @@ def test_it_finds_what_there_is_once_and_in_order(
     def no_process(*_: object, **__: object) -> None:
         raise AssertionError("there is nothing to look at")
 
-    monkeypatch.setattr(subprocess, "run", no_process)
+    monkeypatch.setattr(forks, "start", no_process)
     known = [config for config in configs if config.name != "unknown"]
     assert inspector.prepare(known, 16, tmp_path / "cache") == (good, bad[:1])
 
