@@ -31,7 +31,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from aegaeon.crossing import CrossingKind, crossing
-from benchmark.command.main import draw_result, run_command
+from benchmark.command.main import count, draw_result, run_command
 from benchmark.command.result_file import RESULTS, write_result
 from benchmark.policies.cases import (
     CaseLoad,
@@ -124,8 +124,8 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="one seed, few points")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="measure these only")
-    parser.add_argument("--seeds", type=int, metavar="N", help="default 3, or 1 with --quick")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--seeds", type=count, metavar="N", help="default 3, or 1 with --quick")
+    parser.add_argument("--workers", type=count, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args()
     return run_command("policies", lambda: _run(options))
