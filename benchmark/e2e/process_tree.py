@@ -11,6 +11,13 @@ from typing import Self
 _ENDED = "Z"
 
 
+def command_line(pid: int) -> str:
+    """The command line of a process, with spaces; empty where it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessTree:
     """A snapshot of all processes: parent of each one that runs, and of each that ended and was not waited for."""
