@@ -23,7 +23,7 @@ ROOT = b"model"
 
 
 def names(conversation: int, blocks: int) -> list[bytes]:
-    """Of a conversation's blocks."""
+    """The names of a conversation's blocks."""
     return [(conversation << 32 | index).to_bytes(16, "big") for index in range(blocks)]
 
 

@@ -126,7 +126,7 @@ def scale(options: argparse.Namespace, console: Console) -> int:
 
 
 def panels(options: argparse.Namespace, console: Console) -> int:
-    """As a user would run them: one command per panel, on all cores."""
+    """All panels as a user would run them: one command each, on all cores."""
     table = _table(
         f"Figures 11 to 13, {', '.join(PAPER_SYSTEMS)}, {os.cpu_count()} cores", "sweep", "seconds", "CPU seconds"
     )

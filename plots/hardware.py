@@ -50,7 +50,7 @@ class HardwareFigure:
             return write_figure(figure, destinations(options.out), self.name)
 
     def _outcomes(self, options: argparse.Namespace) -> list[Outcome]:
-        """Those in the usual formats, and the artifact's results for this figure."""
+        """The outcomes in the usual formats, and the artifact's results for this figure."""
         slos = [panel.slo for panel in self.panels]
         device = options.measured_on or self.name.upper()
         return [*read_records(options.json, options.measured_on), *read_artifact_runs(options.json, device, slos)]
