@@ -79,7 +79,7 @@ class TokenBatch:
 
     @property
     def _index(self) -> Counts:
-        """Of each token within its request [tokens]."""
+        """The index of each token within its request [tokens]."""
         return np.arange(len(self.elapsed_s)) - np.repeat(self.firsts, self.counts)
 
     def _targets_s(self) -> tuple[Floats, Floats]:
@@ -122,7 +122,7 @@ class TokenGaps:
 
     @classmethod
     def of(cls, per_token: Collection[Sequence[float]], unit_s: float) -> Self:
-        """From a list per request, in units of ``unit_s`` seconds; ``[-1]`` is a request that was dropped.
+        """The gaps of a list per request, in units of ``unit_s`` seconds; ``[-1]`` is a request that was dropped.
 
         Raises ``ValueError`` or ``TypeError`` if they are not lists of times.
         """
@@ -162,7 +162,7 @@ class TokenGaps:
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Of a sample, interpolated."""
+    """Percentiles of a sample, interpolated."""
 
     p50: float
     p90: float
@@ -170,7 +170,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Self:
-        """Of the values that there are; not a number where there is none."""
+        """The percentiles of the values that there are; not a number where there is none."""
         known = [value for value in values if value is not None]
         return cls(*np.quantile(known or [np.nan], (0.5, 0.9, 0.99)).tolist())
 
@@ -190,7 +190,7 @@ class RunMetrics:
 
     @classmethod
     def of(cls, records: Sequence[RequestRecord]) -> Self:
-        """Of all records together."""
+        """The metrics of all records together."""
         return cls(
             len(records),
             sum(record.error is not None for record in records),

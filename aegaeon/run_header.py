@@ -38,7 +38,7 @@ class Load:
 
     @classmethod
     def of(cls, models: int, rate: float, inlen_scale: float = 1.0, outlen_scale: float = 1.0) -> Self:
-        """With the rate that is meant: ``3 * 0.05`` is written 0.15000000000000002 in names of the artifact's files."""
+        """A load with the rate that is meant: ``3 * 0.05`` is 0.15000000000000002 in names of the artifact's files."""
         return cls(models, round(rate, 6), inlen_scale, outlen_scale)
 
 
@@ -63,11 +63,11 @@ class RunHeader:
 
     @classmethod
     def here(cls, origin: Origin, device: str | None, slo: Slo, runs: Mapping[str, SystemRun]) -> Self:
-        """Of runs that this very code has made."""
+        """The header of runs that this very code has made."""
         return cls(origin, device, slo, runs, aegaeon.__version__, source_commit())
 
     def plain(self) -> dict[str, Any]:
-        """As it stands in a file."""
+        """The header as it stands in a file."""
         return {
             "format": FORMAT,
             "world": self.origin.value,
@@ -80,7 +80,7 @@ class RunHeader:
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> Self | None:
-        """None where a summary has no header. Raises ``ValueError``, ``TypeError`` or ``KeyError`` for a wrong one."""
+        """A summary's header, if any. Raises ``ValueError``, ``TypeError`` or ``KeyError`` for a wrong one."""
         if plain.get("format") != FORMAT:
             return None
         return cls(

@@ -504,7 +504,7 @@ class _Trace:
             self.arrivals.append(self.fields.arrival(values, time, line))
 
     def from_start(self, unit: str | None) -> list[Arrival]:
-        """By time, in seconds from the workload's start."""
+        """Arrivals by time, in seconds from the workload's start."""
         ordered = sorted(self.arrivals, key=lambda arrival: arrival.time_s)
         factor = TIME_UNITS[self._unit(ordered, unit)]
         first_s = ordered[0].time_s * factor

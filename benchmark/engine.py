@@ -29,6 +29,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from aegaeon.cli.terminal.console import make_console
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.engine.architecture.architecture import inspect_model
@@ -39,7 +40,8 @@ from aegaeon.engine.sampling.sampling_state import SamplingState
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.packing import WeightPacker
 from aegaeon.engine.step.runner import Runner
-from benchmark.command.result_file import write_result
+from benchmark.command.main import count, run_measuring
+from benchmark.command.result_file import RESULTS, write_result
 
 TARGETS = {1: 1.0, 8: 1.2, 32: 1.5}
 REBIND_TARGET_MS = 5.0
@@ -335,21 +337,19 @@ def machine() -> dict[str, str | int | None]:
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--threads", type=int, default=1, help="compute threads of both")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, nargs="+", default=list(TARGETS))
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "engine.json")
+    parser.add_argument("--threads", type=count, default=1, help="compute threads of both")
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--batch", type=count, nargs="+", default=list(TARGETS))
+    parser.add_argument("--prompt-tokens", type=count, default=128)
+    parser.add_argument("--new-tokens", type=count, default=64, help="at least 2")
+    parser.add_argument("--output", type=Path, default=RESULTS / "engine.json")
     options = parser.parse_args(arguments)
-    if min(options.threads, options.rounds, options.prompt_tokens, *options.batch) < 1 or options.new_tokens < 2:
-        parser.error("counts must be positive, and at least two new tokens")
+    if options.new_tokens < 2:
+        parser.error("argument --new-tokens: must be at least 2: the first one is no decode step")
     return options
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parse_options(arguments)
-    console = Console()
+def _run(options: argparse.Namespace, console: Console) -> int:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
@@ -377,7 +377,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     write_result(options.output, "engine", record)
     console.print(f"written to {options.output}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line: 0, 2 where it could not be done, 130 after Ctrl-C."""
+    options, console = parse_options(arguments), make_console()
+    return run_measuring("engine", lambda _spinners: _run(options, console))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,7 +11,6 @@ import argparse
 import json
 import platform
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.command.result_file import write_result
+from benchmark.command.main import amount, count, run_command
+from benchmark.command.result_file import RESULTS, write_result
 
 LIMITS_S = {
     "models": 70,
@@ -43,7 +43,7 @@ LIMITS_S = {
 
 DEFAULT_MODELS = ("qwen2.5-0.5b", "qwen2.5-7b", "yi-1.5-9b", "llama-2-13b")
 NO_GPU = 2
-_RESULTS = Path(__file__).parent / "results" / "gpu.json"
+_RESULTS = RESULTS / "gpu.json"
 _PAGE_BYTES = {"cuda": 64 << 20, "cpu": 2 << 20}
 _MARK = "RECORD "
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception): ")
@@ -66,7 +66,7 @@ class SuiteOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, 1 where a stage failed, 2 where there is no GPU."""
+    """The exit code: 0, 1 where a stage failed, 2 where there is no GPU, 130 after Ctrl-C."""
     given = _parser().parse_args(arguments)
     options = SuiteOptions(
         tuple(given.stage or LIMITS_S),
@@ -79,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.pool_seconds,
         given.patience,
     )
-    if given.run:
-        return _run_stage(given.run, options)
+    return run_command("gpu_suite", lambda: _run_stage(given.run, options) if given.run else _run(options))
+
+
+def _run(options: SuiteOptions) -> int:
     console = Console(width=120)
     found = _device(options.device)
     if isinstance(found, str):
@@ -96,10 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda", choices=tuple(_PAGE_BYTES))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "aegaeon-gpu-models")
     parser.add_argument("--out", type=Path, help="file  [benchmark/results/gpu.json; a try-out's: WORK/gpu.json]")
-    parser.add_argument("--kv-gib", type=float, default=24.0, help="device memory for KV")
-    parser.add_argument("--pool-models", type=int, default=10, help="models that the pool serves")
-    parser.add_argument("--pool-seconds", type=float, default=60.0, help="of traffic for the pool")
-    parser.add_argument("--patience", type=float, default=1.0, help="how many times as long as its limit a stage has")
+    parser.add_argument("--kv-gib", type=amount, default=24.0, help="device memory for KV")
+    parser.add_argument("--pool-models", type=count, default=10, help="models that the pool serves")
+    parser.add_argument("--pool-seconds", type=amount, default=60.0, help="of traffic for the pool")
+    parser.add_argument("--patience", type=amount, default=1.0, help="how many times as long as its limit a stage has")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     return parser
 
@@ -174,7 +176,6 @@ def _records(output: str) -> list[dict[str, Any]]:
 
 def _run_stage(stage: str, options: SuiteOptions) -> int:
     """In a process of its own: each record goes out as soon as it is there."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     for record in _measure(stage, options):
         print(_MARK + json.dumps(record), flush=True)
     return 0

@@ -124,7 +124,7 @@ def again(client: Client) -> tuple[float, float]:
 
 
 def conversation(client: Client) -> tuple[int, int]:
-    """Of all turns but the first: tokens that were computed, and those that were new."""
+    """What all turns but the first took: tokens that were computed, and those that were new."""
     text = client.words(_SYSTEM_WORDS)
     computed = new = before = 0
     for turn in range(_TURNS):

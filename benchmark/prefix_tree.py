@@ -8,6 +8,7 @@ Every conversation is a path of ``--prompt-blocks`` blocks; times are medians of
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -16,13 +17,13 @@ from statistics import median
 
 from aegaeon.memory.eviction import EVICTIONS
 from aegaeon.memory.prefix_tree import PrefixNode, PrefixTree
-from benchmark.command.main import count
+from benchmark.command.main import count, run_measuring
 
 ROOT = b"model"
 
 
 def names(conversation: int, blocks: int) -> list[bytes]:
-    """Of a conversation's blocks."""
+    """The names of a conversation's blocks."""
     return [(conversation << 32 | index).to_bytes(16, "big") for index in range(blocks)]
 
 
@@ -47,12 +48,15 @@ def took_s(action: Callable[[], object]) -> float:
     return time.process_time() - began_s
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=count, default=1_000_000)
     parser.add_argument("--prompt-blocks", type=count, default=2048)
     parser.add_argument("--policy", choices=[*EVICTIONS], default="slo")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def _run(options: argparse.Namespace) -> int:
     tree = PrefixTree(EVICTIONS[options.policy]())
     tracemalloc.start()
     paths = [names(number, options.prompt_blocks) for number in range(-(-options.blocks // options.prompt_blocks))]
@@ -70,7 +74,14 @@ def main() -> None:
         f"{options.prompt_blocks} names: {1e3 * find_s:.2f} ms to find, {1e3 * hold_s:.2f} with holding and letting go"
     )
     print(f"{1e6 * evict_s / blocks:.2f} us to give up a block")
+    return 0
+
+
+def main() -> int:
+    """Run the command line: 0, 130 after Ctrl-C."""
+    options = parse_options()
+    return run_measuring("prefix_tree", lambda _spinners: _run(options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

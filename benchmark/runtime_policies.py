@@ -14,7 +14,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -120,7 +119,7 @@ def _measure(options: argparse.Namespace, console: Console, awake: frozenset[int
     models = real.ensure_models(options.work / "models")
     console.print("profiling (what was measured before is kept) ...")
     profiles = options.work / "profiles"
-    real.profile(models, profiles, datetime.now(UTC).date().isoformat(), lambda done, total, text: None)
+    real.profile(models, profiles)
     outcomes: dict[float, dict[str, list[PolicyOutcome]]] = {
         rate: {policy: [] for policy in options.policies} for rate in options.rates
     }

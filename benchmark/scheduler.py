@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import random
+import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.request import Request
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.policies.registry import POLICIES, make_scheduler
+from benchmark.command.main import count, run_measuring
 from benchmark.e2e.policy_choice import DEFAULT_POLICY
 
 GIB = 1 << 30
@@ -168,28 +170,38 @@ def report(bench: Bench) -> None:
     print("commands: " + ", ".join(f"{count} {name}" for name, count in sorted(bench.commands.items())))
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Decision latency of a scheduling policy.")
     parser.add_argument("--policy", choices=sorted(POLICIES), default=DEFAULT_POLICY)
-    parser.add_argument("--models", type=int, default=1000)
-    parser.add_argument("--queued", type=int, default=10_000, help="requests kept waiting for prefill")
-    parser.add_argument("--events", type=int, default=50_000, help="events after the queue is full")
+    parser.add_argument("--models", type=count, default=1000)
+    parser.add_argument("--queued", type=count, default=10_000, help="requests kept waiting for prefill")
+    parser.add_argument("--events", type=count, default=50_000, help="events after the queue is full")
     parser.add_argument(
         "--layout", choices=LAYOUTS, help="default: disjoint for aegaeon, which is made for it, else mixed"
     )
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    layout = args.layout or ("disjoint" if args.policy == "aegaeon" else "mixed")
-    print(f"{args.policy}, {layout} instances, {args.models} models, {args.queued} requests queued")
-    bench = Bench(args.models, layout, args.seed, args.policy)
-    for _ in range(args.queued):
+    return parser.parse_args()
+
+
+def _run(options: argparse.Namespace) -> int:
+    layout = options.layout or ("disjoint" if options.policy == "aegaeon" else "mixed")
+    print(f"{options.policy}, {layout} instances, {options.models} models, {options.queued} requests queued")
+    bench = Bench(options.models, layout, options.seed, options.policy)
+    for _ in range(options.queued):
         bench.arrive()
     told = sum(map(len, bench.took_s.values()))
-    while sum(map(len, bench.took_s.values())) < told + args.events:
+    while sum(map(len, bench.took_s.values())) < told + options.events:
         if bench.happen():
             bench.arrive()
     report(bench)
+    return 0
+
+
+def main() -> int:
+    """Run the command line: 0, 130 after Ctrl-C."""
+    options = parse_options()
+    return run_measuring("scheduler", lambda _spinners: _run(options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -25,18 +25,21 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from aegaeon.cli.terminal.console import make_console
 from aegaeon.latency.files.profile_book import ProfileBook
 from aegaeon.latency.files.shipped import shipped_profiles
 from aegaeon.scheduler.layout import NoPlacementError
 from aegaeon.workload import SyntheticSpec, default_lengths, read_trace, synthesize
+from benchmark.command.errors import BenchmarkUsageError
+from benchmark.command.main import count, run_measuring
+from benchmark.command.result_file import ROOT
 from sim.panels import PANELS
 from sim.records.tally import Tally
 from sim.study.hardware import Hardware, HardwareOptions, make_hardware
 from sim.study.run import RunResult, simulate
 from sim.study.scenario import Scenario, make_scenario
-from sim.systems.systems import DEFAULT_SYSTEMS, PAPER_SYSTEMS, find_system
+from sim.systems.systems import DEFAULT_SYSTEMS, PAPER_SYSTEMS, SYSTEMS, find_system
 
-ROOT = Path(__file__).resolve().parent.parent
 ALL_MODELS_BYTES = 20 * 10**12
 TRACES = ROOT.parent / "shared" / "data" / "traces" / "aegaeon_synth_scale1.0-1.0.tar.gz"
 
@@ -57,8 +60,7 @@ PUBLISHED: Mapping[str, tuple[float, float]] = {
 def published(options: argparse.Namespace, console: Console) -> int:
     """Exit status 1 where a point is more than two points off."""
     if not options.traces.exists():
-        console.print(f"{options.traces} is not there: give the published workloads with --traces")
-        return 2
+        raise BenchmarkUsageError(f"{options.traces} is not there: give the published workloads with --traces")
     table = _table("qos in the artifact's semantics, and the artifact's own", "workload", *("aegaeon", "sllm") * 2)
     table.columns[3].header, table.columns[4].header = "aegaeon, off by", "sllm, off by"
     book = ProfileBook.open(shipped_profiles() / "artifact")
@@ -124,7 +126,7 @@ def scale(options: argparse.Namespace, console: Console) -> int:
 
 
 def panels(options: argparse.Namespace, console: Console) -> int:
-    """As a user would run them: one command per panel, on all cores."""
+    """All panels as a user would run them: one command each, on all cores."""
     table = _table(
         f"Figures 11 to 13, {', '.join(PAPER_SYSTEMS)}, {os.cpu_count()} cores", "sweep", "seconds", "CPU seconds"
     )
@@ -174,12 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("published").add_argument("--traces", type=Path, default=TRACES, metavar="TAR")
     commands.add_parser("speed")
     scaling = commands.add_parser("scale")
-    scaling.add_argument("--requests", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    scaling.add_argument("--policy", default="aegaeon")
+    scaling.add_argument("--requests", type=count, nargs="+", default=[10_000, 100_000, 1_000_000])
+    scaling.add_argument("--policy", choices=list(SYSTEMS), default="aegaeon")
     commands.add_parser("panels")
-    options = parser.parse_args(arguments)
+    options, console = parser.parse_args(arguments), make_console()
     chosen = {"published": published, "speed": speed, "scale": scale, "panels": panels}[options.what]
-    return chosen(options, Console(width=None if sys.stdout.isatty() else 160))
+    return run_measuring("simulator", lambda _spinners: chosen(options, console))
 
 
 if __name__ == "__main__":

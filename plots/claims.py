@@ -83,7 +83,7 @@ class Result:
 
     @classmethod
     def of(cls, panel: Panel, curves: Sequence[tuple[str, Curve]], bound: Crossing | None = None) -> Result:
-        """Of what was drawn, leaving out what was measured."""
+        """The result of what was drawn, leaving out what was measured."""
         simulated = {policy: curve for policy, curve in curves if curve.source.origin is Origin.SIMULATED}
         return cls(panel, simulated, bound)
 
@@ -164,7 +164,7 @@ def _unit(panel: Panel) -> str:
 
 
 def _sources(results: Mapping[Metric, Sequence[Result]]) -> str:
-    """On what the curves were simulated, usually the same for all."""
+    """What the curves were simulated on, usually the same for all."""
     curves = [curve for panels in results.values() for result in panels for curve in result.curves.values()]
     return "; ".join(sorted({str(curve.source) for curve in curves}))
 
@@ -194,7 +194,7 @@ def _largest(results: Sequence[Result], other: str) -> str:
 
 
 def _range(results: Sequence[Result], other: str) -> str:
-    """From the least ratio to the largest, over panels."""
+    """The least ratio and the largest, over panels."""
     ratios = [ratio for result in results if (ratio := result.ratio(other)) and ratio.text(1) != "-"]
     if not ratios:
         return "-"

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -31,7 +30,7 @@ from aegaeon.run_header import Load
 from plots import plot_a10, plot_autoscale_cdf, plot_breakdown, plot_e2e, plot_frag, plot_kvcache_cdf, plot_tp4
 from plots.claims import Result, claims_page
 from plots.curves.usage import PlotUsageError
-from plots.options import FIGURES, PLOTS, RECORDS, command_line, say
+from plots.options import FIGURES, PLOTS, RECORDS, FigureScript, command_line, run
 from plots.read.records import bound_of, curves_of, read_records
 from sim.panels import A10_PANELS, BASE_SLO, FAR_PANELS, PANELS, TP4_PANELS, Panel
 
@@ -141,7 +140,7 @@ class Sweep:
 class Drawing:
     """One figure: its script, and what the script is told."""
 
-    script: ModuleType
+    script: FigureScript
     arguments: tuple[str, ...]
 
     def draw(self) -> None:
@@ -166,26 +165,26 @@ def drawings(records: Path, out: Path, paper: FigureSet = PAPER, far: FigureSet 
 def _far_drawings(far: FigureSet, records: Path, out: Path) -> Iterator[Drawing]:
     places = ("--json", str(records), "--out", str(out))
     for spec in far.panels:
-        yield Drawing(plot_e2e, ("--spec", spec, "--far", "--bound", "--metric", far.metric, *places))
+        yield Drawing(plot_e2e.FIGURE, ("--spec", spec, "--far", "--bound", "--metric", far.metric, *places))
     first = ("--policy", far.policies[0], *places)
-    yield Drawing(plot_breakdown, ("--loads", *FAR_LOADS, *first))
-    yield Drawing(plot_kvcache_cdf, ("--loads", *FAR_LOADS, *first))
-    yield Drawing(plot_autoscale_cdf, (*FAR_LOAD, *first))
-    yield Drawing(plot_frag, (*FAR_LOAD, *first))
+    yield Drawing(plot_breakdown.FIGURE, ("--loads", *FAR_LOADS, *first))
+    yield Drawing(plot_kvcache_cdf.FIGURE, ("--loads", *FAR_LOADS, *first))
+    yield Drawing(plot_autoscale_cdf.FIGURE, (*FAR_LOAD, *first))
+    yield Drawing(plot_frag.FIGURE, (*FAR_LOAD, *first))
 
 
 def _paper_drawings(paper: FigureSet, records: Path, out: Path) -> Iterator[Drawing]:
     metric = ("--metric", paper.metric, "--out", str(out))
     simulated = str(records / paper.name)
     for spec in paper.panels:
-        yield Drawing(plot_e2e, ("--spec", spec, "--json", simulated, *metric))
-    yield Drawing(plot_a10, ("--json", str(records / "a10"), *metric))
-    yield Drawing(plot_tp4, ("--json", str(records / "tp4"), *metric))
+        yield Drawing(plot_e2e.FIGURE, ("--spec", spec, "--json", simulated, *metric))
+    yield Drawing(plot_a10.FIGURE, ("--json", str(records / "a10"), *metric))
+    yield Drawing(plot_tp4.FIGURE, ("--json", str(records / "tp4"), *metric))
     first = ("--policy", paper.policies[0], "--out", str(out))
     for script in (plot_autoscale_cdf, plot_frag):
-        yield Drawing(script, ("--json", simulated, *first))
+        yield Drawing(script.FIGURE, ("--json", simulated, *first))
     for script in (plot_breakdown, plot_kvcache_cdf):
-        yield Drawing(script, ("--json", simulated, str(MEASURED), "--measured-on", MEASURED_ON, *first))
+        yield Drawing(script.FIGURE, ("--json", simulated, str(MEASURED), "--measured-on", MEASURED_ON, *first))
 
 
 def write_claims(records: Path, page: Path, paper: FigureSet = PAPER, far: FigureSet = FAR) -> None:
@@ -210,9 +209,9 @@ def simulate(jobs: Sequence[Sweep], progress: Progress) -> None:
             pool.shutdown(cancel_futures=True)
 
 
-def make(options: argparse.Namespace, console: Console) -> None:
-    """Simulate, draw, write. Raises ``PlotUsageError``."""
-    began_s = time.monotonic()
+def make(options: argparse.Namespace) -> list[Path]:
+    """Simulate, draw, write; the page of claims. Raises ``PlotUsageError``."""
+    began_s, console = time.monotonic(), Console(highlight=False)
     sets = [one.of_policies(options.policy) for one in (PAPER, FAR)]
     out = options.out or (PLOTS / "out" if options.policy else FIGURES)
     claims = options.claims or (out if options.policy else PLOTS) / "claims.md"
@@ -226,8 +225,8 @@ def make(options: argparse.Namespace, console: Console) -> None:
         for drawing in progress.track(drawings(options.json, out, *sets), description="drawing"):
             drawing.draw()
     write_claims(options.json, claims, *sets)
-    console.print(f"{claims} and the figures in {out}")
-    console.print(f"simulated in {simulated_s:.0f} s, all in {time.monotonic() - began_s:.0f} s")
+    console.print(f"figures in {out}; simulated in {simulated_s:.0f} s, all in {time.monotonic() - began_s:.0f} s")
+    return [claims]
 
 
 def _require_all(one: FigureSet, records: Path) -> None:
@@ -251,12 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--policy", nargs="+", metavar="NAME", help="compare these systems instead; figures then go to plots/out"
     )
     options.add_argument("--keep", action="store_true", help="draw the records that are there, simulate nothing")
-    try:
-        make(options.parse_args(arguments), Console(highlight=False))
-    except PlotUsageError as error:
-        say(f"error: {error}")
-        return 2
-    return 0
+    return run(make, options.parse_args(arguments))
 
 
 if __name__ == "__main__":

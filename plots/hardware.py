@@ -13,7 +13,7 @@ from plots.curves.outcome import Outcome
 from plots.curves.usage import PlotUsageError
 from plots.draw.attainment import draw_attainment
 from plots.draw.style import LOOKS, Look, figure_style, metric_label, new_figure, system_name, write_figure
-from plots.options import add_metric, add_policy, destinations, parser, run, say
+from plots.options import FigureScript, add_metric, add_policy, destinations, say
 from plots.read.records import curves_of, read_artifact_runs, read_records
 from sim.panels import DIGITS, Panel
 
@@ -24,7 +24,6 @@ class HardwareFigure:
 
     name: str
     panels: Sequence[Panel]
-    description: str | None
 
     def draw(self, options: argparse.Namespace) -> list[Path]:
         """Draw the panels into one plot, return the files. Raises ``PlotUsageError``."""
@@ -51,21 +50,15 @@ class HardwareFigure:
             return write_figure(figure, destinations(options.out), self.name)
 
     def _outcomes(self, options: argparse.Namespace) -> list[Outcome]:
-        """Those in the usual formats, and the artifact's results for this figure."""
+        """The outcomes in the usual formats, and the artifact's results for this figure."""
         slos = [panel.slo for panel in self.panels]
         device = options.measured_on or self.name.upper()
         return [*read_records(options.json, options.measured_on), *read_artifact_runs(options.json, device, slos)]
 
-    def options(self) -> argparse.ArgumentParser:
-        """The command line."""
-        made = parser(self.description, subfolder=self.name)
-        add_metric(made)
-        add_policy(made)
-        return made
 
-    def main(self, arguments: Sequence[str] | None = None) -> int:
-        """Exit status."""
-        return run(self.draw, self.options().parse_args(arguments))
+def hardware_figure(name: str, panels: Sequence[Panel], description: str | None) -> FigureScript:
+    """The script of the figure of that name."""
+    return FigureScript(description, HardwareFigure(name, panels).draw, [add_metric, add_policy], subfolder=name)
 
 
 def _look(look: Look, curve: Curve) -> Look:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from aegaeon.core.slo import Slo
@@ -24,35 +25,50 @@ def command_line(docstring: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def parser(description: str | None, subfolder: str = "") -> argparse.ArgumentParser:
-    """Options of every figure: where records are, where pictures go, what real records were measured on.
+@dataclass(frozen=True, slots=True)
+class FigureScript:
+    """A script that draws a figure: its command line has the options of every figure, and ``more``.
 
     Records of a figure with hardware of its own are in a ``subfolder`` of ``plots/json``, if they are not in it; those
     that the artifact comes with in one of ``plots``.
     """
-    made = command_line(description)
-    also = [f"plots/json/{subfolder}", f"plots/{subfolder}"] if subfolder else []
-    folders = [folder for folder in (RECORDS, *(PLOTS.parent / name for name in also)) if folder.is_dir()]
-    made.add_argument(
-        "--json",
-        type=_folder,
-        nargs="+",
-        default=list(dict.fromkeys(folders)) or [RECORDS],
-        metavar="DIR",
-        help=f"where records are, default {', '.join(['plots/json', *also])}",
-    )
-    made.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where the PDF and PNG go; default plots/out, and the PDF beside the script too, as in the artifact",
-    )
-    made.add_argument(
-        "--measured-on",
-        metavar="DEVICE",
-        help="what real records (run-*.json) without a device of their own were measured on, such as '2-core CPU'",
-    )
-    return made
+
+    description: str | None
+    draw: Callable[[argparse.Namespace], Sequence[Path]]
+    more: Sequence[Callable[[argparse.ArgumentParser], None]]
+    subfolder: str = ""
+
+    def options(self) -> argparse.ArgumentParser:
+        """The command line: where records are, where pictures go, what real records were measured on, and ``more``."""
+        made = command_line(self.description)
+        also = [f"plots/json/{self.subfolder}", f"plots/{self.subfolder}"] if self.subfolder else []
+        folders = [folder for folder in (RECORDS, *(PLOTS.parent / name for name in also)) if folder.is_dir()]
+        made.add_argument(
+            "--json",
+            type=_folder,
+            nargs="+",
+            default=list(dict.fromkeys(folders)) or [RECORDS],
+            metavar="DIR",
+            help=f"where records are, default {', '.join(['plots/json', *also])}",
+        )
+        made.add_argument(
+            "--out",
+            type=Path,
+            metavar="DIR",
+            help="where the PDF and PNG go; default plots/out, and the PDF beside the script too, as in the artifact",
+        )
+        made.add_argument(
+            "--measured-on",
+            metavar="DEVICE",
+            help="what real records (run-*.json) without a device of their own were measured on, such as '2-core CPU'",
+        )
+        for add in self.more:
+            add(made)
+        return made
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Draw what the arguments ask for; an exit status."""
+        return run(self.draw, self.options().parse_args(arguments))
 
 
 def add_metric(options: argparse.ArgumentParser) -> None:
@@ -147,6 +163,8 @@ def run(draw: Callable[[argparse.Namespace], Sequence[Path]], options: argparse.
     except PlotUsageError as error:
         say(f"error: {error}")
         return 2
+    except KeyboardInterrupt:
+        return 130
     for file in files:
         print(_shown(file))
     return 0

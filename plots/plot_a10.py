@@ -14,11 +14,11 @@ from pathlib import Path
 if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from plots.hardware import HardwareFigure
+from plots.hardware import hardware_figure
 from sim.panels import A10_PANELS
 
-FIGURE = HardwareFigure("a10", A10_PANELS, __doc__)
-draw, options, main = FIGURE.draw, FIGURE.options, FIGURE.main
+FIGURE = hardware_figure("a10", A10_PANELS, __doc__)
+main = FIGURE.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: the folder above has the packages
@@ -18,7 +17,7 @@ if not __package__:  # run as a script: the folder above has the packages
 from plots.curves.usage import PlotUsageError
 from plots.draw.cdf import draw_cdf
 from plots.draw.style import figure_style, model_name, new_figure, system_name, write_figure
-from plots.options import add_load, chosen_load, destinations, parser, run
+from plots.options import FigureScript, add_load, chosen_load, destinations
 from plots.read.records import read_records
 from plots.read.selection import at_load, load_name
 
@@ -40,17 +39,8 @@ def draw(options: argparse.Namespace) -> list[Path]:
         return write_figure(figure, destinations(options.out), "autoscale_cdf")
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    made = parser(__doc__)
-    add_load(made)
-    return made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status."""
-    return run(draw, options().parse_args(arguments))
-
+FIGURE = FigureScript(__doc__, draw, [add_load])
+main = FIGURE.main
 
 if __name__ == "__main__":
     sys.exit(main())

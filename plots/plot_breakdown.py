@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from plots.curves.usage import PlotUsageError
 from plots.draw.bars import Part, draw_shares
 from plots.draw.cdf import duration
 from plots.draw.style import PALETTE, figure_style, new_figure, system_name, tint, write_figure
-from plots.options import add_loads, add_policy, destinations, parser, run, say
+from plots.options import FigureScript, add_loads, add_policy, destinations, say
 from plots.read.records import read_records
 from plots.read.selection import load_name, typical
 
@@ -63,18 +62,8 @@ def _row_name(outcome: Outcome, policy: str) -> str:
     return f"{load_name(outcome.load)}{other}\n{outcome.source}"
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    made = parser(__doc__)
-    add_policy(made)
-    add_loads(made)
-    return made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status."""
-    return run(draw, options().parse_args(arguments))
-
+FIGURE = FigureScript(__doc__, draw, [add_policy, add_loads])
+main = FIGURE.main
 
 if __name__ == "__main__":
     sys.exit(main())

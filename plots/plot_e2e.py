@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: the folder above has the packages
@@ -23,7 +22,7 @@ from aegaeon.run_header import Origin
 from plots.curves.usage import PlotUsageError
 from plots.draw.attainment import draw_attainment, draw_bound
 from plots.draw.style import figure_style, metric_label, new_figure, system_look, write_figure
-from plots.options import add_metric, add_slo, destinations, parser, run, say
+from plots.options import FigureScript, add_metric, add_slo, destinations, say
 from plots.read.records import bound_of, curves_of, read_records
 from sim.panels import DIGITS, FAR_PANELS, PANELS
 
@@ -53,21 +52,17 @@ def draw(options: argparse.Namespace) -> list[Path]:
         return write_figure(figure, destinations(options.out), panel.spec)
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    made = parser(__doc__)
-    made.add_argument("--spec", required=True, choices=list(PANELS), help="the panel")
-    made.add_argument("--far", action="store_true", help="the sweep that goes as far as this project, not the paper's")
-    made.add_argument("--bound", action="store_true", help="also where no policy can keep every deadline")
-    add_metric(made)
-    add_slo(made)
-    return made
+def add_panel(options: argparse.ArgumentParser) -> None:
+    """The options that choose what is drawn."""
+    options.add_argument("--spec", required=True, choices=list(PANELS), help="the panel")
+    options.add_argument(
+        "--far", action="store_true", help="the sweep that goes as far as this project, not the paper's"
+    )
+    options.add_argument("--bound", action="store_true", help="also where no policy can keep every deadline")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status."""
-    return run(draw, options().parse_args(arguments))
-
+FIGURE = FigureScript(__doc__, draw, [add_panel, add_metric, add_slo])
+main = FIGURE.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 if not __package__:  # run as a script: the folder above has the packages
@@ -20,7 +20,7 @@ from plots.curves.outcome import SlabUse
 from plots.curves.usage import PlotUsageError
 from plots.draw.bars import Part, draw_shares
 from plots.draw.style import PALETTE, figure_style, new_figure, system_name, write_figure
-from plots.options import add_load, chosen_load, destinations, parser, run
+from plots.options import FigureScript, add_load, chosen_load, destinations
 from plots.read.records import read_records
 from plots.read.selection import at_load, load_name
 
@@ -50,17 +50,8 @@ def _sum(slabs: Mapping[str, SlabUse]) -> SlabUse:
     return SlabUse(sum(use.assigned_bytes for use in slabs.values()), sum(use.used_bytes for use in slabs.values()))
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    made = parser(__doc__)
-    add_load(made)
-    return made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status."""
-    return run(draw, options().parse_args(arguments))
-
+FIGURE = FigureScript(__doc__, draw, [add_load])
+main = FIGURE.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: the folder above has the packages
@@ -19,7 +18,7 @@ from plots.curves.outcome import Distribution
 from plots.curves.usage import PlotUsageError
 from plots.draw.cdf import draw_cdf
 from plots.draw.style import figure_style, new_figure, system_name, write_figure
-from plots.options import add_loads, add_policy, destinations, parser, run, say
+from plots.options import FigureScript, add_loads, add_policy, destinations, say
 from plots.read.records import read_records
 from plots.read.selection import load_name, typical
 
@@ -48,18 +47,8 @@ def draw(options: argparse.Namespace) -> list[Path]:
         return write_figure(figure, destinations(options.out), "kvcache_cdf")
 
 
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    made = parser(__doc__)
-    add_policy(made)
-    add_loads(made)
-    return made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status."""
-    return run(draw, options().parse_args(arguments))
-
+FIGURE = FigureScript(__doc__, draw, [add_policy, add_loads])
+main = FIGURE.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,7 +22,7 @@ _MODELS = 4  # one of each architecture
 
 
 def _arguments(given: list[str]) -> list[str]:
-    """With the benchmarks' models where no model is named, and this folder where no other is."""
+    """The arguments with the benchmarks' models where no model is named, and this folder where no other is."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("models", nargs="*")
     for flag in ("-h", "--help", "--quick", "--fresh"):

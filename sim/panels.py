@@ -54,7 +54,7 @@ class Panel:
 
     @property
     def loads(self) -> tuple[Load, ...]:
-        """Those of the points, in order."""
+        """The loads of the points, in order."""
         pairs = [(models, rate) for models in self.models for rate in self.rates]
         return tuple(Load.of(models, rate, self.inlen_scale, self.outlen_scale) for models, rate in pairs)
 

@@ -1,11 +1,14 @@
 """What all tests share: no test depends on how fast the machine is.
 
-Triton kernels run on the CPU here: its interpreter must be chosen before anything imports Triton.
+Triton kernels run on the CPU here: its interpreter must be chosen before anything imports Triton. Likewise the number
+of threads that compute, before anything imports torch: on cores that others use too, threads that share a tiny tensor
+wait for each other ten times as long as they compute. Instances have as many as their options say.
 """
 
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 

@@ -182,7 +182,7 @@ class Generation(Protocol):
 
     @property
     def cached_tokens(self) -> int:
-        """Of the prompt, whose KV was there already; 0 until that is known."""
+        """Tokens of the prompt whose KV was there already; 0 until that is known."""
         ...
 
     @property

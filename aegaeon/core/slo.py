@@ -30,5 +30,5 @@ class Slo:
         return arrival_s + self.ttft_s + token_index * self.tpot_s
 
     def scaled(self, factor: float) -> Slo:
-        """Both targets multiplied by ``factor``."""
+        """The targets, both multiplied by ``factor``."""
         return Slo(self.ttft_s * factor, self.tpot_s * factor)

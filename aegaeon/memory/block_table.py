@@ -80,7 +80,7 @@ class BlockTables:
         return tuple(self._table(request_id).blocks)
 
     def named(self, request_id: str) -> Sequence[PrefixNode]:
-        """Where the tree has a request's first tokens, block by block."""
+        """The nodes where the tree has a request's first tokens, block by block."""
         return self._table(request_id).path
 
     def capacity_tokens(self, request_id: str) -> int:

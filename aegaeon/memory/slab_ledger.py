@@ -171,7 +171,7 @@ class SlabLedger:
         return self._serves[index] if 0 <= index < self.slabs else None
 
     def _slabs_of(self, shape: KvShape) -> ShapeSlabs:
-        """By identity first: hashing a shape of many layers costs more than everything else here."""
+        """A shape's slabs, by identity first: hashing a shape of many layers costs more than everything else here."""
         slabs = self._by_id.get(id(shape)) or self._shapes.get(shape)
         if slabs is None:
             raise LedgerError(f"shape {shape.label} is not registered")

@@ -20,7 +20,7 @@ class TurnTimes:
 
     @property
     def first_step_s(self) -> float:
-        """When its first step began."""
+        """When the turn's first step began."""
         return min(span.start_s for span in self.spans if span.phase in _COMPUTE)
 
     @property

@@ -27,7 +27,7 @@ class Drain:
         self._departures += 1
 
     def wait_s(self, ahead: int, now_s: float) -> float:
-        """Until ``ahead`` have been served (Little's law). A gap that is longer than the mean counts while it lasts."""
+        """Time until ``ahead`` are served (Little's law). A gap that is longer than the mean counts while it lasts."""
         return ahead * max(self._gap_s, self._latest * (now_s - self._since_s))
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from aegaeon.core.cost import CostModel
 from aegaeon.core.instance import Role
@@ -30,15 +31,22 @@ MakeScheduler = Callable[[Sequence[ModelSpec], CostModel, PoolLimits, Sequence[P
 instances by ``InstanceJoined``, as they come up; only static placements go by the list."""
 
 
-def as_they_join(make: Callable[[Sequence[ModelSpec], CostModel, PoolLimits], Scheduler]) -> MakeScheduler:
-    """Of a scheduler that needs to know no instance before it has joined."""
+MakeUnplaced = Callable[[Sequence[ModelSpec], CostModel, PoolLimits], Scheduler]
 
-    def scheduler(
-        models: Sequence[ModelSpec], costs: CostModel, limits: PoolLimits, _instances: Sequence[PlacedInstance]
-    ) -> Scheduler:
-        return make(models, costs, limits)
 
-    return scheduler
+def as_they_join(make: MakeUnplaced) -> MakeScheduler:
+    """Makes schedulers that need to know no instance before it has joined; it can be pickled where ``make`` can."""
+    return partial(_unplaced, make)
+
+
+def _unplaced(
+    make: MakeUnplaced,
+    models: Sequence[ModelSpec],
+    costs: CostModel,
+    limits: PoolLimits,
+    _instances: Sequence[PlacedInstance],
+) -> Scheduler:
+    return make(models, costs, limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,7 +293,7 @@ class PolicyShell(ABC, Generic[JobT, InstanceT]):
         self._out.append(RejectRequest(job.request_id, reason, detail))
 
     def _reject_misfits(self, jobs: Iterable[JobT]) -> list[JobT]:
-        """Those that the instances there are can hold; the others are told why."""
+        """The jobs that the instances there are can hold; the others are told why."""
         fitting = []
         for job in jobs:
             refusal = self._misfit(job)

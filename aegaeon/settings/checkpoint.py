@@ -33,7 +33,7 @@ def weight_bytes(directory: Path, dtype: str | None = None) -> int:
 
 
 def _configured_dtype(directory: Path) -> str | None:
-    """As a string, where the configuration, or that of its text part, has one."""
+    """The type as a string, where the configuration, or that of its text part, has one."""
     config = read_object(directory / "config.json")
     return next((str(dtype).removeprefix("torch.") for dtype in _dtypes(config)), None)
 

@@ -60,7 +60,7 @@ def read_settings(
     flags: Mapping[str, object] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
-    """As ``load_settings``, without looking at the machine, which may take long."""
+    """What ``load_settings`` returns, without looking at the machine, which may take long."""
     sources = read_sources(models, file, flags or {}, environment or {})
     values = validate(sources)
     found, sizes = _models(values, sources)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from benchmark.e2e.process_tree import ProcessTree
+from benchmark.e2e.process_tree import ProcessTree, title
 
 
 class Fault(StrEnum):
@@ -36,7 +36,7 @@ class Fault(StrEnum):
         return self.value.split()[0]
 
 
-# What the command line of the process has in it; instances are found by the pool's own state.
+# What the title of the process has in it; instances are found by the pool's own state.
 _TITLES = {
     Fault.DRIVER: "ray::DriverActor",
     Fault.SERVER: "aegaeon.cli.service.server_process",
@@ -89,7 +89,7 @@ class Victims:
         if fault in (Fault.KILL, Fault.STOP):
             return self._instances()
         pool = ProcessTree.now().descendants({self._pool_pid})
-        return [pid for pid in pool if _TITLES[fault] in (title := _title(pid)) and _STANDS_BY not in title]
+        return [pid for pid in pool if _TITLES[fault] in (said := title(pid)) and _STANDS_BY not in said]
 
     def _instances(self) -> list[int]:
         try:
@@ -97,12 +97,6 @@ class Victims:
         except (httpx.HTTPError, ValueError):
             return []
         return [instance["pid"] for instance in state["instances"] if instance["pid"]]
-
-
-def _title(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""
 
 
 def _descriptors(pid: int) -> int:

@@ -265,13 +265,13 @@ def fault_table(hits: Sequence[Hit], longest_silence_s: float) -> Table:
 
 
 def _p50_p99_s(recoveries_s: Sequence[float]) -> tuple[float, float]:
-    """Of those that were seen, not in between; infinite where a fault was never recovered from."""
+    """The percentiles that were seen, not in between; infinite where a fault was never recovered from."""
     p50_s, p99_s = np.quantile(recoveries_s, (0.5, 0.99), method="higher")
     return round(float(p50_s), 2), round(float(p99_s), 2)
 
 
 def _longest_silence_s(chaos: Chaos) -> float:
-    """Of one stream, at a time when nothing was being recovered from."""
+    """The longest silence of one stream while nothing was being recovered from."""
     troubled = [(hit.time_s, hit.recovered_s or float("inf")) for hit in chaos.hits]
     quiet = (
         end_s - start_s

@@ -43,7 +43,7 @@ def run_to_end(body: Callable[[], int]) -> int:
 
 
 def _set(handlers: Handlers) -> Handlers:
-    """Those that were there before."""
+    """Set handlers; those that were there before."""
     return {number: signal.signal(number, handler) for number, handler in handlers.items()}
 
 

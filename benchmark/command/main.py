@@ -15,13 +15,24 @@ from aegaeon.cli.terminal.logs import configure_logs
 from aegaeon.json_file import JsonFileError
 from aegaeon.latency.estimate.errors import LatencyError
 from aegaeon.profiling.errors import ProfilingError
+from aegaeon.scheduler.layout import NoPlacementError
 from aegaeon.workload import WorkloadError
 from benchmark.command.awake import awake_cores
 from benchmark.command.errors import BenchmarkError
 from benchmark.command.interrupt import run_to_end
 from benchmark.command.result_file import RESULTS, ROOT
 
-_ERRORS = (BenchmarkError, ProfilingError, WorkloadError, LatencyError, JsonFileError, OSError, httpx.HTTPError)
+_ERRORS = (
+    BenchmarkError,
+    ProfilingError,
+    WorkloadError,
+    LatencyError,
+    NoPlacementError,
+    JsonFileError,
+    OSError,
+    httpx.HTTPError,
+    subprocess.CalledProcessError,
+)
 
 
 def run_command(program: str, body: Callable[[], int]) -> int:

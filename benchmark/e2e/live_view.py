@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -106,8 +106,14 @@ async def showing(
     console: Console, table: Callable[[], RenderableType], line: Callable[[], str], live: bool
 ) -> AsyncIterator[None]:
     """Show how it goes while the body runs: ``table`` where ``live``, else ``line`` every ten seconds."""
-    show = _show_live(console, table) if live else _print_lines(console, line)
-    task = asyncio.create_task(show)
+    async with beside(_show_live(console, table) if live else _print_lines(console, line)):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Have ``work`` done while the body runs, and no longer."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ DEFAULT_POLICY = PoolConfig(models=()).policy
 
 
 def chosen_policy(flag: str | None, config: Path | None, environment: Mapping[str, str]) -> str:
-    """By ``aegaeon serve``'s own rules. Raises ``BenchmarkUsageError``."""
+    """The policy by ``aegaeon serve``'s own rules. Raises ``BenchmarkUsageError``."""
     try:
         values = given(validate(read_sources((), config, {"policy": flag}, environment)))
     except SettingsError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import httpx
@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
-from benchmark.e2e.live_view import ReplayProgress
+from benchmark.e2e.live_view import ReplayProgress, beside
 
 POLL_S = 0.25
 
@@ -25,16 +25,9 @@ class PoolState:
         self._instances: list[dict[str, Any]] = []
         self._models: list[str] = []
 
-    @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
+    def watched(self) -> AbstractAsyncContextManager[None]:
         """Keep looking while the body runs."""
-        task = asyncio.create_task(self._watch())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        return beside(self._watch())
 
     async def _watch(self) -> None:
         while True:

@@ -11,6 +11,15 @@ from typing import Self
 _ENDED = "Z"
 
 
+def title(pid: int) -> str:
+    """The name of a process and its command line, with spaces; empty where it has ended."""
+    with contextlib.suppress(OSError):
+        place = Path(f"/proc/{pid}")
+        said = (place / "comm").read_bytes() + (place / "cmdline").read_bytes()
+        return said.replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessTree:
     """A snapshot of all processes: parent of each one that runs, and of each that ended and was not waited for."""

@@ -61,7 +61,7 @@ def local_device() -> str:
 
 
 def run_header(policy: str | None, load: Load | None, slo: Slo, device: str | None) -> RunHeader:
-    """Of a real run; None for what nobody knows."""
+    """The header of a real run; None for what nobody knows."""
     return RunHeader.here(Origin.MEASURED, device, slo, {RUN: SystemRun(policy, load)})
 
 

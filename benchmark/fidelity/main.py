@@ -29,12 +29,10 @@ all models, and in the simulator the median jumped by up to 30 % where steps too
 from __future__ import annotations
 
 import argparse
-import asyncio
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import chain, product
 from pathlib import Path
 from statistics import median
@@ -46,13 +44,13 @@ from aegaeon.core.profile import LatencyProfile
 from aegaeon.core.slo import Slo
 from aegaeon.device.common.local_cpu import local_cpu
 from aegaeon.latency.files.profile_book import ProfileEntry
-from aegaeon.profiling.errors import ProfilingError
 from aegaeon.scheduler.policies.registry import POLICIES as REGISTERED
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
 from benchmark.command.errors import BenchmarkUsageError
 from benchmark.command.main import add_measuring_options, amount, draw_result, run_measuring
 from benchmark.command.result_file import write_result
 from benchmark.e2e.job import LengthLimits, ReplayJob, TargetModel, plan_jobs
+from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.results import failures
 from benchmark.e2e.small_models import CACHE_DIR
 from benchmark.fidelity import pool as real
@@ -79,16 +77,13 @@ def make_jobs(names: Sequence[str], rate_per_s: float, seconds: float, seed: int
 
 
 def _seconds(rate_per_s: float, models: int) -> float:
-    """Of arrivals."""
+    """How long requests of a load go on arriving."""
     return min(MOST_SECONDS, max(LEAST_SECONDS, REQUESTS / (rate_per_s * models)))
 
 
 def _profile(models: Mapping[str, Path], options: argparse.Namespace, console: Console) -> dict[str, ProfileEntry]:
     console.print("profiling (what was measured before is kept) ...")
-    date = datetime.now(UTC).date().isoformat()
-    problems = real.profile(models, options.work / "profiles", date, lambda done, total, text: None)
-    if problems:
-        raise ProfilingError("\n".join(problems))
+    real.profile(models, options.work / "profiles")
     return real.profiles(options.work / "profiles", local_cpu(real.THREADS).name, list(models))
 
 
@@ -107,8 +102,8 @@ def _measure(
         log = options.work / f"events-{policy}.jsonl"
         log.unlink(missing_ok=True)
         arguments = real.serve_arguments(policy, models, options.work / "profiles", cache_bytes, log)
-        with real.pool(arguments, Path(scratch) / "pool.log") as pool:
-            asyncio.run(real.warm_up(pool.url, list(models)))
+        with PoolProcess(arguments, Path(scratch) / "pool.log") as pool:
+            real.warm_up(pool.url, list(models), real.WARM_PROMPTS, new_tokens=24)
             runs: list[tuple[float, _Timed]] = []
             own: list[_Timed] = []
             for index, (rate, rounds) in product(range(options.rounds), loads.items()):
@@ -130,7 +125,7 @@ class _Timed:
 
 def _timed(url: str, jobs: Sequence[ReplayJob], awake: frozenset[int]) -> _Timed:
     start_s = time.monotonic()
-    run = real.run_sync(url, jobs, SLO, awake)
+    run = real.replay(url, jobs, SLO, awake)
     return _Timed((start_s, time.monotonic()), run)
 
 

@@ -62,6 +62,6 @@ class Measured:
 
 
 def _record(plain: Mapping[str, Any]) -> RequestRecord:
-    """Without the parts of its life: they are not compared."""
+    """A record without the parts of its life: they are not compared."""
     times = tuple(plain["token_times_s"])
     return RequestRecord(**{**plain, "token_times_s": times, "slo": Slo(**plain["slo"]), "parts": None})

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from aegaeon.core.slo import Slo
 from aegaeon.latency.files.profile_book import ProfileBook, ProfileEntry
 from aegaeon.profiling.campaign import Campaign
+from aegaeon.profiling.errors import ProfilingError
+from aegaeon.profiling.target import Target
+from aegaeon.runtime.process.process import processor_ticks
 from aegaeon.scheduler.log import LogEntry, decode
 from aegaeon.toy_models.make_model import make_model
 from aegaeon.toy_models.model_request import ModelSizes
 from benchmark.e2e.job import ReplayJob
-from benchmark.e2e.pool import PoolProcess
 from benchmark.e2e.process_tree import ProcessTree
 from benchmark.e2e.replay import Replay, Replayed, http_client
 from benchmark.fidelity.measured import RealRun
@@ -30,7 +34,7 @@ CHUNK_TOKENS = 512
 BLOCK_TOKENS = 16
 KV_CACHE_BYTES = 256 << 20
 SLAB_BYTES = 16 << 20
-_WARM_PROMPTS = 40  # until the weights of a prefill instance are packed: a piece a step
+WARM_PROMPTS = 40  # until the weights of a prefill instance are packed: a piece a step
 
 
 def ensure_models(folder: Path) -> dict[str, Path]:
@@ -42,22 +46,31 @@ def ensure_models(folder: Path) -> dict[str, Path]:
     return models
 
 
-def profile(models: Mapping[str, Path], out: Path, date: str, progress: Callable[[int, int, str], None]) -> list[str]:
-    """Profile the models here, going on with what is in ``out``; for each model without a profile the reason."""
+def profile(
+    models: Mapping[str, Path],
+    out: Path,
+    chunk_tokens: int = CHUNK_TOKENS,
+    batch: int = BATCH,
+    target: Target | None = None,
+) -> None:
+    """Profile the models here, going on with what is in ``out``. Raises ``ProfilingError``."""
     campaign = Campaign(
         models,
         out,
         THREADS,
         kv_bytes=64 << 20,
-        chunk_tokens=CHUNK_TOKENS,
-        max_batch_requests=BATCH,
+        chunk_tokens=chunk_tokens,
+        max_batch_requests=batch,
         max_context_tokens=CONTEXT_TOKENS,
         max_error=0.10,
         quick=False,
         fresh=False,
-        date=date,
+        date=datetime.now(UTC).date().isoformat(),
+        target=target,
     )
-    return campaign.run(progress)[1]
+    problems = campaign.run(lambda done, total, text: None)[1]
+    if problems:
+        raise ProfilingError("\n".join(problems))
 
 
 def profiles(out: Path, device: str, names: Sequence[str]) -> dict[str, ProfileEntry]:
@@ -81,8 +94,12 @@ def serve_arguments(
     ]
 
 
-async def replay(url: str, jobs: Sequence[ReplayJob], slo: Slo, apart: frozenset[int]) -> RealRun:
+def replay(url: str, jobs: Sequence[ReplayJob], slo: Slo, apart: frozenset[int] = frozenset()) -> RealRun:
     """Send a load's requests and wait for their replies. What the processes ``apart`` compute is not counted."""
+    return asyncio.run(_replay(url, jobs, slo, apart))
+
+
+async def _replay(url: str, jobs: Sequence[ReplayJob], slo: Slo, apart: frozenset[int]) -> RealRun:
     async with http_client(url, 300.0) as client:
         started_s, before = time.monotonic(), CpuTimes.now(apart)
         replies = await Replay(client, slo, _Silent()).run(jobs)
@@ -92,13 +109,11 @@ async def replay(url: str, jobs: Sequence[ReplayJob], slo: Slo, apart: frozenset
     return RealRun(records, duration_s, own_s / duration_s, (all_s - own_s) / duration_s)
 
 
-async def warm_up(url: str, names: Sequence[str]) -> None:
-    """Run every model until it is as fast as it gets."""
-    slo = Slo(60.0, 1.0)
-    async with http_client(url, 300.0) as client:
-        for name in names:
-            warm = [ReplayJob(f"warm-{name}-{index}", name, 0.0, 64, 24) for index in range(_WARM_PROMPTS)]
-            await Replay(client, slo, _Silent()).run(warm)
+def warm_up(url: str, names: Sequence[str], requests: int, new_tokens: int) -> None:
+    """Have every model read from disk, built and used, one after the other."""
+    for name in names:
+        warm = [ReplayJob(f"warm-{name}-{index}", name, 0.0, 64, new_tokens) for index in range(requests)]
+        replay(url, warm, Slo(60.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +137,9 @@ class CpuTimes:
 
 def _ticks(pid: int) -> int:
     """User and system time of a process; 0 where it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])
+    with contextlib.suppress(OSError):
+        return processor_ticks(pid)
+    return 0
 
 
 class _Silent:
@@ -142,17 +155,7 @@ class _Silent:
         return
 
 
-def run_sync(url: str, jobs: Sequence[ReplayJob], slo: Slo, apart: frozenset[int]) -> RealRun:
-    """``replay`` outside of a loop."""
-    return asyncio.run(replay(url, jobs, slo, apart))
-
-
 def read_log(path: Path, spans_s: Sequence[tuple[float, float]]) -> list[list[LogEntry]]:
     """What a pool that has ended logged in each of the spans of this machine's monotonic clock."""
     entries = [decode(line) for line in path.read_text("utf-8").splitlines()]
     return [[entry for entry in entries if start_s <= entry.now_s <= end_s] for start_s, end_s in spans_s]
-
-
-def pool(arguments: Sequence[str], log: Path) -> PoolProcess:
-    """A pool in processes of its own."""
-    return PoolProcess(arguments, log)

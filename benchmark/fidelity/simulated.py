@@ -67,7 +67,7 @@ def simulate(
 
 
 def _sim_model(name: str, entry: ProfileEntry, slo: Slo, machine: MeasuredMachine) -> SimModel:
-    """As fast as in the pool; the scheduler is told the profile."""
+    """A model as fast as in the pool; the scheduler is told the profile."""
     shape = replace(entry.kv_shape, block_tokens=BLOCK_TOKENS)
     spec = ModelSpec(name, entry.weight_bytes, shape, CONTEXT_TOKENS, slo)
     return SimModel(spec, machine.turns.in_pool(entry.profile), name)

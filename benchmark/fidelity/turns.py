@@ -71,7 +71,7 @@ class TurnCosts:
         )
 
     def slower(self, factor: float) -> TurnCosts:
-        """Of a machine on which everything takes ``factor`` times as long."""
+        """The costs of a machine on which everything takes ``factor`` times as long."""
         return replace(
             self,
             prefill_ratio=self.prefill_ratio * factor,
@@ -137,14 +137,14 @@ class _Turn:
 
     @property
     def mixed_prompts(self) -> list[int]:
-        """Those that were processed beside decoding members: these steps are in no sum."""
+        """The prompts that were processed beside decoding members: these steps are in no sum."""
         if not self.start.keep_prefilled:
             return []
         return self.prompts if self.start.decode else self.prompts[1:]
 
     @property
     def steps(self) -> int:
-        """Those that are timed."""
+        """How many steps are timed."""
         return sum(sums.steps for sums in (self.timing.prefill, self.timing.decode) if sums is not None)
 
     def beside_s(self) -> float:

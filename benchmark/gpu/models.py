@@ -35,7 +35,7 @@ class ShapedModel:
     values: Mapping[str, Any]
 
     def config(self) -> Any:
-        """Its configuration."""
+        """The shape as a configuration of Transformers."""
         return self.family(max_position_embeddings=16384, bos_token_id=1, eos_token_id=2, **self.values)
 
     @property

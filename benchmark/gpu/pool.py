@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ class SuitePool:
 
     @property
     def config(self) -> PoolConfig:
-        """As the pool itself will have it, but for the models."""
+        """The configuration that the pool itself will have, but for the models."""
         return PoolConfig(
             models=(),
             device=self.target.kind,
@@ -163,15 +162,15 @@ def _run(
     arguments: Sequence[str], pool_log: Path, event_log: Path, jobs: Sequence[ReplayJob]
 ) -> tuple[list[RequestRecord], list[LogEntry], float]:
     """Records, the scheduler's log, and when the load began; every model has been used once before."""
+    from benchmark.e2e.pool import PoolProcess
     from benchmark.fidelity import pool as real  # brings in the server's and Ray's world
 
     names = dict.fromkeys(job.model for job in jobs)
     warm = [ReplayJob(f"warm-{name}", name, 0.0, 64, 24) for name in names]
-    replay = partial(real.run_sync, apart=frozenset[int]())
-    with real.pool(arguments, pool_log) as running:
-        replay(running.url, warm, _PATIENT)
+    with PoolProcess(arguments, pool_log) as running:
+        real.replay(running.url, warm, _PATIENT)
         start_s = time.monotonic()
-        records = replay(running.url, jobs, _SLO).records
+        records = real.replay(running.url, jobs, _SLO).records
         end_s = time.monotonic()
     return records, real.read_log(event_log, [(0.0, end_s)])[0], start_s
 

@@ -125,7 +125,7 @@ class Rig:
                 os.close(fd)
 
     def entry(self, model: str) -> qml.Entry:
-        """Its bytes in the host cache; read from disk where they are not there."""
+        """A model's bytes in the host cache; read from disk where they are not there."""
         return self._store.load(self._paths[model], model).result()
 
     def take(self, model: str) -> None:

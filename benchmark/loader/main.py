@@ -28,7 +28,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmark.command.main import draw_result, run_command
+from benchmark.command.errors import BenchmarkError
+from benchmark.command.main import count, draw_result, run_command
 from benchmark.command.result_file import RESULTS, write_result
 
 HERE = Path(__file__).resolve().parent
@@ -107,7 +108,7 @@ class WorkerProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("the worker died; see worker.log in the folder")
+            raise BenchmarkError("the worker died; see worker.log in the folder")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -117,14 +118,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmark.loader", description="Measure quick_model_loader against its limits and its peers."
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured (default: 5)")
+    parser.add_argument("--rounds", type=count, default=5, help="how often everything is measured (default: 5)")
     parser.add_argument("--folder", type=Path, help="where models and environment go, and stay (default: temporary)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the results go")
     parser.add_argument("--patience-s", type=float, default=3.0, help="how long to wait for idle processors, each time")
     parser.add_argument("--ballast-gb", type=float, default=8.0, help="memory to break into pieces (0: leave that out)")
     options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
     return run_command("loader", lambda: _run(options, Console()))
 
 

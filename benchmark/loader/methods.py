@@ -43,7 +43,7 @@ class Memory:
 
     @property
     def address(self) -> int:
-        """Where it begins."""
+        """The address at which it begins."""
         return self.tensor.data_ptr()
 
 

@@ -88,7 +88,7 @@ class Score:
 
 
 def contenders() -> dict[str, Contender]:
-    """By name; ``aegaeon/<n>`` are splits, of which the best one counts."""
+    """The systems by name; ``aegaeon/<n>`` are splits, of which the best one counts."""
     aegaeon = find_system("aegaeon")
     found = [Contender("slack", find_system("slack"))]
     found += [Contender(f"aegaeon/{n}", replace(aegaeon, layout=partial(_split_layout, n))) for n in SPLITS]
@@ -207,7 +207,7 @@ def _arrivals(load: CaseLoad) -> list[Arrival]:
 
 
 def _within_windows(arrivals: Sequence[Arrival]) -> list[Arrival]:
-    """As long as the context windows of the models that ``make_scenario`` will take: no client can send more."""
+    """Arrivals cut to the context windows of the models that ``make_scenario`` will take: no client can send more."""
     book, names = _book(), dict.fromkeys(arrival.model for arrival in arrivals)
     sizes = [book.find(kind, DEVICE).max_context_tokens for kind in SIMULATOR_MIX]
     windows = dict(zip(names, cycle(sizes), strict=False))

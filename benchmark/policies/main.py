@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from aegaeon.cli.terminal.console import make_console
 from aegaeon.crossing import CrossingKind, crossing
-from benchmark.command.main import draw_result, run_command
+from benchmark.command.main import count, draw_result, run_command
 from benchmark.command.result_file import RESULTS, write_result
 from benchmark.policies.cases import (
     CaseLoad,
@@ -124,15 +125,15 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="one seed, few points")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="measure these only")
-    parser.add_argument("--seeds", type=int, metavar="N", help="default 3, or 1 with --quick")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N")
+    parser.add_argument("--seeds", type=count, metavar="N", help="default 3, or 1 with --quick")
+    parser.add_argument("--workers", type=count, default=os.cpu_count() or 1, metavar="N")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args()
     return run_command("policies", lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
-    console = Console()
+    console = make_console()
     seeds = range(FIRST_SEED, FIRST_SEED + (options.seeds or (1 if options.quick else 3)))
     path = options.out / ("policies-quick.json" if options.quick else "policies.json")
     results = _read(path) if set(options.part) < set(PARTS) else {}
@@ -323,7 +324,7 @@ def play(jobs: Sequence[Trial], workers: int) -> list[Score]:
 def _mapped(work: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], workers: int) -> list[Result]:
     """Calls on several cores, with a progress bar; results in order."""
     with (
-        Progress(console=Console(stderr=True), transient=True) as bar,
+        Progress(console=make_console(stderr=True), transient=True) as bar,
         ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool,
     ):
         task = bar.add_task("simulating", total=len(arguments))
@@ -433,7 +434,7 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _margins(figures: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, Any]]:
-    """Of each panel: the point where ``slack`` is least ahead."""
+    """For each panel the point where ``slack`` is least ahead."""
     least = {panel: min(points, key=lambda point: point[1] - point[2]) for panel, points in figures.items()}
     return [
         {"panel": panel, "points": len(figures[panel]), "least ahead at": x, "slack": ours, "aegaeon": theirs}
@@ -500,7 +501,7 @@ def _robustness_table(results: dict[str, Any]) -> Table:
 
 
 def _best_aegaeon(results: dict[str, Any], case: str) -> tuple[str, Curve]:
-    """Its best split in a market, and the curve."""
+    """The best split of the paper's policy in a market, and its curve."""
     found = _best_split(results, f"market {case} ")
     return next((name, curve) for name, curve in found.items() if name in _SPLITS)
 

@@ -6,23 +6,21 @@ One mixed instance of a thread, worked with as if it were a GPU: weights and KV 
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from aegaeon.core.record import RequestRecord
 from aegaeon.core.slo import Slo
-from aegaeon.profiling.campaign import Campaign
-from aegaeon.profiling.errors import ProfilingError
 from aegaeon.profiling.target import copying_target
 from aegaeon.toy_models.make_model import make_model
 from aegaeon.toy_models.model_request import ModelSizes
 from aegaeon.workload import QuantileTable, SyntheticSpec, synthesize
 from benchmark.e2e.job import LengthLimits, ReplayJob, TargetModel, plan_jobs
-from benchmark.fidelity.pool import pool, read_log, replay, run_sync
+from benchmark.e2e.pool import PoolProcess
+from benchmark.fidelity import pool as real
 from benchmark.policies.pool_commands import PoolCommands
 
 MODELS = 8
@@ -32,14 +30,12 @@ KINDS = {
 }
 RESIDENT_MODELS = 3
 DEVICE_BYTES = 384 << 20
-THREADS = 1  # the other core is for the server, the driver and the clients
-CONTEXT_TOKENS = 640
+THREADS, CONTEXT_TOKENS = real.THREADS, real.CONTEXT_TOKENS
 BATCH = 16
 CHUNK_TOKENS = 128  # a step with a chunk takes less than the TPOT target
 LIMITS = LengthLimits(320, 320)
 _KV_CACHE_BYTES = 512 << 20
 _WEIGHT_CACHE_BYTES = 2 << 30
-_PROFILED_KV_BYTES = 64 << 20
 _WARM_REQUESTS, _WARM_TOKENS = 3, 16
 
 
@@ -66,28 +62,13 @@ def ensure_models(folder: Path) -> dict[str, Path]:
     return models
 
 
-def profile(models: Mapping[str, Path], out: Path, date: str, progress: Callable[[int, int, str], None]) -> None:
+def profile(models: Mapping[str, Path], out: Path) -> None:
     """Profile a model of each kind, going on with what is in ``out``; it holds for all folders of that name.
 
     Raises ``ProfilingError``.
     """
-    campaign = Campaign(
-        {path.name: path for path in models.values()},
-        out,
-        THREADS,
-        kv_bytes=_PROFILED_KV_BYTES,
-        chunk_tokens=CHUNK_TOKENS,
-        max_batch_requests=BATCH,
-        max_context_tokens=CONTEXT_TOKENS,
-        max_error=0.10,
-        quick=False,
-        fresh=False,
-        date=date,
-        target=copying_target(THREADS, DEVICE_BYTES),
-    )
-    problems = campaign.run(progress)[1]
-    if problems:
-        raise ProfilingError("\n".join(problems))
+    kinds = {path.name: path for path in models.values()}
+    real.profile(kinds, out, CHUNK_TOKENS, BATCH, copying_target(THREADS, DEVICE_BYTES))
 
 
 def make_jobs(names: Sequence[str], rate_per_s: float, seconds: float, seed: int) -> list[ReplayJob]:
@@ -103,11 +84,11 @@ def run_leg(
     """Start a pool, warm it up, replay the jobs. Raises ``PoolError``."""
     with tempfile.TemporaryDirectory(prefix="aegaeon-policies-") as scratch:
         log = Path(scratch) / "events.jsonl"
-        with pool(serve_arguments(policy, models, profiles, log), Path(scratch) / "pool.log") as served:
-            asyncio.run(_warm_up(served.url, list(models)))
+        with PoolProcess(serve_arguments(policy, models, profiles, log), Path(scratch) / "pool.log") as served:
+            real.warm_up(served.url, list(models), _WARM_REQUESTS, _WARM_TOKENS)
             start_s = time.monotonic()
-            run = run_sync(served.url, jobs, slo, apart)
-        [entries] = read_log(log, [(0.0, float("inf"))])
+            run = real.replay(served.url, jobs, slo, apart)
+        [entries] = real.read_log(log, [(0.0, float("inf"))])
         commands = PoolCommands.of(entries, start_s)
     return Leg(policy, run.records, run.duration_s, run.own_cores, run.other_cores, commands)
 
@@ -122,10 +103,3 @@ def serve_arguments(policy: str, models: Mapping[str, Path], profiles: Path, log
         *("--prefill-chunk-tokens", str(CHUNK_TOKENS), "--profile-dir", str(profiles)),
         *("--kv-cache", str(_KV_CACHE_BYTES), "--weight-cache", str(_WEIGHT_CACHE_BYTES), "--event-log", str(log)),
     ]
-
-
-async def _warm_up(url: str, names: Sequence[str]) -> None:
-    """Have every model read from disk, built and used."""
-    for name in names:
-        jobs = [ReplayJob(f"warm-{name}-{index}", name, 0.0, 64, _WARM_TOKENS) for index in range(_WARM_REQUESTS)]
-        await replay(url, jobs, Slo(60.0, 1.0), frozenset())

@@ -29,7 +29,7 @@ IDLE = "#f0f0f0"
 
 
 def draw_timeline(results: Mapping[str, Any], path: Path) -> None:
-    """Of a result file: ``instances`` with their turns, and a ``title``."""
+    """The timeline of a result file: ``instances`` with their turns, and a ``title``."""
     turns = {
         name: [(str(model), start, end) for model, start, end in row] for name, row in results["instances"].items()
     }

@@ -36,5 +36,5 @@ def _spread(distribution: Distribution) -> str:
 
 
 def duration(seconds: float) -> str:
-    """With the unit that suits it."""
+    """A time with the unit that suits it."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

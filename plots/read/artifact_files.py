@@ -37,7 +37,7 @@ _OUR_IDS = re.compile(r".+-\d{5}")  # of requests in records of this project
 
 
 def imported_header(path: Path, summary: Mapping[str, Any]) -> RunHeader | None:
-    """By the file's name; None where it is no name of records. Raises ``PlotUsageError``."""
+    """The header that a file's name makes; None where it is no name of records. Raises ``PlotUsageError``."""
     if matched := _RUN_NAME.fullmatch(path.name):
         models, *numbers = matched.groups()
         *load, ttft_s, tpot_s = map(float, numbers)
@@ -53,7 +53,7 @@ def imported_header(path: Path, summary: Mapping[str, Any]) -> RunHeader | None:
 
 
 def result_header(path: Path, slo: Slo) -> RunHeader | None:
-    """Of one of the results for Figure 17, as scored by these targets; None where it is none."""
+    """The header of one of the results for Figure 17, as scored by these targets; None where it is none."""
     matched = _RESULT_NAME.fullmatch(path.name)
     return _measured(path, Load.of(int(matched[1]), float(matched[2])), slo) if matched else None
 

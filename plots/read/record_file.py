@@ -53,7 +53,7 @@ def read_artifact_results(path: Path, device: str, slos: Sequence[Slo]) -> list[
 
 
 class _RecordFile:
-    """Both files, read when they are asked for."""
+    """A file of records and its summary, read when they are asked for."""
 
     def __init__(self, path: Path, measured_on: str | None) -> None:
         self._path = path
@@ -70,7 +70,7 @@ class _RecordFile:
         return read_object(self._path)
 
     def outcomes(self, header: RunHeader) -> Iterator[Outcome]:
-        """Of the runs whose load is a synthetic one."""
+        """The outcomes of the runs whose load is a synthetic one."""
         for name, run in header.runs.items():
             if run.load is None:
                 continue
@@ -129,7 +129,7 @@ class _RecordFile:
             )
 
     def _measured_detail(self) -> Detail:
-        """Of the requests that completed and told a timeline."""
+        """The detail of the requests that completed and told a timeline."""
         with reading(self._path, "latency parts"):
             told = [[each[part] for part in _REQUEST_PARTS] for each in self._content.values() if each["ttft"] >= 0]
             parts_s = np.array([parts for parts in told if None not in parts], dtype=float)
@@ -139,6 +139,6 @@ class _RecordFile:
 
 
 def _distribution(quantiles: Mapping[str, float]) -> Distribution:
-    """From share -> value."""
+    """The distribution that quantiles, share -> value, stand for."""
     shares = np.array([float(share) for share in quantiles])
     return Distribution(np.array(list(quantiles.values()), dtype=float), shares)

@@ -77,7 +77,7 @@ def _by_system(panel: Panel, outcomes: Iterable[Outcome]) -> dict[Key, dict[floa
 
 
 def _curve(panel: Panel, key: Key, points: Mapping[float, Outcome], metric: Metric, slo: Slo, say: Say) -> Curve | None:
-    """None if the system took none of the loads."""
+    """A system's curve; None if it took none of the loads."""
     policy, source = key
     name = f"{system_name(policy)} ({source})"
     refused = [x for x in sorted(points) if points[x].refused]

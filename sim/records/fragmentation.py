@@ -35,7 +35,7 @@ class FragmentationSampler:
         return self._next_s
 
     def usage(self) -> dict[str, dict[str, float]]:
-        """By shape label: mean assigned and used bytes. Shapes with the same label are one."""
+        """The use of slabs by shape label: mean assigned and used bytes. Shapes with the same label are one."""
         samples = max(1, self._samples)
         return {
             label: {"assigned_bytes": assigned / samples, "used_bytes": used / samples}

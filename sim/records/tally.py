@@ -117,7 +117,7 @@ class Tally:
 
     @property
     def records(self) -> Sequence[RequestRecord]:
-        """In the order in which requests ended; empty where they are not kept."""
+        """The records in the order in which requests ended; empty where they are not kept."""
         self._book()
         return self._records
 
@@ -180,7 +180,7 @@ def _is_served(request: RequestState) -> bool:
 
 
 def _scores(requests: Sequence[RequestState], with_text: bool) -> Iterator[_Score]:
-    """Of requests that were served, all at once; at least one."""
+    """The scores of requests that were served, all at once; at least one."""
     batch = TokenBatch.of_times(
         [times_s for request in requests for times_s in request.times],
         [request.generated for request in requests],

@@ -49,7 +49,7 @@ class WorkloadChoice:
 
     @property
     def load(self) -> Load | None:
-        """As records say it; None of a trace."""
+        """The load as records say it; None of a trace."""
         spec = self.synthetic
         return Load.of(spec.models, spec.rate_per_s, spec.input_scale, spec.output_scale) if spec else None
 

@@ -31,7 +31,7 @@ _TPOT_MARGIN = 0.8  # prompts interrupt the steps
 def dedicated_layout(
     pool: PoolSpec, models: Sequence[ModelSpec], load: Mapping[str, ModelLoad], costs: CostModel
 ) -> Layout:
-    """As many devices of the pool's first kind as the models need. Raises ``NoPlacementError`` for one too large."""
+    """As many devices of the first kind as the models need. Raises ``NoPlacementError`` for one too large."""
     kind = pool.devices[0]
     for model in models:
         require_room(kind, model.weight_bytes, least_kv_bytes(model))

@@ -7,30 +7,19 @@ when its turn comes again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from aegaeon.core.cost import CostModel
 from aegaeon.scheduler.job import JobPhase
 from aegaeon.scheduler.policies.request_level.instance import QueueGroup, QueueInstance, QueueJob
-from aegaeon.scheduler.policies.request_level.slots import DROP_AFTER_S, SLOTS, place_by_slot
+from aegaeon.scheduler.policies.request_level.sllm import SllmStrategy
 
 
 @dataclass(frozen=True, slots=True)
-class SllmPlusStrategy:
-    """A ``Strategy``: the shortest group of a queue goes first."""
+class SllmPlusStrategy(SllmStrategy):
+    """ServerlessLLM's, but that the shortest group of a queue goes first."""
 
-    costs: CostModel
-    idle_first: bool = True
-    slots: int = SLOTS
-    drop_after_s: float | None = DROP_AFTER_S
     forgets_kv: bool = True
-
-    def hosts(self, model: str, instances: Mapping[str, QueueInstance]) -> Iterable[QueueInstance]:
-        return instances.values()
-
-    def place(self, job: QueueJob, instances: Mapping[str, QueueInstance], now_s: float) -> QueueInstance | None:
-        return place_by_slot(job, instances.values(), self.slots, self.costs, now_s, self.idle_first)
 
     def next_turn(self, instance: QueueInstance, now_s: float) -> Iterable[QueueJob]:
         return self._shortest(instance)[1].jobs
@@ -69,7 +58,7 @@ class SllmPlusStrategy:
             yield from instance.groups[model]
 
     def _remaining_s(self, instance: QueueInstance, group: QueueGroup) -> float:
-        """Until all of a group are done: its switch (where the model is not on the GPU), its prompts, its steps."""
+        """How long a group takes: its switch (where the model is not on the GPU), its prompts, its steps."""
         model = group.jobs[0].model
         switch_s = 0.0 if model in instance.residency else self.costs.switch_s(model)
         return switch_s + group.prompts_s + group.steps_s
@@ -82,6 +71,6 @@ class SllmPlusStrategy:
         return QueueGroup(jobs, prompts_s, max(self._left_s(job, step_s, now_s) for job in jobs))
 
     def _left_s(self, job: QueueJob, step_s: float, now_s: float) -> float:
-        """Of a job's steps. What a running one did since it was reported is estimated."""
+        """The time of a job's steps. What a running one did since it was reported is estimated."""
         done_s = now_s - job.reported_s if job.running and job.phase is JobPhase.DECODING else 0.0
         return max(0.0, (job.target_tokens - job.context_tokens) * step_s - done_s)

@@ -21,7 +21,7 @@ from aegaeon.core.slo import Slo
 from aegaeon.scheduler.log import LogEntry, LogError, LoggingScheduler, decode, encode, replay
 from aegaeon.scheduler.policies.registry import UnknownPolicyError, make_scheduler
 from tests.worlds.toy_play import Play
-from tests.worlds.toy_world import ToyWorld, make_instance, make_limits, make_models
+from tests.worlds.toy_world import SMALL, WIDE, ToyWorld, make_instance, make_limits, make_models
 
 LOG = Path(__file__).parent / "data" / "scheduler_log.jsonl"
 KINDS = ["arrive"] * 4 + ["step"] * 9 + ["deliver"] * 6 + ["cancel", "fail_request", "fail_turn"]
@@ -30,7 +30,8 @@ RARE = ["lose", "restart", "break_model"]
 
 def recorded_run() -> ToyWorld:
     """A run with a bit of everything: all roles, little memory, faults."""
-    play = Play([Role.PREFILL, Role.MIXED, Role.DECODE], slabs=5, kv_blocks=60, max_resident_models=2)
+    world = ToyWorld(make_models(5, shapes=(SMALL, WIDE)), make_limits(slabs=5))
+    play = Play(world, [Role.PREFILL, Role.MIXED, Role.DECODE], kv_blocks=60, max_resident_models=2)
     draw = random.Random(3)
     for _ in range(700):
         kinds = RARE if draw.random() < 0.02 else KINDS

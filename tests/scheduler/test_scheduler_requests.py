@@ -18,7 +18,7 @@ from aegaeon.core.command import (
 from aegaeon.core.event import InstanceJoined, KvDropped, KvExhausted, RequestArrived, TurnEnded, TurnEndReason
 from aegaeon.core.instance import Role
 from aegaeon.core.request import Request
-from tests.worlds.toy_moves import arrive
+from tests.worlds.toy_moves import arrive, step
 from tests.worlds.toy_world import BLOCK_BYTES, ToyWorld, make_instance, make_limits, make_models
 
 
@@ -29,14 +29,6 @@ def world(*roles: Role, slabs: int = 1000, kv_blocks: int = 1000, **limits: floa
         toy.join(make_instance(f"{role[0]}{index}", role, kv_blocks))
     toy.deliver_all()
     return toy
-
-
-def step(toy: ToyWorld, instance_id: str, times: int = 1) -> list[Command]:
-    said: list[Command] = []
-    for _ in range(times):
-        toy.step(instance_id)
-        said += toy.deliver_all()
-    return said
 
 
 def cancel(toy: ToyWorld, request_id: str) -> list[Command]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,21 +13,19 @@ from aegaeon.core.event import InstanceJoined, RequestArrived
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.request import Request
 from aegaeon.core.slo import Slo
-from aegaeon.scheduler.log import replay
-from tests.worlds.policy_world import BASELINES, PolicyPlay, PolicyWorld, pool
+from tests.worlds import toy_moves
+from tests.worlds.policy_world import BASELINES, PolicyWorld, play_of, pool
+from tests.worlds.toy_moves import step
+from tests.worlds.toy_play import HISTORIES, Action
 
-CALM = ["arrive"] * 6 + ["step"] * 20 + ["deliver"] * 12 + ["cancel"]
-FAULTY = [*CALM, "cancel", "fail_request", "fail_turn", "lose", "restart", "restart", "break_model"]
-ACTIONS = st.sampled_from([CALM, FAULTY]).flatmap(
-    lambda kinds: st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, 9999)), min_size=80, max_size=250)
-)
+arrive = partial(toy_moves.arrive, max_new=16)
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(actions=ACTIONS, slabs=st.sampled_from([4, 6, 100]), kv_blocks=st.sampled_from([48, 1000]))
-def test_any_history_ends_well(baseline: str, actions: list[tuple[str, int]], slabs: int, kv_blocks: int) -> None:
-    play = PolicyPlay(baseline, 5 if baseline == "static" else 3, slabs, kv_blocks)
+@given(actions=HISTORIES, slabs=st.sampled_from([4, 6, 100]), kv_blocks=st.sampled_from([48, 1000]))
+def test_any_history_ends_well(baseline: str, actions: list[Action], slabs: int, kv_blocks: int) -> None:
+    play = play_of(baseline, 5 if baseline == "static" else 3, slabs, kv_blocks)
     for action in actions:
         play.act(action)
     play.finish()
@@ -33,27 +33,7 @@ def test_any_history_ends_well(baseline: str, actions: list[tuple[str, int]], sl
         for _ in range(5):
             play.join(Role.MIXED)
         play.world.run()
-    world = play.world
-    assert world.unfinished() == []
-    assert all(toy.ends == 1 for toy in world.requests.values())
-    assert all(toy.blocks == 0 for toy in world.requests.values())
-    assert all(instance.on_device == set() for instance in world.instances.values())
-    assert replay(world.log, world.fresh_scheduler()) is None
-
-
-def arrive(world: PolicyWorld, *names: str, prompt: int = 16, max_new: int = 16) -> list[Command]:
-    """Requests called ``<model>.<anything>``."""
-    for name in names:
-        world.arrive(name, name.split(".")[0], prompt, max_new)
-    return world.deliver_all()
-
-
-def step(world: PolicyWorld, gpu: str, times: int = 1) -> list[Command]:
-    said: list[Command] = []
-    for _ in range(times):
-        world.step(gpu)
-        said += world.deliver_all()
-    return said
+    play.check_end()
 
 
 def starts(commands: list[Command]) -> list[tuple[str, str]]:

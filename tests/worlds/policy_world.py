@@ -49,22 +49,11 @@ class PolicyWorld(ToyWorld):
         return strategy(self.costs, idle_first=not artifact)
 
 
-class PolicyPlay(Play):
-    """Histories of mixed instances; ``static`` gives instance ik the model m(k mod 5) and needs five of them."""
-
-    def __init__(self, baseline: str, count: int, slabs: int, kv_blocks: int) -> None:
-        self.world = PolicyWorld(
-            make_models(5, shapes=(SMALL, WIDE)),
-            make_limits(slabs=slabs),
-            baseline,
-            {f"i{index}": f"m{index % 5}" for index in range(1, 2000)},
-        )
-        self.roles = [Role.MIXED] * count
-        self.kv_blocks = kv_blocks
-        self.max_resident_models = 1
-        self._made = 0
-        for role in self.roles:
-            self.join(role)
+def play_of(baseline: str, count: int, slabs: int, kv_blocks: int) -> Play:
+    """Mixed instances; ``static`` gives instance ik the model m(k mod 5) and needs five of them."""
+    homes = {f"i{index}": f"m{index % 5}" for index in range(1, 2000)}
+    world = PolicyWorld(make_models(5, shapes=(SMALL, WIDE)), make_limits(slabs=slabs), baseline, homes)
+    return Play(world, [Role.MIXED] * count, kv_blocks, max_resident_models=1)
 
 
 def pool(baseline: str, gpus: int, models: int = 6, switch_s: float = 0.5, **limits: Any) -> PolicyWorld:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -13,7 +12,7 @@ import httpx
 
 from aegaeon.runtime.process.run_folder import places
 from benchmark.e2e.pool import PoolProcess
-from benchmark.e2e.process_tree import ProcessTree
+from benchmark.e2e.process_tree import ProcessTree, title
 
 WAIT_S = 600.0  # never waited for on a machine that works, but where it has much else to do
 POLL_S = 0.05
@@ -25,15 +24,6 @@ def until(holds: Callable[[], object], what: str) -> None:
     while not holds():
         assert time.monotonic() < deadline_s, f"{what}: not within {WAIT_S:.0f} s"
         time.sleep(POLL_S)
-
-
-def title(pid: int) -> str:
-    """Its name and its command line, with spaces; empty where the process has ended."""
-    with contextlib.suppress(OSError):
-        place = Path(f"/proc/{pid}")
-        said = (place / "comm").read_bytes() + (place / "cmdline").read_bytes()
-        return said.replace(b"\0", b" ").decode(errors="replace")
-    return ""
 
 
 def processes(root: int, part: str) -> set[int]:

@@ -15,6 +15,15 @@ def arrive(toy: ToyWorld, *requests: str, prompt: int = 16, max_new: int = 400) 
     return toy.deliver_all()
 
 
+def step(toy: ToyWorld, instance_id: str, times: int = 1) -> list[Command]:
+    """Steps of the instance's turn; all that is said meanwhile."""
+    said: list[Command] = []
+    for _ in range(times):
+        toy.step(instance_id)
+        said += toy.deliver_all()
+    return said
+
+
 def end_turn(toy: ToyWorld, instance_id: str = "i0") -> list[Command]:
     """Run the instance's turn to its end; all that is said meanwhile."""
     said: list[Command] = []

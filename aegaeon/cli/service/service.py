@@ -208,7 +208,7 @@ class _Supervisor:
         await self._unless_stopping()
 
     def _end_if_hopeless(self, failure: ChildFailed | None) -> None:
-        """Where it never worked it will not by itself; what did work once may again."""
+        """Ends the service where a process never worked; what did work once may again."""
         match failure:
             case ChildFailed(message, EndKind.DEATHS):
                 raise ServiceDiedError(f"{message}; see the log")

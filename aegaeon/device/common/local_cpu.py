@@ -25,7 +25,7 @@ class LocalDevice:
 
     @property
     def description(self) -> str:
-        """For people."""
+        """The processor and how many of its cores, in words."""
         return f"{self.processor}, {self.threads} of {self.cores} cores{', copying' * self.copying}"
 
 

@@ -50,5 +50,5 @@ def create_memfd(name: str, size_bytes: int, *, flag: str, prefault: bool = Fals
 
 
 def gib(size_bytes: int) -> str:
-    """As an operator reads it."""
+    """A size as an operator reads it, in GiB."""
     return f"{size_bytes / 2**30:.2f} GiB"

@@ -59,7 +59,7 @@ class Bindings:
 
     @property
     def driver_version(self) -> int:
-        """Of the CUDA that the driver supports: 13020 is 13.2."""
+        """The version of CUDA that the driver supports: 13020 is 13.2."""
         return int(self.call("cuDriverGetVersion"))
 
     def _explain(self, code: Any) -> str:

@@ -40,7 +40,7 @@ class CudaDriver(Protocol):
 
     @property
     def ordinal(self) -> int:
-        """Its number among the devices that the process may see (``CUDA_VISIBLE_DEVICES``)."""
+        """The device's number among those that the process may see (``CUDA_VISIBLE_DEVICES``)."""
         ...
 
     @property
@@ -113,7 +113,7 @@ class CudaDriver(Protocol):
         ...
 
     def stream_destroy(self, stream: int) -> None:
-        """Its work is done, or will be."""
+        """Let go of a stream; its work is done, or will be."""
         ...
 
     def stream_wait_event(self, stream: int, event: int) -> None:

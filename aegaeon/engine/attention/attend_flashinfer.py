@@ -94,7 +94,7 @@ class PageTable:
 
     @classmethod
     def of(cls, tables: Tensor, lengths: Tensor, block_tokens: int) -> PageTable:
-        """Of block tables ``[lanes, width]`` and contexts of ``lengths`` ``[lanes]`` tokens, at least one each."""
+        """The table of blocks ``[lanes, width]`` and contexts of ``lengths`` ``[lanes]`` tokens, at least one each."""
         pages = (lengths + block_tokens - 1) // block_tokens
         used = torch.arange(tables.shape[1], device=tables.device) < pages[:, None]
         indptr = torch.cat((pages.new_zeros(1), pages.cumsum(0)))

@@ -53,7 +53,7 @@ class LayerNeeds:
         )
 
     def __str__(self) -> str:
-        """For people: what is unusual about it comes last."""
+        """The needs in words: what is unusual about them comes last."""
         heads = f"{self.query_heads} query and {self.kv_heads} key heads of {self.key_size}"
         sizes = "" if self.key_size == self.value_size else f" (values of {self.value_size})"
         extras = [
@@ -70,7 +70,7 @@ class AttentionBackend(Protocol):
 
     @property
     def name(self) -> str:
-        """For logs and records."""
+        """What logs and records call it."""
         ...
 
     @property
@@ -105,7 +105,7 @@ class DeviceAttention:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the backends, in order."""
+        """The names of the backends, in the order in which they are tried."""
         return tuple(backend.name for backend in self._backends)
 
     @property

@@ -114,7 +114,7 @@ class KvArena:
 
     @property
     def device(self) -> torch.device:
-        """Where the memory is."""
+        """The device that the memory is on."""
         return self._base.device
 
     @property

@@ -32,7 +32,7 @@ class GenerationDefaults:
 
 
 def read_generation_defaults(path: Path, name: str, config: Any) -> GenerationDefaults:
-    """Of a model directory, whose text configuration is ``config``. Raises ``UnsupportedModelError``."""
+    """The defaults of a model directory, whose text configuration is ``config``. Raises ``UnsupportedModelError``."""
     file = path / "generation_config.json"
     try:
         values = read_object(file) if file.exists() or file.is_symlink() else {}
@@ -44,7 +44,7 @@ def read_generation_defaults(path: Path, name: str, config: Any) -> GenerationDe
 
 
 def known_ids(token_ids: tuple[Any, ...], vocab_size: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Those that are in the vocabulary, each once, and a note about each other."""
+    """The ids that are in the vocabulary, each once, and a note about each other one."""
     good = [token for token in token_ids if type(token) is int and 0 <= token < vocab_size]
     bad = [token for token in token_ids if token is not None and token not in good]
     notes = (f"eos_token_id {token!r} is ignored: the vocabulary has {vocab_size} tokens" for token in bad)

@@ -44,7 +44,7 @@ class Shaped(Protocol):
 
 
 def unused_tensors(model: Any, stored: Mapping[str, Shaped], names: Iterable[str]) -> list[str]:
-    """Those of ``names`` that matter, sorted. ``model``: the one that has no place for them; all are ``stored``."""
+    """Those ``names`` that matter, sorted. ``model``: the one that has no place for them; all are ``stored``."""
     harmless = _harmless(model)
     return sorted(name for name in names if not harmless(name, stored.get(name)))
 

@@ -29,7 +29,7 @@ class PreparedModel:
 
     @property
     def identity(self) -> str:
-        """Of all that the KV of a sequence depends on but for its tokens."""
+        """A digest of all that the KV of a sequence depends on but for its tokens."""
         return repr((self.fingerprint, self.weights, self.facts.dtype, self.facts.kv_shape))
 
     def with_tokenizer(self, eos_token_id: int | None, notes: Iterable[str]) -> PreparedModel:

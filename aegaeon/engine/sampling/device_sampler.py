@@ -67,7 +67,7 @@ class DeviceSampler:
         self._window_tokens = window_tokens
 
     def sample(self, logits: Tensor, states: Sequence[SamplingState]) -> list[int | None]:
-        """As ``Sampler.sample``; waits for the device once, or twice where a window was too small."""
+        """The tokens of ``Sampler.sample``; waits for the device once, or twice where a window was too small."""
         if len(states) != logits.shape[0]:
             raise ValueError(f"{logits.shape[0]} rows of logits for {len(states)} requests")
         if all(state.way is Way.PLAIN for state in states):
@@ -123,7 +123,7 @@ def _needs_all(state: SamplingState, beyond: bool, width: int, vocab: int) -> bo
 
 
 def _truncation(params: SamplingParams, width: int) -> tuple[float, float, float, float]:
-    """As ``DrawColumns.of``: k within the window, whether it limits, top-p, and min-p as a logit."""
+    """The columns of ``DrawColumns.of``: k within the window, whether it limits, top-p, and min-p as a logit."""
     limited = 0 < params.top_k <= width
     return (
         float(min(params.top_k or width, width)),

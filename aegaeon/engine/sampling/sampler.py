@@ -169,7 +169,7 @@ class DrawColumns:
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], like: Tensor) -> DrawColumns:
-        """For windows ``like`` ``[n, width]``."""
+        """The columns for windows ``like`` ``[n, width]``."""
         width = like.shape[-1]
         return cls(
             torch.tensor([min(p.top_k or width, width) for p in params], device=like.device),
@@ -195,7 +195,7 @@ def thresholds(ordered: Tensor, total: Tensor, columns: DrawColumns) -> Tensor:
 
 
 def gumbel_argmax(logits: Tensor, threshold: Tensor, key: Tensor, ids: Tensor) -> Tensor:
-    """Where logit + noise is largest among the logits that reach the threshold; noise is named by (key, id)."""
+    """The columns of the largest logit + noise among logits that reach the threshold; noise is named by (key, id)."""
     return logits.masked_fill(logits < threshold, -math.inf).sub_(exponential_noise(key, ids).log_()).argmax(-1)
 
 
@@ -237,7 +237,7 @@ def _token_ids(logits: Tensor) -> Tensor:
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:
-    """Where each row of ``[n, vocab]`` is largest; ``NO_TOKEN`` where that is not finite."""
+    """The ids at which the rows of ``[n, vocab]`` are largest; ``NO_TOKEN`` where that is not finite."""
     tokens = logits.argmax(-1)
     return only_finite(tokens, logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
 

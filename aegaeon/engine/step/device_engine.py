@@ -38,7 +38,7 @@ class DeviceEngine:
 
 
 def device_backends(device: torch.device) -> list[AttentionBackend]:
-    """In the order in which they are tried; gathering takes everything."""
+    """The backends in the order in which they are tried; gathering takes everything."""
     if device.type != "cuda":
         return [GatherAttention()]
     return [VarlenAttention(device), FlashInferAttention(device), TritonAttention(), GatherAttention()]

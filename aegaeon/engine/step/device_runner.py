@@ -79,7 +79,7 @@ class DeviceRunner:
 
     @torch.inference_mode()
     def step(self, slices: Sequence[SequenceSlice], arena: KvArena) -> Tensor:
-        """As ``Runner.step``; the logits of a step of decodes hold until the next step."""
+        """The logits, as from ``Runner.step``; those of a step of decodes hold until the next step."""
         if all(len(piece.token_ids) == 1 and piece.wants_logits for piece in slices):
             return self._decode(slices, arena)
         view = arena.view(self.kv_shape, self.model.dtype)

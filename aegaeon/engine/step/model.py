@@ -96,7 +96,7 @@ class Model:
 
     @property
     def addresses(self) -> tuple[int, ...]:
-        """Where the weights are, or were when they were bound last."""
+        """The addresses of the weights, or those that they had when they were bound last."""
         return self._addresses
 
     @property

@@ -64,7 +64,7 @@ class PackedLinears:
         return outputs if bias is None else outputs + bias
 
     def _bias(self) -> Tensor | None:
-        """As it is bound now."""
+        """The bias that is bound now, if there is one."""
         if len(self._layers) == 1:
             return self._layers[0].bias
         biases: list[Tensor] = [layer.bias for layer in self._layers if layer.bias is not None]

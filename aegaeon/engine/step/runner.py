@@ -29,7 +29,7 @@ class ModelRunner(Protocol):
 
     @property
     def kv_shape(self) -> KvShape:
-        """Of its blocks."""
+        """The shape of the model's KV blocks."""
         ...
 
     def step(self, slices: Sequence[SequenceSlice], arena: KvArena) -> Tensor:

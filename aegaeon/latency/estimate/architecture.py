@@ -58,7 +58,7 @@ class Architecture:
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the embedding table alone."""
+        """Parameters of the embedding table alone."""
         return self.vocabulary * self.hidden_size
 
     @property

@@ -24,7 +24,7 @@ class CatalogueModel(BaseModel):
 
     @property
     def architecture(self) -> Architecture:
-        """Its sizes. Raises ``LatencyError``."""
+        """The model's sizes. Raises ``LatencyError``."""
         return Architecture.of(self.config, f"the config of {self.model}")
 
     @property

@@ -98,7 +98,7 @@ class PeakTimes:
 
 
 def peak_times(model: Architecture, device: DeviceSpec, tp: int = 1) -> PeakTimes:
-    """Of ``tp`` devices that share the work evenly. A causal prompt of n tokens attends n^2 / 2 pairs, twice."""
+    """Times of ``tp`` devices that share the work evenly. A causal prompt of n tokens attends n^2 / 2 pairs, twice."""
     memory, flops = device.memory_bytes_per_s * tp, device.flops_per_s * tp
     return PeakTimes(
         weights_s=model.step_parameters * model.element_bytes / memory,

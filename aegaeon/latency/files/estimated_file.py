@@ -11,7 +11,7 @@ ESTIMATED_ON = "2026-11-21"  # the calibration of the roofline, not the day some
 
 
 def estimated_file(facts: CatalogueModel, device: DeviceSpec, tp: int = 1) -> ProfileFile:
-    """Of a model on ``tp`` devices. Raises ``LatencyError`` if the config lacks something or cannot be shared out."""
+    """Estimate a model on ``tp`` devices. Raises ``LatencyError`` if the config lacks something or cannot be split."""
     model = facts.architecture
     notes = ["an estimate: nobody measured this model on this device"]
     if model.weight_bytes >= tp * device.memory_bytes:

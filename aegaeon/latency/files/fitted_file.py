@@ -10,7 +10,7 @@ from aegaeon.latency.fit.part_fit import Fit, PartFit
 
 
 def fitted_file(facts: CatalogueModel, device: DeviceSpec, fit: MeasuredFit, provenance: Provenance) -> ProfileFile:
-    """Of a model on one device."""
+    """The profile that was fitted to a model on one device."""
     model = facts.architecture
     return ProfileFile(
         model=facts.model,
@@ -29,7 +29,7 @@ def fitted_file(facts: CatalogueModel, device: DeviceSpec, fit: MeasuredFit, pro
 
 
 def validity(fit: Fit, longest_context_tokens: int) -> Validity:
-    """Where a fit holds."""
+    """The lengths and batches for which a fit holds."""
     return Validity(
         prefill_tokens=(fit.prefill.low, fit.prefill.high),
         context_tokens=(1, longest_context_tokens),

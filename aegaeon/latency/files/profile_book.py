@@ -37,7 +37,7 @@ class ProfileEntry:
 
     @classmethod
     def of(cls, file: ProfileFile) -> Self:
-        """Of a profile file."""
+        """The entry that a profile file makes."""
         return cls(
             model=file.model,
             device=file.device,

@@ -23,7 +23,7 @@ class _Part(BaseModel):
 
 
 class Coefficients(_Part):
-    """Of ``LatencyProfile``, in seconds."""
+    """The coefficients of a ``LatencyProfile``, in seconds."""
 
     p0_s: Finite
     p1_s: Finite
@@ -93,7 +93,7 @@ class Copying(_Part):
 
 
 class KvGeometry(_Part):
-    """Of every layer alike."""
+    """The KV geometry of a model whose layers are all alike."""
 
     layers: Count
     kv_heads: Count
@@ -102,7 +102,7 @@ class KvGeometry(_Part):
 
     @classmethod
     def of(cls, shape: KvShape) -> Self:
-        """Of a shape whose layers are all the same."""
+        """The geometry of a shape whose layers are all the same."""
         first = shape.layers[0]
         return cls(
             layers=len(shape.layers),

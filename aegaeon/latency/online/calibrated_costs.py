@@ -27,7 +27,7 @@ class CalibratedCosts:
 
     @property
     def profiles(self) -> Mapping[str, LatencyProfile]:
-        """As they are now."""
+        """The profiles as they are calibrated now."""
         return self._profiles
 
     def observe(self, timing: TurnTiming) -> None:

@@ -68,6 +68,6 @@ def _copy_rate(rates: DeviceRates, measured: Sequence[float | None]) -> float:
 
 
 def _median(values: Sequence[float | None], otherwise: float) -> float:
-    """Of those that there are."""
+    """The median of the values that there are."""
     known = [value for value in values if value is not None]
     return median(known) if known else otherwise

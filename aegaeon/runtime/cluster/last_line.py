@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 def last_line(error: BaseException) -> str:
-    """Its last line, which says what went wrong; the ones before it are where."""
+    """The last line of an error, which says what went wrong; the ones before it say where."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -98,7 +98,7 @@ def _end_processes(folder: RunFolder) -> None:
 
 
 def _note_failure(folder: RunFolder, error: Exception) -> None:
-    """For the operator to see, and for the logs to be kept: Ray's own ones tell more."""
+    """Tells the operator, and has the logs kept: Ray's own ones tell more."""
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "Ray does not start: %s", (error,), None)
     (folder.logs / "ray.log").write_text(ProcessFormatter("ray").format(record) + "\n", encoding="utf-8")
 

@@ -227,7 +227,7 @@ class RemoteConnection:
         return cls(node_id, reader, writer, offset_s, receive, lost)
 
     def send(self, message: m.FromFrontend) -> None:
-        """To the node's driver."""
+        """Send a message to the node's driver."""
         self._writer.write(_frame(_translate(message, self._offset_s)))
 
     def drain_instance(self, instance_key: str) -> None:

@@ -51,7 +51,7 @@ class NodeConnection:
         self._link.send(m.AttachFrontend(self.frontend_id, self._server.address))
 
     def send(self, message: m.FromFrontend) -> None:
-        """To the node's driver; never blocks."""
+        """Send a message to the node's driver; never blocks."""
         self._link.send(message)
         if self._link.pending:
             self._loop.add_reader(self._link.room_fd, self._flush)

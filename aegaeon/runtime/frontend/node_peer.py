@@ -19,7 +19,7 @@ class NodePeer(Protocol):
         ...
 
     def send(self, message: m.FromFrontend) -> None:
-        """To the node's driver."""
+        """Send a message to the node's driver."""
         ...
 
     def drain_instance(self, instance_key: str) -> None:

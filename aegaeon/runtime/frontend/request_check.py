@@ -59,7 +59,7 @@ def _require_known_tokens(model: ServedModel, prompt_ids: Sequence[int], request
 
 
 def _context(model: ServedModel) -> str:
-    """In the words that clients look for."""
+    """The refusal of a prompt that is too long, in the words that clients look for."""
     return f"This model's maximum context length is {model.spec.max_context_tokens} tokens."
 
 

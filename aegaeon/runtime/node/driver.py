@@ -18,7 +18,7 @@ from aegaeon.runtime.node.core.driver_core import DriverCore
 from aegaeon.runtime.node.core.in_turn import InTurn
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.node.instance_handle import InstanceHandle
-from aegaeon.runtime.process.os_process import OsProcess
+from aegaeon.runtime.process.process_handle import ProcessHandle
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.clock import Clock
 from aegaeon.runtime.wire.link import Link
@@ -55,13 +55,11 @@ class Driver:
         restart: Callable[[InstanceSpec], None],
         *,
         examine: Examine = _take_their_word,
-        open_process: Callable[[int], OsProcess] = OsProcess,
     ) -> None:
         self._core = core
         self._clock = clock
         self._restart = restart
         self._examine = examine
-        self._open_process = open_process
         self.wakeup = Wakeup()
         self.weights = weights(self.wakeup.post, self._weights_failed)
         self._instances: dict[str, InstanceHandle] = {}  # by their keys
@@ -244,7 +242,7 @@ class Driver:
             self._tell(i.InstanceNotStarted(spec.instance_id, f"cannot be started: {error}"))
 
     def _watch_process(self, handle: InstanceHandle, pid: int) -> None:
-        handle.process = self._open_process(pid)
+        handle.process = ProcessHandle(pid)
         if handle.process.fd is not None:
             self._watch(handle.process.fd, lambda: self.instance_died(handle.key, "its process ended"))
 

@@ -28,7 +28,7 @@ class Estate:
 
     @classmethod
     def fetch(cls, address: str) -> Self:
-        """Of the driver at an address. Raises ``FdExchangeError``."""
+        """The estate of the driver at an address. Raises ``FdExchangeError``."""
         return cls(*fetch_fds(address, ESTATE))
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from aegaeon.core.instance import InstanceSpec
 from aegaeon.runtime.node.core.incarnation import instance_key
-from aegaeon.runtime.process.os_process import OsProcess
+from aegaeon.runtime.process.process_handle import ProcessHandle
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.link import Link
 from aegaeon.runtime.wire.pulse import PulseReader
@@ -20,7 +20,7 @@ class InstanceHandle:
     incarnation: int
     link: Link[m.FromInstance, m.ToInstance]
     pulse: PulseReader | None = None
-    process: OsProcess | None = None
+    process: ProcessHandle | None = None
 
     @property
     def key(self) -> str:

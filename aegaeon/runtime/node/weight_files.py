@@ -9,7 +9,7 @@ from aegaeon.engine.prepared.prepared_model import PreparedModel
 
 
 class WeightFiles:
-    """As they were when the service started, and as they were looked at last, by model."""
+    """The files of weights by model, as they were when the service started and when they were looked at last."""
 
     def __init__(self, models: Iterable[PreparedModel]) -> None:
         self._models = {model.spec.name: model for model in models}

@@ -62,7 +62,7 @@ class ModelSuspicion:
         return self._binding_deaths >= _MODEL_DEATHS or len(self._dead_alone) >= _MODEL_DEATHS
 
     def note_bound(self) -> None:
-        """Its weights were bound."""
+        """A model's weights were bound."""
         self._binding_deaths = 0
 
     def note_output(self) -> None:

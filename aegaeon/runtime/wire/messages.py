@@ -51,7 +51,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Its client went away, or has what it wanted."""
+    """A request's client went away, or has what it wanted."""
 
     request_id: str
 

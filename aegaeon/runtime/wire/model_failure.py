@@ -86,7 +86,7 @@ class ModelFailures:
 
     @property
     def current(self) -> tuple[ModelFailure, ...]:
-        """Those who cannot be used now."""
+        """The models that cannot be used now."""
         return tuple(self._failed.values())
 
     def fail(self, model: str, problem: ModelProblem, now_s: float) -> ModelFailure:

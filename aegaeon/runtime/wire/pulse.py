@@ -42,7 +42,7 @@ class LoopPulse(Protocol):
 
 
 class NoPulse:
-    """For a loop that nobody watches."""
+    """The pulse of a loop that nobody watches."""
 
     def wait(self) -> None: ...
 

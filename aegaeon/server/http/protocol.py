@@ -270,7 +270,7 @@ class _Unframed:
         self._send = cycle.send
 
     async def send(self, message: Any) -> None:
-        """As uvicorn's own, but without chunks."""
+        """What uvicorn's own does, but without chunks."""
         self._cycle.chunked_encoding = False
         self._cycle.expected_content_length = len(message.get("body", b""))
         await self._send(message)

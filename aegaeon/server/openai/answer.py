@@ -53,7 +53,7 @@ class Choice:
 
     @property
     def ttft_s(self) -> float | None:
-        """From arrival to the first token."""
+        """The time from arrival to the first token."""
         return self.token_times_s[0] - self.generation.arrival_s if self.token_times_s else None
 
     @property

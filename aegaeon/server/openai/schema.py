@@ -133,7 +133,7 @@ class GenerationFields(_Fields):
         return SamplingParams(**{"max_new_tokens": NO_LIMIT_TOKENS, **said})
 
     def _said(self) -> dict[str, Any]:
-        """By field of ``SamplingParams``; None where nothing is said."""
+        """What was said by field of ``SamplingParams``; None where nothing is."""
         return {
             "max_new_tokens": self.limit_tokens,
             "min_new_tokens": self.min_tokens,

@@ -96,7 +96,7 @@ class FrontendCore:
                 self._submit(under_way, now_s)
 
     def _submit(self, under_way: UnderWay, now_s: float) -> None:
-        """To the node that suits it, where there is one."""
+        """Submits a request to the node that suits it, where there is one."""
         stream = under_way.stream
         node = self._choose(under_way, now_s)
         self._under_way[stream.request_id] = replace(under_way, node_id=node.node_id if node is not None else None)
@@ -104,7 +104,7 @@ class FrontendCore:
             self._send(node.node_id, replace(under_way.submit, frontend_id=node.frontend_id))
 
     def _choose(self, under_way: UnderWay, now_s: float) -> KnownNode | None:
-        """Where the one is that it shares a prompt with, else by the router."""
+        """The node of the one that it shares a prompt with, else the router's."""
         leader = self._under_way.get(under_way.submit.after or "")
         if leader is not None and leader.node_id is not None:
             return self.nodes[leader.node_id]
@@ -129,7 +129,7 @@ class FrontendCore:
         return self._take_sends()
 
     def stop(self, request_id: str) -> list[NodeSend]:
-        """Its client has what it wanted, or has left."""
+        """A request's client has what it wanted, or has left."""
         self._cancel(request_id)
         return self._take_sends()
 
@@ -207,7 +207,7 @@ class FrontendCore:
             self._under_way.pop(request_id, None)
 
     def _note(self, request_id: str, begun: bool = False) -> None:
-        """Its driver has taken it, and maybe begun it."""
+        """A request's driver has taken it, and maybe begun it."""
         under_way = self._under_way.get(request_id)
         if under_way is not None:
             self._under_way[request_id] = replace(under_way, accepted=True, begun=begun or under_way.begun)

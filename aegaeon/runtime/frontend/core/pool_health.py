@@ -9,7 +9,7 @@ from aegaeon.runtime.frontend.core.known_nodes import KnownNode, KnownNodes
 
 
 def pool_health(nodes: KnownNodes, not_served: Mapping[str, str], now_s: float) -> Health:
-    """By the last reports of its nodes. ``not_served``: models that cannot be used, and why."""
+    """The pool's health by the last reports of its nodes. ``not_served``: models that cannot be used, and why."""
     problems = (*_missing_nodes(nodes, now_s), *_problems_of_nodes(nodes, now_s), *_problems_of_models(not_served))
     able = [
         instance

@@ -21,7 +21,7 @@ class KvPlace(Protocol):
         ...
 
     def blocks(self, sequence: LiveSequence) -> Sequence[int]:
-        """Its block table in the memory that steps write to; covers as many tokens as may be written now."""
+        """The sequence's block table in the memory that steps write to; covers as many tokens as may be written now."""
         ...
 
     def write_back(self, sequences: Iterable[LiveSequence]) -> None:

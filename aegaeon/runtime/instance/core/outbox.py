@@ -9,14 +9,14 @@ from aegaeon.runtime.wire import messages as m
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """To the instance's driver."""
+    """What the instance's driver is told."""
 
     message: m.FromInstance
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """To a frontend."""
+    """What a frontend is told."""
 
     frontend_id: str
     message: m.Output

@@ -27,7 +27,7 @@ class FrontendSaid:
 
 @dataclass(frozen=True, slots=True)
 class FrontendLost:
-    """Its end of the link is closed: it has gone or died."""
+    """A frontend's end of its link is closed: it has gone or died."""
 
     frontend_id: str
 

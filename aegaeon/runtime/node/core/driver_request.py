@@ -56,7 +56,7 @@ class DriverRequest:
         return len(self.submit.prompt_ids) + len(self.generated_ids)
 
     def token_ids(self, start: int, end: int) -> Sequence[int]:
-        """Its tokens from one position to another, prompt and output."""
+        """The request's tokens from one position to another, prompt and output."""
         prompt_ids = self.submit.prompt_ids
         output = slice(max(0, start - len(prompt_ids)), max(0, end - len(prompt_ids)))
         return (*prompt_ids[start:end], *self.generated_ids[output])
@@ -103,7 +103,7 @@ class DriverRequest:
         self.running_on = instance_id
 
     def lose_kv(self) -> None:
-        """Its block table is gone."""
+        """The request's block table is gone."""
         self.home, self.kv_tokens, self.prefilled = None, 0, False
         self.epoch += 1
 

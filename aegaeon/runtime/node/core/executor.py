@@ -101,7 +101,7 @@ class Executor:
             self._instances.tell(incarnation, m.JoinTurn(command.turn_id, model, *joining))
 
     def _known(self, request_ids: tuple[str, ...]) -> tuple[str, ...]:
-        """Without those that were over before the scheduler heard of it."""
+        """The requests without those that were over before the scheduler heard of it."""
         return tuple(request_id for request_id in request_ids if request_id in self._requests)
 
     def _suspects(self, request_ids: tuple[str, ...]) -> list[str]:

@@ -8,7 +8,7 @@ from aegaeon.runtime.node.core.driver_request import DriverRequest
 
 
 class Followers:
-    """By the request that they follow. Their scheduler does not know of them yet."""
+    """Requests by the one that they follow. Their scheduler does not know of them yet."""
 
     def __init__(self) -> None:
         self._by_leader: defaultdict[str, dict[str, DriverRequest]] = defaultdict(dict)
@@ -33,7 +33,7 @@ class Followers:
             del self._by_leader[leader_id][request_id]
 
     def take(self, leader_id: str) -> list[DriverRequest]:
-        """Those that follow a request, in the order in which they came: they do so no more."""
+        """The followers of a request, in the order in which they came: they do so no more."""
         followers = list(self._by_leader.pop(leader_id, {}).values())
         for request in followers:
             del self._leaders[request.request_id]

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Instances:
-    """By their ids. One that is stuck for ``timeout_s`` is killed."""
+    """The node's instances by their ids. One that is stuck for ``timeout_s`` is killed."""
 
     def __init__(self, desk: Desk, timeout_s: float) -> None:
         self._desk = desk
@@ -106,7 +106,7 @@ class Instances:
     # --- who is stuck -----------------------------------------------------------------------------------------------
 
     def look_at(self, incarnation: Incarnation, reading: PulseReading) -> None:
-        """Its pulse says this."""
+        """An instance's pulse says this."""
         vigil, now_s = incarnation.vigil, self._desk.now_s
         if vigil is None or incarnation.verdict:
             return
@@ -143,7 +143,7 @@ class Instances:
     # --- reports ----------------------------------------------------------------------------------------------------
 
     def states(self) -> tuple[m.InstanceState, ...]:
-        """Those that have a process, and those that are to get one again."""
+        """The state of each instance that has a process, or is to get one again."""
         now_s = self._desk.now_s
         states = {key: absence.state(now_s) for key, absence in self._absent.items()}
         for incarnation in self:

@@ -36,7 +36,7 @@ class Loss:
 
 
 class Losses:
-    """Those that are not settled: the scheduler hears of a loss when all frontends have answered.
+    """The losses that are not settled: the scheduler hears of a loss when all frontends have answered.
 
     ``whole`` says why the output of a request has ended, where it has by its tokens.
     """

@@ -16,7 +16,7 @@ from aegaeon.runtime.wire import messages as m
 
 
 class Requests:
-    """By their ids, in the order of their submission. What an end frees is freed here."""
+    """The node's requests by their ids, in the order of their submission. What an end frees is freed here."""
 
     def __init__(self, desk: Desk, instances: Instances, blocks: Blocks) -> None:
         self._desk = desk
@@ -32,7 +32,7 @@ class Requests:
         return self._by_id[request_id]
 
     def __iter__(self) -> Iterator[DriverRequest]:
-        """As they are now, whatever is deleted meanwhile."""
+        """The requests that there are now, whatever is deleted meanwhile."""
         return iter(tuple(self._by_id.values()))
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Requests:
         return None if request_id is None else self._by_id.get(request_id)
 
     def present(self, request_ids: Iterable[str]) -> list[DriverRequest]:
-        """Those of them that are not over."""
+        """The requests among some names that are not over."""
         return [self._by_id[request_id] for request_id in request_ids if request_id in self._by_id]
 
     def add(self, request: DriverRequest) -> None:
@@ -64,7 +64,7 @@ class Requests:
             self._admit(follower)
 
     def cancel(self, request: DriverRequest) -> None:
-        """Its client wants no more of it."""
+        """A request's client wants no more of it."""
         if request.request_id in self._followers:
             self.give_up(request, release=True)
         else:

@@ -107,7 +107,7 @@ class AegaeonScheduler(PolicyShell[PaperJob, PaperInstance]):
         return job.turn is not None and job.turn.turn_id == turn_id
 
     def _place(self, job: PaperJob) -> None:
-        """Without an instance that takes it, it waits for one to join."""
+        """A job that no instance takes waits for one to join."""
         waiting = job.phase is JobPhase.WAITING
         placed = self._prefill.replace(job, self._now_s) if waiting else self._decode.place(job)
         self._touch(job)

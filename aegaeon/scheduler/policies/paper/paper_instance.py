@@ -17,7 +17,7 @@ from aegaeon.scheduler.residency import Residency
 
 @dataclass(slots=True, eq=False)
 class PaperInstance:
-    """Its queues, its residency set and its turn.
+    """An instance with its queues, its residency set and its turn.
 
     ``kept`` maps requests that are in no turn here, but whose KV is still on the device, to its bytes. ``prefetch`` is
     the model that was chosen to be brought in during the present turn. ``joined``: order of joining.

@@ -171,7 +171,7 @@ class TurnPlanner:
         return self._slabs.admits(self._jobs[next(iter(group.members))])
 
     def _admitted(self, request_ids: Iterable[str]) -> list[PaperJob]:
-        """Those whose KV fits the slab cache, in order, up to the first that must wait; their KV is reserved."""
+        """The jobs whose KV fits the slab cache, in order, up to the first that must wait; their KV is reserved."""
         admitted: list[PaperJob] = []
         for request_id in request_ids:
             job = self._jobs[request_id]

@@ -27,7 +27,7 @@ class QueueJob(Job):
 
     @property
     def target_tokens(self) -> int:
-        """Its context at its end: known to an oracle, else the limit that the client gave."""
+        """The request's context at its end: known to an oracle, else the limit that the client gave."""
         new_tokens = self.request.oracle_new_tokens or self.request.max_new_tokens
         return self.request.prompt_tokens + new_tokens
 
@@ -58,7 +58,7 @@ class QueueGroup:
 
 @dataclass(slots=True, eq=False)
 class QueueInstance:
-    """Its queue (those that are not in the turn), its turn, and what it did before.
+    """An instance with its queue (those that are not in the turn), its turn, and what it did before.
 
     ``model``: what it ran last, or runs. ``jobs`` counts those placed here by model. ``kept``: those in no turn whose
     KV is still on the device. ``progress_s``: when a prompt, a request or a turn was last done here; 0 before that.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from aegaeon.core.cost import CostModel
 from aegaeon.core.instance import Role
+from aegaeon.core.model import ModelSpec
+from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.policies.request_level.layout import exclusive_layout
 from aegaeon.scheduler.policies.request_level.sllm import SllmStrategy
 from aegaeon.scheduler.policies.request_level.strategy import Strategy
@@ -15,7 +18,13 @@ from aegaeon.scheduler.policy import LineStyle, MakeScheduler, Policy, as_they_j
 
 def by_strategy(strategy: Callable[[CostModel], Strategy]) -> MakeScheduler:
     """Schedulers that differ in their strategy only."""
-    return as_they_join(lambda models, costs, limits: TurnScheduler(models, limits, strategy(costs)))
+    return as_they_join(partial(_scheduler, strategy))
+
+
+def _scheduler(
+    strategy: Callable[[CostModel], Strategy], models: Sequence[ModelSpec], costs: CostModel, limits: PoolLimits
+) -> TurnScheduler:
+    return TurnScheduler(models, limits, strategy(costs))
 
 
 POLICY = Policy(

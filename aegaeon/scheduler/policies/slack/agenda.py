@@ -65,7 +65,7 @@ class Agenda:
         return (self._models[order] for _, order in self._entries[role])
 
     def among(self, models: Iterable[SlackModel], role: Role) -> list[SlackModel]:
-        """Those of some models with work for an instance of this role, the most urgent first."""
+        """The models among some with work for an instance of this role, the most urgent first."""
         found = [(model.key_s, model.order, model) for model in models if model.key_s is not None]
         return [model for _, _, model in sorted(found) if role in model.roles]
 

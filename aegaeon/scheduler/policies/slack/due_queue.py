@@ -56,7 +56,7 @@ class DueQueue:
         return [members[key] for key in self._keys[first : first + most]]
 
     def urgent_first(self, after_s: float) -> Iterator[SlackJob]:
-        """Those due at or after a time, by due time; then those that are late, the least late first.
+        """The members due at or after a time, by due time; then those that are late, the least late first.
 
         Nobody may be added or discarded meanwhile.
         """

@@ -103,7 +103,7 @@ class HostModels:
     # -- who comes in
 
     def _read_longest(self, now_s: float, out: list[Command]) -> bool:
-        """For the one that has waited longest, if that is long.
+        """Reads the model that has waited longest, if that is long.
 
         At once where nothing runs that could be waited for; then one that has KV goes first, for others may wait until
         that is freed.

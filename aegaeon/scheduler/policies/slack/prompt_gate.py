@@ -39,11 +39,11 @@ class PromptGate:
 
     @property
     def begun(self) -> list[SlackJob]:
-        """Those who wait and hold KV."""
+        """The members who wait and hold KV."""
         return list(self._begun.values())
 
     def candidates(self, model: SlackModel, now_s: float) -> Iterator[SlackJob]:
-        """Those of a model who may ask to begin, the most urgent first; ends where the gate closes meanwhile."""
+        """The members of a model who may ask to begin, the most urgent first; ends where the gate closes meanwhile."""
         for member in model.waiting.urgent_first(now_s):
             if self.closed:
                 break

@@ -36,6 +36,6 @@ class Traffic:
         self._of_model[model].add(now_s)
 
     def share(self, model: str, now_s: float) -> float:
-        """Of all requests, lately; between 0 and 1."""
+        """A model's share of all requests, lately; between 0 and 1."""
         requests = self._all.at(now_s)
         return self._of_model[model].at(now_s) / requests if requests else 0.0

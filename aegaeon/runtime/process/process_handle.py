@@ -1,4 +1,7 @@
-"""A process that somebody else started, by its number: know at once when it ends, and end it."""
+"""A hold on a process that somebody else started: its end is known at once, and it can be ended, as long as it is held.
+
+Which process is meant, also in a message to others, says ``ProcessId``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import signal
 
 
-class OsProcess:
+class ProcessHandle:
     """``fd`` becomes readable when the process has ended; None where no descriptor for that could be had.
 
     A pidfd stays that process's own even when its number is given to another one.
