@@ -201,6 +201,14 @@ def _place(one: SequenceSlice, position: int) -> tuple[int, int]:
     return one.blocks[position // SHAPE.block_tokens], position % SHAPE.block_tokens
 
 
+class Memory(dict[tuple[int, int], int]):
+    """Tokens where KV would be: by block, and place in the block."""
+
+    def copy_block(self, shape: KvShape, source: int, target: int) -> None:
+        places = [place for block, place in self if block == source]
+        self.update({(target, place): self[source, place] for place in places})
+
+
 class Greedy:
     """The runner has chosen."""
 
@@ -323,7 +331,7 @@ class MessageWorld:
         costs = ProfiledCosts(specs, dict.fromkeys(specs, LatencyProfile(0.01, 1e-5, 0.0, 0.01, 0.0, 0.0)), 1e9, 1e9)
         limits = PoolLimits(slabs * SLAB_BYTES, SLAB_BYTES)
         self.kv = NodeKv(slabs * SLAB_BYTES, SLAB_BYTES, [SHAPE])
-        self.memory: dict[tuple[int, int], int] = {}
+        self.memory = Memory()
         scheduler = find_policy(policy).checked().scheduler(tuple(specs.values()), costs, limits, ())
         core = DriverCore(specs, scheduler, self.kv, dict.fromkeys(specs, (EOS,)), check=True)
         self.driver = PlayedDriver(core, self.clock.now_s, self._start)
@@ -357,7 +365,7 @@ class MessageWorld:
         end = End(process.to_instance, process.to_driver, process.burn)
         process.sinks = Sinks(lambda frontend_id: self._token_ring(frontend_id, process.key), process.burn)
         models = {name: InstanceModel(name, SHAPE, (EOS,)) for name in MODELS}
-        weights, kv = process.store, InPlaceKv(self.memory)  # type: ignore[arg-type]
+        weights, kv = process.store, InPlaceKv(self.memory, dict.fromkeys(MODELS, SHAPE))  # type: ignore[arg-type]
         engine = ModelEngine(weights, kv, Greedy(), self.clock, NoPulse())  # type: ignore[arg-type]
         core = InstanceCore(spec.instance_id, models, weights, kv, engine, self.clock.now_s, chunk_tokens=16)
         process.instance = Instance(core, end, process.sinks, self.clock, NoPulse())  # type: ignore[arg-type]

@@ -77,6 +77,7 @@ class DeviceKv:
         event = self._arriving.get(request_id)
         if event is not None and self._device.query(event):
             del self._arriving[request_id]
+            sequence.branched_off()
         return request_id not in self._arriving
 
     def blocks(self, sequence: LiveSequence) -> Sequence[int]:
@@ -120,12 +121,15 @@ class DeviceKv:
             raise
         # What is not in the slab cache is not there at all: it was lost with its device and is computed again.
         sequence.kv_tokens = sequence.saved_tokens
-        filled, size = shape.blocks_for(sequence.kv_tokens), shape.block_bytes
-        if not filled:
+        sources = sequence.blocks[: shape.blocks_for(sequence.kv_tokens)]
+        if sequence.branch is not None:
+            sources += (sequence.branch.block,)
+        if not sources:
             return
+        size = shape.block_bytes
         pairs = (
             (self._memory[there : there + size], self._host[here : here + size])
-            for there, here in zip(self.blocks(sequence)[:filled], sequence.blocks[:filled], strict=True)
+            for there, here in zip(self.blocks(sequence), sources, strict=False)
         )
         self._arriving[sequence.request_id] = copy_in_batches(self._device, pairs, Stream.COPY_IN)
 

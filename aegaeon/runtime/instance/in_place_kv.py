@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from aegaeon.core.kv_shape import KvShape
 from aegaeon.engine.attention.kv_arena import KvArena
 from aegaeon.runtime.instance.core.live_sequence import LiveSequence
 
 
 class InPlaceKv:
-    """KV attended where it lies, in the slab cache: nothing moves (CPU)."""
+    """KV attended where it lies, in the slab cache: nothing moves (CPU). Shapes by model name."""
 
-    def __init__(self, slabs: KvArena) -> None:
+    def __init__(self, slabs: KvArena, shapes: Mapping[str, KvShape]) -> None:
         self._slabs = slabs
+        self._shapes = shapes
 
     def arena(self, model: str) -> KvArena:
         return self._slabs
 
     def fetch(self, model: str, sequence: LiveSequence) -> bool:
+        if sequence.branch is not None:
+            shape = self._shapes[model]
+            own = sequence.blocks[sequence.kv_tokens // shape.block_tokens]
+            self._slabs.copy_block(shape, sequence.branch.block, own)
+            sequence.branched_off()
+            sequence.saved_tokens = sequence.kv_tokens
         return True
 
     def blocks(self, sequence: LiveSequence) -> Sequence[int]:

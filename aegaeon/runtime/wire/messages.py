@@ -200,9 +200,20 @@ class NodeState:
 
 
 @dataclass(frozen=True, slots=True)
+class KvBranch:
+    """A block of the slab cache that is another's, and whose first ``tokens`` are those that a request goes on with."""
+
+    block: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceState:
     """All that an instance needs to go on with a request: ``token_ids[:prompt_tokens]`` are the prompt, of which
-    ``cached_tokens`` had not to be computed for it."""
+    ``cached_tokens`` had not to be computed for it.
+
+    ``branch``: to be copied to the block of its table that follows on ``kv_tokens``; it is there until the instance
+    next says how far the request has come."""
 
     request_id: str
     frontend_id: str
@@ -211,6 +222,7 @@ class SequenceState:
     kv_tokens: int
     sampling: SamplingParams
     cached_tokens: int = 0
+    branch: KvBranch | None = None
 
 
 @dataclass(frozen=True, slots=True)

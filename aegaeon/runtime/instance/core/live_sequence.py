@@ -27,6 +27,7 @@ class LiveSequence:
         self.cached_tokens = state.cached_tokens
         self.kv_tokens = state.kv_tokens
         self.saved_tokens = state.kv_tokens  # of the KV, safe in the slab cache
+        self.branch = state.branch  # to be copied, until the driver is next told of it
         self.blocks: tuple[int, ...] = ()
         self.sampling = SamplingState(
             state.sampling,
@@ -56,8 +57,15 @@ class LiveSequence:
         self.token_ids.append(token_id)
         self.sampling.append(token_id)
 
+    def branched_off(self) -> None:
+        """The block that it was to copy is here."""
+        if self.branch is not None:
+            self.kv_tokens += self.branch.tokens
+            self.branch = None
+
     def progress(self) -> Progress:
-        """What the driver has not heard yet."""
+        """What the driver has not heard yet. What was to be copied by now is another's after that."""
+        self.branch = None
         new_ids = tuple(self.token_ids[self._reported_tokens :])
         self._reported_tokens = len(self.token_ids)
         return Progress(self.request_id, new_ids, self.saved_tokens)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from aegaeon.core.request import Request
 from aegaeon.runtime.node.core.request_state import IN_A_TURN, DriverRequestState, RequestHappening, next_state
 from aegaeon.runtime.recovery.suspicion import RequestSuspicion
-from aegaeon.runtime.wire.messages import Member, SequenceState, Submit
+from aegaeon.runtime.wire.messages import KvBranch, Member, SequenceState, Submit
 
 _BEING_GIVEN_UP = (DriverRequestState.DROPPING, DriverRequestState.RELEASING, DriverRequestState.UNSETTLED)
 
@@ -20,7 +20,8 @@ class DriverRequest:
     ``home``: the instance that has its newest sequence state, so that a turn there need not send it again.
     ``running_on``: the instance whose turn it is in; ``begun``: it has been in one, and had the KV of
     ``cached_tokens`` of its prompt then. ``epoch`` counts its block tables: after ``DropKv`` the old table lives on
-    under its old key until the instance has let go of it.
+    under its old key until the instance has let go of it. ``first``: the choice of its prompt that it followed.
+    ``branch``: lent to it, until its instance has copied it.
     """
 
     submit: Submit
@@ -33,6 +34,8 @@ class DriverRequest:
     begun: bool = False
     cached_tokens: int = 0
     epoch: int = 0
+    first: DriverRequest | None = None
+    branch: KvBranch | None = None
     suspicion: RequestSuspicion = field(default_factory=RequestSuspicion)
 
     def __post_init__(self) -> None:
@@ -95,7 +98,8 @@ class DriverRequest:
         """It has its block table for its first turn."""
         self.begun = True
         first = self.submit.cached_tokens
-        self.cached_tokens = min(self.kv_tokens, len(self.submit.prompt_ids) - 1) if first is None else first
+        found = self.kv_tokens + (self.branch.tokens if self.branch is not None else 0)
+        self.cached_tokens = min(found, len(self.submit.prompt_ids) - 1) if first is None else first
 
     def take_for(self, instance_id: str) -> None:
         """It is in a turn of an instance."""
@@ -140,4 +144,5 @@ class DriverRequest:
             self.kv_tokens,
             self.submit.sampling,
             self.cached_tokens,
+            self.branch,
         )

@@ -53,6 +53,7 @@ class Requests:
             self._admit(request)
         else:
             self._followers.add(request, leader.request_id)
+        request.first = leader if self._blocks.shares else None
 
     def _admit(self, request: DriverRequest) -> None:
         self._blocks.find(request)
