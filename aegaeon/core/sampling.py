@@ -24,7 +24,8 @@ class SamplingParams:
     """Sampling of one request; ranges as in the OpenAI API, ``top_k``, ``min_p``, ``repetition_penalty`` as in vLLM's.
 
     ``temperature`` 0 is greedy. ``top_k`` 0 means no limit. ``seed`` makes the request reproducible whatever else is in
-    the batch. ``stop`` strings end the output (and are not part of it); ``stop_token_ids`` end it like EOS.
+    the batch. ``stop`` strings end the output (and are not part of it); ``stop_token_ids`` end it like EOS. Where it is
+    ``scored`` the log probabilities of its tokens are told, too.
     """
 
     max_new_tokens: int = 16
@@ -40,6 +41,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_new_tokens: int = 0
+    scored: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

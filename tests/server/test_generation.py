@@ -90,6 +90,20 @@ async def test_several_prompts_and_choices_keep_their_order(
     assert len({request.request_id for request in frontend.requests}) == 6
 
 
+async def test_of_best_of_those_of_the_likeliest_tokens_are_answered(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend
+) -> None:
+    frontend.script = Script(logprobs=(-3.0, -1.0, -2.0, -4.0, -1.5, -2.5, -0.5, -9.0))
+    body = (await _complete(client, prompt=["one", "two"], n=2, best_of=4, seed=5)).json()
+    assert [choice["text"] for choice in body["choices"]] == ["answer 1", "answer 2", "answer 6", "answer 4"]
+    assert [choice["index"] for choice in body["choices"]] == list(range(4))
+    assert body["usage"]["completion_tokens"] == 8
+    assert [request.sampling.seed for request in frontend.requests] == [5, 6, 7, 8] * 2
+    assert all(request.sampling.scored for request in frontend.requests)
+    await _complete(client, n=2, best_of=2)
+    assert not frontend.requests[-1].sampling.scored
+
+
 async def test_the_timeline_comes_on_request(client: httpx.AsyncClient) -> None:
     headers = {"X-Aegaeon-Timeline": "1"}
     body = {"model": "tiny", "messages": MESSAGES}
@@ -242,7 +256,10 @@ async def test_prompts_of_all_forms(
         ({"model": 5}, "model"),
         ({"model": ""}, "model"),
         ({"model": None}, "model"),
-        ({"best_of": 3}, "best_of"),
+        ({"best_of": 17}, "best_of"),
+        ({"best_of": 0}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"best_of": 3, "stream": True}, "best_of"),
         ({"max_tokens": True}, "max_tokens"),
         ({"max_tokens": "5.5"}, "max_tokens"),
         ({"max_tokens": "9" * 5000}, "max_tokens"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
 from aegaeon.core.generation import Delta, FinishReason, GenerationError
 from aegaeon.core.timeline import PhaseSpan
@@ -44,7 +45,7 @@ class GenerationStream:
         self._stops = stops
         self._stop = stop
         self._deltas: asyncio.Queue[Delta | GenerationError] = asyncio.Queue()
-        self._early: dict[int, tuple[int, float]] = {}  # index -> token that came before one that precedes it
+        self._early: dict[int, Delta] = {}  # by index: tokens that came before one that precedes them
         self._ending: tuple[FinishReason, int] | None = None
         self.done = False
 
@@ -54,16 +55,16 @@ class GenerationStream:
         if not self.accepted.done():
             self.accepted.set_result(None)
 
-    def take_token(self, index: int, token_id: int, time_s: float) -> None:
+    def take_token(self, index: int, token_id: int, time_s: float, logprob: float = 0.0) -> None:
         """Token ``index`` of the output; one that is known already is ignored, one that is early waits.
 
         Output may come before the word that the request was accepted: it says so as well.
         """
         self.accept()
         if index >= len(self.token_ids):
-            self._early[index] = token_id, time_s
+            self._early[index] = Delta("", (token_id,), (time_s,), logprob=logprob)
         while not self.done and len(self.token_ids) in self._early:
-            self._append(*self._early.pop(len(self.token_ids)))
+            self._append(self._early.pop(len(self.token_ids)))
         self._end_if_complete()
 
     def finish(self, reason: FinishReason, generated_tokens: int) -> None:
@@ -78,23 +79,23 @@ class GenerationStream:
         self._ending = None
         return tuple(self.token_ids)
 
-    def _append(self, token_id: int, time_s: float) -> None:
-        self.token_ids.append(token_id)
-        text, hit = self._stops.push(self._text.push(token_id))
+    def _append(self, token: Delta) -> None:
+        self.token_ids += token.token_ids
+        text, hit = self._stops.push(self._text.push(*token.token_ids))
         if hit:
             self._stop(self.request_id)
-            self._finish(text, FinishReason.STOP, (token_id,), (time_s,))
+            self._finish(replace(token, text=text, finish_reason=FinishReason.STOP))
         else:
-            self._deltas.put_nowait(Delta(text, (token_id,), (time_s,)))
+            self._deltas.put_nowait(replace(token, text=text))
 
     def _end_if_complete(self) -> None:
         if self.done or self._ending is None or len(self.token_ids) < self._ending[1]:
             return
         text, hit = self._stops.push(self._text.finish())
         if hit:
-            self._finish(text, FinishReason.STOP, (), ())
+            self._finish(Delta(text, (), finish_reason=FinishReason.STOP))
         else:
-            self._finish(text + self._stops.finish(), self._ending[0], (), ())
+            self._finish(Delta(text + self._stops.finish(), (), finish_reason=self._ending[0]))
 
     def fail(self, error: GenerationError) -> None:
         """The request is over without success."""
@@ -104,9 +105,9 @@ class GenerationStream:
             self.done = True
             self._deltas.put_nowait(error)
 
-    def _finish(self, text: str, reason: FinishReason, ids: tuple[int, ...], times_s: tuple[float, ...]) -> None:
+    def _finish(self, last: Delta) -> None:
         self.done = True
-        self._deltas.put_nowait(Delta(text, ids, times_s, reason))
+        self._deltas.put_nowait(last)
 
     # --- what the server uses ---------------------------------------------------------------------------------------
 

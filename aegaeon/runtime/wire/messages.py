@@ -430,12 +430,16 @@ class WeightsRefused:
 # --- instance -> frontend -------------------------------------------------------------------------------------------
 
 
+TokenItem = tuple[str, int, int] | tuple[str, int, int, float]
+"""Request id, index of the token in the output, token id; its log probability, of those that are scored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One step's tokens: (request id, index of the token in the output, token id)."""
+    """One step's tokens."""
 
     time_s: float
-    items: tuple[tuple[str, int, int], ...]
+    items: tuple[TokenItem, ...]
 
 
 @dataclass(frozen=True, slots=True)

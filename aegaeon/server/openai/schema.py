@@ -80,7 +80,7 @@ class GenerationFields(_Fields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None = None
-    best_of: Whole | None = None
+    best_of: Annotated[Whole, Field(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None = None
     max_tokens: Limit | None = None
     temperature: Real | None = None
     top_p: Real | None = None
@@ -113,6 +113,16 @@ class GenerationFields(_Fields):
         return self.n or 1
 
     @property
+    def rows(self) -> int:
+        """Outputs per prompt that are worked on together, of which some are answered."""
+        return self.best_of or self.choices
+
+    @property
+    def candidates(self) -> int:
+        """Generations per prompt."""
+        return self.rows
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -130,7 +140,7 @@ class GenerationFields(_Fields):
     def sampling(self) -> SamplingParams:
         """Sampling of the first choice. Raises ``SamplingError``."""
         said = {name: value for name, value in self._said().items() if value is not None}
-        return SamplingParams(**{"max_new_tokens": NO_LIMIT_TOKENS, **said})
+        return SamplingParams(**{"max_new_tokens": NO_LIMIT_TOKENS, **said}, scored=self.candidates > self.choices)
 
     def _said(self) -> dict[str, Any]:
         """By field of ``SamplingParams``; None where nothing is said."""
@@ -151,11 +161,11 @@ class GenerationFields(_Fields):
         }
 
     def samplings(self) -> list[SamplingParams]:
-        """Sampling of every choice of a prompt: the same, but for the seed, which counts up."""
+        """Sampling of every generation of a prompt: the same, but for the seed, which counts up."""
         first = self.sampling()
         if first.seed is None:
-            return [first] * self.choices
-        return [replace(first, seed=_wrapped(first.seed + index)) for index in range(self.choices)]
+            return [first] * self.candidates
+        return [replace(first, seed=_wrapped(first.seed + index)) for index in range(self.candidates)]
 
 
 def _wrapped(seed: int) -> int:
@@ -248,6 +258,7 @@ def parse(schema: type[Schema], body: bytes, limits: RequestLimits) -> Schema:
     except ValidationError as error:
         raise from_validation(error) from None
     _refuse_unsupported(fields)
+    _check_rows(fields)
     _check_stops(fields.stop or (), limits)
     try:
         fields.sampling()
@@ -258,13 +269,21 @@ def parse(schema: type[Schema], body: bytes, limits: RequestLimits) -> Schema:
 
 def _refuse_unsupported(fields: GenerationFields) -> None:
     refuse_unsupported(fields.model_extra or {}, fields.unsupported)
-    if fields.best_of not in (None, fields.choices):
-        raise unsupported_parameter("best_of", " (other than equal to n)")
+    if isinstance(fields, ChatRequest) and fields.best_of not in (None, fields.choices):
+        raise unsupported_parameter("best_of", " in chats (other than equal to n)")
     if fields.stream_options is None:
         return
     refuse_unsupported(fields.stream_options.model_extra or {}, StreamOptions.unsupported, "stream_options.")
     if not fields.stream:
         raise ApiError(400, "stream_options is only allowed with stream", param="stream_options")
+
+
+def _check_rows(fields: GenerationFields) -> None:
+    if fields.rows < fields.choices:
+        message = f"best_of: must be at least n, got best_of {fields.rows} and n {fields.choices}"
+        raise ApiError(400, message, param="best_of")
+    if fields.stream and fields.rows > fields.choices:
+        raise ApiError(400, "best_of: only best_of equal to n can be streamed", param="best_of")
 
 
 def _check_stops(stops: Sequence[str], limits: RequestLimits) -> None:

@@ -24,7 +24,7 @@ class OutputStream(Protocol):
         """A driver has taken the request."""
         ...
 
-    def take_token(self, index: int, token_id: int, time_s: float) -> None:
+    def take_token(self, index: int, token_id: int, time_s: float, logprob: float = 0.0) -> None:
         """Token ``index`` of the output; one that is known already is ignored, one that is early waits."""
         ...
 

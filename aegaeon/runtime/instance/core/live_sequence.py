@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aegaeon.core.timeline import Phase, PhaseSpan
+from aegaeon.engine.sampling.choice import ScoredToken
 from aegaeon.engine.sampling.sampling_state import SamplingState
-from aegaeon.runtime.wire.messages import Member, Progress, SequenceState
+from aegaeon.runtime.wire.messages import Member, Progress, SequenceState, TokenItem
 
 # Between two steps of a turn there are messages to take: spans that far apart are one.
 _MERGE_S = 5e-3
@@ -52,10 +53,13 @@ class LiveSequence:
         """Tokens that the model has not seen."""
         return len(self.token_ids) - self.kv_tokens
 
-    def append(self, token_id: int) -> None:
-        """Take a sampled token."""
+    def take(self, chosen: int | ScoredToken) -> TokenItem:
+        """Take a token that was chosen: as its frontend is told."""
+        token_id = chosen.token_id if isinstance(chosen, ScoredToken) else chosen
+        item = self.request_id, self.generated_tokens, token_id
         self.token_ids.append(token_id)
         self.sampling.append(token_id)
+        return (*item, chosen.logprob) if isinstance(chosen, ScoredToken) else item
 
     def branched_off(self) -> None:
         """The block that it was to copy is here."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from aegaeon.core.generation import FailureCause
 from aegaeon.core.timeline import Phase
 from aegaeon.engine.attention.sequence_slice import SequenceSlice
+from aegaeon.engine.sampling.choice import Choice
 from aegaeon.engine.sampling.stop import finish_reason
 from aegaeon.runtime.instance.core.feed import Feed
 from aegaeon.runtime.instance.core.instance_model import InstanceModel
@@ -76,7 +77,7 @@ class Stepper:
         start_s = self._clock()
         turn.trying()
         try:
-            tokens = self._compute(turn.model, feeds)
+            chosen = self._compute(turn.model, feeds)
         except Exception as error:
             self._check_device()
             logger.exception(
@@ -92,12 +93,12 @@ class Stepper:
         self._kv.write_back(feed.sequence for feed in feeds)
         now_s = self._clock()
         self._account_time(turn, feeds, start_s, now_s)
-        self._emit(turn, tokens, now_s)
+        self._emit(turn, chosen, now_s)
         turn.stepped(now_s)
         self._members.ask_for_blocks(turn)
 
-    def _compute(self, model: str, feeds: Sequence[Feed]) -> Mapping[Feed, int | None]:
-        """The next token of everyone who is fed to its end."""
+    def _compute(self, model: str, feeds: Sequence[Feed]) -> Mapping[Feed, Choice | None]:
+        """What is chosen for everyone who is fed to its end."""
         slices = [
             SequenceSlice(
                 feed.sequence.token_ids[feed.sequence.kv_tokens : feed.sequence.kv_tokens + feed.tokens],
@@ -117,24 +118,24 @@ class Stepper:
             phase = Phase.PREFILL if feed.prefill else Phase.DECODE
             feed.sequence.spend(phase, start_s, end_s, self._instance_id)
 
-    def _emit(self, turn: Turn, tokens: Mapping[Feed, int | None], now_s: float) -> None:
-        items, made = [], []
-        for feed, token_id in tokens.items():
+    def _emit(self, turn: Turn, chosen: Mapping[Feed, Choice | None], now_s: float) -> None:
+        items: list[tuple[str, m.TokenItem]] = []
+        made = []
+        for feed, choice in chosen.items():
             sequence = feed.sequence
-            if token_id is None:
+            if choice is None:
                 self._refuse_to_guess(turn, sequence)
                 continue
-            items.append((sequence.frontend_id, (sequence.request_id, sequence.generated_tokens, token_id)))
-            sequence.append(token_id)
+            items.append((sequence.frontend_id, sequence.take(choice)))
             made.append(feed)
         self._tell_tokens(now_s, items)
         for feed in made:
             with self._members.alone(turn, feed.sequence):
                 self._settle(turn, feed)
 
-    def _tell_tokens(self, now_s: float, items: Iterable[tuple[str, tuple[str, int, int]]]) -> None:
+    def _tell_tokens(self, now_s: float, items: Iterable[tuple[str, m.TokenItem]]) -> None:
         """One step's tokens: one message to each frontend."""
-        by_frontend: defaultdict[str, list[tuple[str, int, int]]] = defaultdict(list)
+        by_frontend: defaultdict[str, list[m.TokenItem]] = defaultdict(list)
         for frontend_id, item in items:
             by_frontend[frontend_id].append(item)
         for frontend_id, own in by_frontend.items():
