@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aegaeon.core.beams import Beam, BeamState
 from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.generation import FinishReason, Generation, GenerationRequest, TokenPrompt
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
-from aegaeon.core.sampling import SamplingParams
+from aegaeon.core.sampling import BeamParams, SamplingParams
 from aegaeon.engine.attention.sequence_slice import SequenceSlice
+from aegaeon.engine.sampling.beam_search import BeamSearch
+from aegaeon.engine.sampling.choice import Candidates, Choice, LikeliestTokens, ScoredToken, Wish
 from aegaeon.engine.sampling.stop import finish_reason
 from aegaeon.runtime.frontend.frontend import PoolFrontend
 from aegaeon.runtime.frontend.node_inbox import NodeInbox
@@ -55,6 +58,9 @@ LAYOUTS = {
 }
 
 
+Answer = tuple[tuple[int, ...], str, FinishReason | None]
+
+
 class Killed(BaseException):
     """The process ends here."""
 
@@ -67,9 +73,30 @@ def next_token(model: str, context: Sequence[int]) -> int:
     return EOS + (value >> 8) % (VOCABULARY - EOS)
 
 
-def answer(request: GenerationRequest) -> tuple[tuple[int, ...], str, FinishReason]:
+def likeliest(model: str, context: Sequence[int], wish: LikeliestTokens) -> Candidates:
+    """The model, where several tokens may be next."""
+    tokens = dict.fromkeys(next_token(model, (*context, number)) for number in range(3 * wish.count))
+    allowed = [token for token in tokens if token not in wish.forbidden][: wish.count]
+    return tuple(ScoredToken(token, -(number + token / VOCABULARY) / 4) for number, token in enumerate(allowed, 1))
+
+
+def found(request: GenerationRequest, prompt: tuple[int, ...], beams: BeamParams) -> Answer:
+    """What a client must get of a search."""
+    search = BeamSearch(request.sampling, beams, (EOS,), BeamState((Beam(),)))
+    while not search.over:
+        contexts = [(*prompt, *beam.token_ids) for beam in search.beams]
+        search.step([likeliest(request.model, context, search.wish) for context in contexts])
+    outputs = [one.token_ids for one in search.outputs]
+    reason = finish_reason(request.sampling, (EOS,), outputs[-1])
+    ids = tuple(token for output in outputs for token in output)
+    return ids, "".join(map(Words().push, ids)), reason
+
+
+def answer(request: GenerationRequest) -> Answer:
     """What a client must get: tokens, text, and why it ended."""
     assert isinstance(request.prompt, TokenPrompt)
+    if request.sampling.beams is not None:
+        return found(request, request.prompt.token_ids, request.sampling.beams)
     stops, text = StopStrings(request.sampling.stop), ""
     ids: list[int] = []
     while True:
@@ -143,6 +170,10 @@ class End:
         return self._incoming.drain()
 
 
+Context = tuple[str, list[int]]
+"""The model, and all tokens so far: that is its logits."""
+
+
 class Store:
     """An instance's weights, and its only runner: it writes tokens where KV would be, and reads them back."""
 
@@ -187,14 +218,12 @@ class Store:
     def close(self) -> None:
         return
 
-    def step(self, slices: Sequence[SequenceSlice], memory: dict[tuple[int, int], int]) -> list[int]:
-        chosen = []
+    def step(self, slices: Sequence[SequenceSlice], memory: dict[tuple[int, int], int]) -> list[Context]:
         for one in slices:
             for position, token in enumerate(one.token_ids, one.start):
                 memory[_place(one, position)] = token
-            if one.wants_logits:
-                chosen.append(next_token(self._model, [memory[_place(one, at)] for at in range(one.end)]))
-        return chosen
+        wanted = [one for one in slices if one.wants_logits]
+        return [(self._model, [memory[_place(one, at)] for at in range(one.end)]) for one in wanted]
 
 
 def _place(one: SequenceSlice, position: int) -> tuple[int, int]:
@@ -210,10 +239,11 @@ class Memory(dict[tuple[int, int], int]):
 
 
 class Greedy:
-    """The runner has chosen."""
+    """Takes what the model says."""
 
-    def sample(self, logits: list[int], states: Sequence[object]) -> list[int]:
-        return list(logits)
+    def choose(self, logits: Sequence[Context], wishes: Sequence[Wish]) -> list[Choice]:
+        pairs = zip(logits, wishes, strict=True)
+        return [likeliest(*own, wish) if isinstance(wish, LikeliestTokens) else next_token(*own) for own, wish in pairs]
 
 
 class Sinks:
@@ -507,7 +537,7 @@ async def collect(
     generation = await frontend.generate(asked, first)
     opened(generation)
     async for delta in generation:
-        assert reason is None, "something came after the end"
+        assert reason is None or asked.sampling.beams is not None, "something came after the end"
         ids += delta.token_ids
         text += delta.text
         reason = delta.finish_reason

@@ -30,11 +30,13 @@ CACHED_TOKENS = 3
 class Script:
     """What happens to every request: one token per text, once ``held`` is set; then a failure, a hang, or the end.
 
-    ``logprobs``: of the requests that come, in order, each of which has a text of its own then.
+    ``logprobs``: of the requests that come, in order, each of which has a text of its own then. ``outputs``: so many of
+    the last texts each end one.
     """
 
     texts: tuple[str, ...] = ("Hel", "lo", "!")
     logprobs: tuple[float, ...] = ()
+    outputs: int = 1
     finish_reason: FinishReason | None = FinishReason.STOP
     refusal: Exception | None = None
     failure: Exception | None = None
@@ -63,7 +65,7 @@ class ScriptedGeneration:
             await self._script.held.wait()
         for index, text in enumerate(texts):
             self.completion_tokens += 1
-            last = index == len(texts) - 1 and not (self._script.failure or self._script.hangs)
+            last = index >= len(texts) - self._script.outputs and not (self._script.failure or self._script.hangs)
             reason = self._script.finish_reason if last else None
             yield Delta(text, (index,), (FIRST_TOKEN_S + index * GAP_S,), reason, self._logprob)
             await asyncio.sleep(0)

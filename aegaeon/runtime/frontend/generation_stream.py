@@ -14,6 +14,7 @@ from aegaeon.core.generation import Delta, FinishReason, GenerationError
 from aegaeon.core.timeline import PhaseSpan
 from aegaeon.runtime.frontend.prompt_encoder import EncodedPrompt
 from aegaeon.runtime.frontend.text import StopStrings, TextStream
+from aegaeon.runtime.wire.messages import BeamOutput
 
 
 class GenerationStream:
@@ -28,7 +29,7 @@ class GenerationStream:
         model: str,
         prompt: EncodedPrompt,
         arrival_s: float,
-        text: TextStream,
+        text: Callable[[], TextStream],
         stops: StopStrings,
         stop: Callable[[str], None],
     ) -> None:
@@ -41,7 +42,8 @@ class GenerationStream:
         self.token_ids: list[int] = []
         self.spans: list[PhaseSpan] = []
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._text = text
+        self._new_text = text
+        self._text = text()
         self._stops = stops
         self._stop = stop
         self._deltas: asyncio.Queue[Delta | GenerationError] = asyncio.Queue()
@@ -72,6 +74,15 @@ class GenerationStream:
         self.accept()
         self._ending = reason, generated_tokens
         self._end_if_complete()
+
+    def finish_search(self, outputs: Sequence[BeamOutput]) -> None:
+        """These are the outputs of a search by beams, whole."""
+        self.accept()
+        for output in () if self.done else outputs:
+            text = self._new_text()
+            whole = "".join([*map(text.push, output.token_ids), text.finish()])
+            self.token_ids += output.token_ids
+            self._finish(Delta(whole, output.token_ids, finish_reason=output.reason))
 
     def rewind(self) -> tuple[int, ...]:
         """The tokens that the client has: the request goes on from them, wherever it does, and from nothing else."""
@@ -129,7 +140,7 @@ class GenerationStream:
                 if isinstance(delta, GenerationError):
                     raise delta
                 yield delta
-                if delta.finish_reason is not None:
+                if delta.finish_reason is not None and self._deltas.empty():
                     return
         finally:
             await self.cancel()

@@ -25,21 +25,25 @@ class InPlaceKv:
             own = sequence.blocks[sequence.kv_tokens // shape.block_tokens]
             self._slabs.copy_block(shape, sequence.branch.block, own)
             sequence.branched_off()
-            sequence.saved_tokens = sequence.kv_tokens
+            sequence.all_saved()
         return True
 
     def blocks(self, sequence: LiveSequence) -> Sequence[int]:
         return sequence.blocks
+
+    def copy_blocks(self, model: str, sequence: LiveSequence, copies: Iterable[tuple[int, int]]) -> None:
+        for source, target in copies:
+            self._slabs.copy_block(self._shapes[model], sequence.blocks[source], sequence.blocks[target])
 
     def write_back(self, sequences: Iterable[LiveSequence]) -> None:
         self.save(sequences)
 
     def save(self, sequences: Iterable[LiveSequence]) -> None:
         for sequence in sequences:
-            sequence.saved_tokens = sequence.kv_tokens
+            sequence.all_saved()
 
     def saved(self, sequence: LiveSequence) -> bool:
-        return sequence.saved_tokens == sequence.kv_tokens
+        return sequence.saved
 
     def evict(self, request_id: str) -> None:
         return

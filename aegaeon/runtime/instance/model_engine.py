@@ -9,7 +9,6 @@ from aegaeon.engine.attention.kv_arena import KvArena
 from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.sampling.choice import Choice, Wish
 from aegaeon.engine.sampling.chooser import Chooser
-from aegaeon.engine.sampling.sampler import TokenSampler
 from aegaeon.engine.step.runner import ModelRunner
 from aegaeon.runtime.instance.core.kv_place import KvPlace
 from aegaeon.runtime.instance.core.weight_store import WeightStore
@@ -37,12 +36,10 @@ class EngineKv(KvPlace, Protocol):
 class ModelEngine:
     """A ``StepEngine``. Tells the pulse, before each step, how long it should take by those that were."""
 
-    def __init__(
-        self, weights: EngineWeights, kv: EngineKv, sampler: TokenSampler, clock: Clock, pulse: LoopPulse
-    ) -> None:
+    def __init__(self, weights: EngineWeights, kv: EngineKv, chooser: Chooser, clock: Clock, pulse: LoopPulse) -> None:
         self._weights = weights
         self._kv = kv
-        self._chooser = Chooser(sampler)
+        self._chooser = chooser
         self._clock = clock
         self._pulse = pulse
         self._pace = StepPace()

@@ -17,8 +17,9 @@ from aegaeon.device.cuda.inventory import VISIBLE_DEVICES
 from aegaeon.device.cuda.torch_streams import TorchGraphs
 from aegaeon.device.factory import make_device
 from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.sampling.chooser import Chooser
 from aegaeon.engine.sampling.device_sampler import DeviceSampler
-from aegaeon.engine.sampling.sampler import Sampler, TokenSampler
+from aegaeon.engine.sampling.sampler import Sampler
 from aegaeon.engine.step.device_engine import DeviceEngine
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.packing import WeightPacker
@@ -72,13 +73,13 @@ def run_worker(options: WorkerOptions) -> None:
         sinks = TokenSinks(options.key)
         weights, kv = _copying(options, stack) if options.copy_to_device else _in_place(options)
         clock = MonotonicClock()
-        sampler: TokenSampler = DeviceSampler() if options.device == "cuda" else Sampler()
+        chooser = Chooser(DeviceSampler() if options.device == "cuda" else Sampler())
         core = InstanceCore(
             options.spec.instance_id,
             {model.name: InstanceModel(model.name, model.kv_shape, model.eos_ids) for model in options.models},
             weights,
             kv,
-            ModelEngine(weights, kv, sampler, clock, pulse),
+            ModelEngine(weights, kv, chooser, clock, pulse),
             clock.now_s,
             options.chunk_tokens,
         )

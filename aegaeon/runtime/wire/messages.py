@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aegaeon.core.beams import BeamState
 from aegaeon.core.command import RejectReason
 from aegaeon.core.event import TurnEndReason
 from aegaeon.core.generation import FailureCause, FinishReason
@@ -213,7 +214,8 @@ class SequenceState:
     ``cached_tokens`` had not to be computed for it.
 
     ``branch``: to be copied to the block of its table that follows on ``kv_tokens``; it is there until the instance
-    next says how far the request has come."""
+    next says how far the request has come. ``beams``: of a search by beams that has begun; ``token_ids`` are the prompt
+    then, and ``kv_tokens`` count its whole blocks."""
 
     request_id: str
     frontend_id: str
@@ -223,6 +225,7 @@ class SequenceState:
     sampling: SamplingParams
     cached_tokens: int = 0
     branch: KvBranch | None = None
+    beams: BeamState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,11 +349,15 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a request has come since the driver last heard: tokens made, and KV that is safe in the slab cache."""
+    """How far a request has come since the driver last heard: tokens made, and KV that is safe in the slab cache.
+
+    ``beams``: of a search by beams that has begun. Their KV is safe, too, where the request has left its turn, or that
+    has ended."""
 
     request_id: str
     new_ids: tuple[int, ...]
     kv_tokens: int
+    beams: BeamState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,13 +458,24 @@ class Spans:
 
 
 @dataclass(frozen=True, slots=True)
+class BeamOutput:
+    """One output of a search by beams."""
+
+    token_ids: tuple[int, ...]
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The request's last token is out: it has ``generated_tokens`` in all. ``cached_tokens``: as in ``Begun``."""
+    """The request's last token is out: it has ``generated_tokens`` in all. ``cached_tokens``: as in ``Begun``.
+
+    ``outputs``: of a search by beams, the best one first. No ``Tokens`` tell of them."""
 
     request_id: str
     reason: FinishReason
     generated_tokens: int
     cached_tokens: int = 0
+    outputs: tuple[BeamOutput, ...] = ()
 
 
 # --- who takes what: closed, so that whoever a new message may reach must handle it -----------------------------------

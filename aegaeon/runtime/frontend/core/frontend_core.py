@@ -182,7 +182,10 @@ class FrontendCore:
 
     def _finish(self, message: m.Finished) -> None:
         self._with(message.request_id, _note_cached, message.cached_tokens)
-        self._with(message.request_id, lambda s: s.finish(message.reason, message.generated_tokens))
+        if message.outputs:
+            self._with(message.request_id, lambda s: s.finish_search(message.outputs))
+        else:
+            self._with(message.request_id, lambda s: s.finish(message.reason, message.generated_tokens))
 
     def _take_tokens(self, message: m.Tokens) -> None:
         for request_id, index, token_id, *logprob in message.items:

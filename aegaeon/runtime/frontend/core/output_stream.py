@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from aegaeon.core.generation import FinishReason, GenerationError
 from aegaeon.core.timeline import PhaseSpan
+from aegaeon.runtime.wire.messages import BeamOutput
 
 
 class OutputStream(Protocol):
@@ -30,6 +32,10 @@ class OutputStream(Protocol):
 
     def finish(self, reason: FinishReason, generated_tokens: int) -> None:
         """The output has ``generated_tokens`` tokens, all of which are here or on their way."""
+        ...
+
+    def finish_search(self, outputs: Sequence[BeamOutput]) -> None:
+        """These are the outputs of a search by beams, whole."""
         ...
 
     def rewind(self) -> tuple[int, ...]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from aegaeon.core.beams import BeamState
+from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.request import Request
 from aegaeon.runtime.node.core.request_state import IN_A_TURN, DriverRequestState, RequestHappening, next_state
 from aegaeon.runtime.recovery.suspicion import RequestSuspicion
-from aegaeon.runtime.wire.messages import KvBranch, Member, SequenceState, Submit
+from aegaeon.runtime.wire.messages import KvBranch, Member, Progress, SequenceState, Submit
 
 _BEING_GIVEN_UP = (DriverRequestState.DROPPING, DriverRequestState.RELEASING, DriverRequestState.UNSETTLED)
 
@@ -21,7 +23,7 @@ class DriverRequest:
     ``running_on``: the instance whose turn it is in; ``begun``: it has been in one, and had the KV of
     ``cached_tokens`` of its prompt then. ``epoch`` counts its block tables: after ``DropKv`` the old table lives on
     under its old key until the instance has let go of it. ``first``: the choice of its prompt that it followed.
-    ``branch``: lent to it, until its instance has copied it.
+    ``branch``: lent to it, until its instance has copied it. ``beams``: of a search by beams, as last heard of.
     """
 
     submit: Submit
@@ -36,6 +38,7 @@ class DriverRequest:
     epoch: int = 0
     first: DriverRequest | None = None
     branch: KvBranch | None = None
+    beams: BeamState | None = None
     suspicion: RequestSuspicion = field(default_factory=RequestSuspicion)
 
     def __post_init__(self) -> None:
@@ -55,8 +58,18 @@ class DriverRequest:
         return f"{self.request_id}#{self.epoch}"
 
     @property
+    def output_tokens(self) -> int:
+        """How long its output is, or each of its beams."""
+        return len(self.generated_ids) + (0 if self.beams is None else self.beams.tokens)
+
+    @property
     def context_tokens(self) -> int:
-        return len(self.submit.prompt_ids) + len(self.generated_ids)
+        return len(self.submit.prompt_ids) + self.output_tokens
+
+    def table_tokens(self, shape: KvShape, more_tokens: int = 0) -> int:
+        """Tokens that its block table is to have room for when it has so many more."""
+        tokens = self.context_tokens + more_tokens
+        return shape.forked_tokens(len(self.submit.prompt_ids), tokens, self.submit.request.width)
 
     def token_ids(self, start: int, end: int) -> Sequence[int]:
         """Its tokens from one position to another, prompt and output."""
@@ -110,6 +123,11 @@ class DriverRequest:
         """Its block table is gone."""
         self.home, self.kv_tokens, self.prefilled = None, 0, False
         self.epoch += 1
+        self._lose_beams_kv()
+
+    def _lose_beams_kv(self) -> None:
+        """Its instance has written to the beams' blocks since it was heard of, or they are gone."""
+        self.beams = None if self.beams is None else self.beams.without_kv()
 
     def go_on_from(self, generated_ids: Sequence[int]) -> None:
         """The output so far is ``generated_ids`` and nothing else, whatever was heard before: its client has it.
@@ -122,12 +140,14 @@ class DriverRequest:
         )
         self.generated_ids = list(generated_ids)
         self.kv_tokens = min(self.kv_tokens, len(self.submit.prompt_ids) + same, self.context_tokens - 1)
+        self._lose_beams_kv()
 
-    def advance(self, new_ids: tuple[int, ...], kv_tokens: int) -> None:
+    def advance(self, progress: Progress) -> None:
         """Take what an instance reports."""
-        self.generated_ids.extend(new_ids)
-        self.kv_tokens = kv_tokens
-        self.suspicion.note_progress(len(self.generated_ids), kv_tokens)
+        self.generated_ids.extend(progress.new_ids)
+        self.kv_tokens = progress.kv_tokens
+        self.beams = progress.beams or self.beams
+        self.suspicion.note_progress(self.output_tokens, progress.kv_tokens)
 
     def member_for(self, instance_id: str, blocks: tuple[int, ...]) -> Member:
         """What the instance needs to run it."""
@@ -145,4 +165,5 @@ class DriverRequest:
             self.submit.sampling,
             self.cached_tokens,
             self.branch,
+            self.beams,
         )

@@ -80,7 +80,7 @@ class Requests:
         for one in progress:
             request = self.get(one.request_id)
             if request is not None:
-                request.advance(one.new_ids, one.kv_tokens)
+                request.advance(one)
                 self._blocks.note(request)
 
     def resume(self, request: DriverRequest, generated_ids: Sequence[int]) -> None:
