@@ -219,8 +219,8 @@ class BlockTables:
         return node.block
 
     def check_integrity(self) -> None:
-        """Raise ``LedgerError`` unless every live block is one table's own, in the tree or only lent, and every table
-        is whole."""
+        """Raise ``LedgerError`` unless every live block is one table's own, in the tree or only lent, every table is
+        whole, and nothing is lent where there is none."""
         self._cache.check_integrity()
         self._tree.check_integrity()
         for request_id, table in self._tables.items():
@@ -231,6 +231,8 @@ class BlockTables:
         if max(owned.values(), default=1) > 1 or self._cache.live_blocks != len(owned):
             twice = sorted(block for block, count in owned.items() if count > 1)
             raise LedgerError(f"{self._cache.live_blocks} blocks are live, {len(owned)} are owned, {twice} twice")
+        if self._lent and not self._tables:
+            raise LedgerError(f"blocks {sorted(self._lent)} are lent, and there is nobody to read them")
         holders = Counter(table.path[-1] for table in self._tables.values() if table.path)
         holders.update(node.parent for node in self._tree if node.holders and isinstance(node.parent, PrefixNode))
         wrong = [node.block for node in self._tree if node.holders != holders[node]]

@@ -112,7 +112,8 @@ async def test_kills_at_any_point_change_no_answer_and_condemn_nobody(
 
 @pytest.mark.slow
 async def test_kills_change_no_search(model_paths: Callable[[int], dict[str, Path]], tmp_path: Path):
-    """Of all that is kept or dropped in it, nothing is nearer to the limit than 1e-3."""
+    """Of all that is kept or dropped in it, nothing is nearer to the limit than 1e-3. Killed within its turn it has
+    got nowhere, as far as its driver knows: a third time it would be taken for the cause."""
     config = PoolConfig(
         models=tuple(ModelConfig(name, path, Slo()) for name, path in model_paths(2).items()),
         device="cpu",
@@ -124,10 +125,10 @@ async def test_kills_change_no_search(model_paths: Callable[[int], dict[str, Pat
         generation = await pool.submit("search", "m0", prompt, 120, beams=beams)
         found = asyncio.create_task(outputs_of(generation))
         killed = 0
-        while not found.done() and killed < KILLS:
+        while not found.done() and killed < 2:
             killed += pool.kill_whoever_runs("m0")
             await asyncio.sleep(0.02)
-        assert killed, "the search was over before an instance could be killed"
+        assert killed == 2, "the search was over before an instance could be killed"
         assert await found == search_alone(model_paths(2)["m0"], prompt, beams, 120)
         await other
         await pool.settled()
