@@ -116,6 +116,7 @@ class RejectReason(StrEnum):
 
     OVERLOADED = "overloaded"  # try again later
     TOO_LARGE = "too_large"  # its KV can never fit
+    TOO_WIDE = "too_wide"  # no step has so many rows
     MODEL_FAILED = "model_failed"  # its model cannot be loaded
     UNKNOWN_MODEL = "unknown_model"  # no such model
 

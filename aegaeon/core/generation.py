@@ -66,13 +66,15 @@ class FinishReason(StrEnum):
 class Delta:
     """New output of a request: text that is final (no half characters, no part of a stop string), and its tokens.
 
-    The last delta has a ``finish_reason``; it may be empty otherwise.
+    The last delta has a ``finish_reason``; it may be empty otherwise. ``logprob``: of its tokens together, where the
+    request is scored.
     """
 
     text: str
     token_ids: tuple[int, ...]
     token_times_s: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
+    logprob: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

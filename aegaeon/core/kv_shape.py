@@ -62,6 +62,12 @@ class KvShape:
         """Blocks that ``tokens`` tokens need."""
         return -(-tokens // self.block_tokens)
 
+    def forked_tokens(self, shared_tokens: int, tokens: int, width: int) -> int:
+        """Tokens that a table has room for with the blocks of ``width`` sequences of ``tokens`` tokens, which have the
+        whole blocks of the first ``shared_tokens`` in common."""
+        common = min(shared_tokens, tokens) // self.block_tokens
+        return (common + width * (self.blocks_for(tokens) - common)) * self.block_tokens
+
     def bytes_for(self, tokens: int) -> int:
         """Bytes of the blocks that ``tokens`` tokens need."""
         return self.blocks_for(tokens) * self.block_bytes

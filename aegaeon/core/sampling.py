@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 
 class SamplingError(ValueError):
@@ -19,12 +20,39 @@ def _require(field: str, value: float, low: float, high: float) -> None:
         raise SamplingError(field, f"must be between {low:g} and {high:g}, got {value!r}")
 
 
+MAX_BEAMS = 16
+MAX_LENGTH_PENALTY = 4.0
+"""And the least one, negated: beyond it worths of long outputs are no float32 numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeamParams:
+    """A search for likely outputs by ``width`` beams, of which the best ones are ``returned``; in the words of
+    Transformers' ``generate``."""
+
+    width: int
+    returned: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.width <= MAX_BEAMS:
+            raise SamplingError(
+                "best_of", f"a beam search has 2 to {MAX_BEAMS} beams (best_of, or n), got {self.width}"
+            )
+        if not 1 <= self.returned <= self.width:
+            raise SamplingError("best_of", f"must be at least n, got best_of {self.width} and n {self.returned}")
+        _require("length_penalty", self.length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Sampling of one request; ranges as in the OpenAI API, ``top_k``, ``min_p``, ``repetition_penalty`` as in vLLM's.
 
     ``temperature`` 0 is greedy. ``top_k`` 0 means no limit. ``seed`` makes the request reproducible whatever else is in
-    the batch. ``stop`` strings end the output (and are not part of it); ``stop_token_ids`` end it like EOS.
+    the batch. ``stop`` strings end the output (and are not part of it); ``stop_token_ids`` end it like EOS. Where it is
+    ``scored`` the log probabilities of its tokens are told, too. With ``beams`` nothing is sampled: of the rest only
+    the limits and ends of the output count.
     """
 
     max_new_tokens: int = 16
@@ -40,6 +68,8 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     min_new_tokens: int = 0
+    scored: bool = False
+    beams: BeamParams | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -7,7 +7,8 @@
 
 A request's own blocks are written to by nobody else, and free again when it leaves. When all KV of a block is safe it
 can be *named* by what it holds: then nobody writes to it any more, other requests may share it, and it is kept, as room
-for whoever needs a block, when the last of them has left (see ``prefix_tree``).
+for whoever needs a block, when the last of them has left (see ``prefix_tree``). A block that is *lent* is nobody
+else's until it is taken back, even when its request has left, or it has had to give way: somebody is reading it.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class BlockTables:
         self._cache = slab_cache
         self._tree = PrefixTree(Lru()) if tree is None else tree
         self._tables: dict[str, BlockTable] = {}
+        self._lent: Counter[BlockOffset] = Counter()
+        self._outlived: set[BlockOffset] = set()  # lent ones that would be free
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._tables
@@ -167,12 +170,29 @@ class BlockTables:
     def _free_own(self, table: BlockTable, blocks: Sequence[BlockOffset]) -> None:
         own = [block for block in reversed(blocks) if block in table.own]
         table.own.difference_update(own)
-        self._cache.free(own)
+        self._free(own)
+
+    def _free(self, blocks: Sequence[BlockOffset]) -> None:
+        self._outlived.update(block for block in blocks if block in self._lent)
+        self._cache.free(block for block in blocks if block not in self._lent)
 
     def release(self, request_id: str) -> None:
         """Let go of all blocks of a request and forget it."""
         self.truncate(request_id, 0)
         del self._tables[request_id]
+
+    def lend(self, block: BlockOffset) -> None:
+        """Somebody reads a live block, until it is taken back as often as it was lent."""
+        self._lent[block] += 1
+
+    def take_back(self, block: BlockOffset) -> None:
+        """One who read it does so no more."""
+        self._lent[block] -= 1
+        if not self._lent[block]:
+            del self._lent[block]
+            if block in self._outlived:
+                self._outlived.remove(block)
+                self._cache.free((block,))
 
     # --- what nobody holds ------------------------------------------------------------------------------------------
 
@@ -195,20 +215,24 @@ class BlockTables:
         node = self._tree.evict()
         if node is None:
             return None
-        self._cache.free((node.block,))
+        self._free((node.block,))
         return node.block
 
     def check_integrity(self) -> None:
-        """Raise ``LedgerError`` unless every live block is one table's own or in the tree, and every table is whole."""
+        """Raise ``LedgerError`` unless every live block is one table's own, in the tree or only lent, every table is
+        whole, and nothing is lent where there is none."""
         self._cache.check_integrity()
         self._tree.check_integrity()
         for request_id, table in self._tables.items():
             self._check_table(request_id, table)
         owned = Counter(block for table in self._tables.values() for block in table.own)
         owned.update(node.block for node in self._tree)
+        owned.update(self._outlived)
         if max(owned.values(), default=1) > 1 or self._cache.live_blocks != len(owned):
             twice = sorted(block for block, count in owned.items() if count > 1)
             raise LedgerError(f"{self._cache.live_blocks} blocks are live, {len(owned)} are owned, {twice} twice")
+        if self._lent and not self._tables:
+            raise LedgerError(f"blocks {sorted(self._lent)} are lent, and there is nobody to read them")
         holders = Counter(table.path[-1] for table in self._tables.values() if table.path)
         holders.update(node.parent for node in self._tree if node.holders and isinstance(node.parent, PrefixNode))
         wrong = [node.block for node in self._tree if node.holders != holders[node]]

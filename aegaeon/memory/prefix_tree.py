@@ -35,6 +35,7 @@ class PrefixNode:
     """
 
     __slots__ = (
+        "__weakref__",
         "age",
         "block",
         "children",

@@ -18,7 +18,8 @@ def unknown_model(request: Request) -> RejectRequest:
 
 
 def misfit(job: Job, slab_blocks: int, specs: Sequence[InstanceSpec]) -> RejectRequest | None:
-    """Why ``job`` can never run, if so: its longest context exceeds the slab cache, or every instance is too small.
+    """Why ``job`` can never run, if so: its longest context exceeds the slab cache, or every instance is too small, for
+    its context or for its rows.
 
     ``slab_blocks``: blocks of its shape that the slab cache holds. A role that no instance has says nothing: one may
     join. A prefill instance must hold the longest context too, for that is what a recompute processes.
@@ -28,7 +29,7 @@ def misfit(job: Job, slab_blocks: int, specs: Sequence[InstanceSpec]) -> RejectR
         return _too_large(job, f"the KV slab cache holds {cache_bytes} bytes of this model's blocks")
     prefilling = [spec for spec in specs if spec.role.prefills]
     decoding = [spec for spec in specs if spec.role.decodes]
-    return _no_room(job, prefilling) or _no_room(job, decoding)
+    return _no_room(job, prefilling) or _no_room(job, decoding) or _too_wide(job, decoding)
 
 
 def most_kv_bytes(facts: PolicyFacts, specs: Sequence[InstanceSpec]) -> float:
@@ -62,6 +63,14 @@ def _no_room(job: Job, specs: Sequence[InstanceSpec]) -> RejectRequest | None:
     if job.max_kv_bytes > most_bytes:
         return _too_large(job, f"an instance has room for {most_bytes}")
     return None
+
+
+def _too_wide(job: Job, specs: Sequence[InstanceSpec]) -> RejectRequest | None:
+    most = max((spec.max_batch_requests for spec in specs), default=job.width)
+    if job.width <= most:
+        return None
+    detail = f"a search by {job.width} beams takes as many rows of a step; an instance has {most}"
+    return RejectRequest(job.request_id, RejectReason.TOO_WIDE, detail)
 
 
 def _too_large(job: Job, limit: str) -> RejectRequest:

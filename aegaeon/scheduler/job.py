@@ -33,17 +33,27 @@ class Job:
     starved_alone: bool = False
     found_tokens: int = 0
     request_id: str = field(init=False)
+    width: int = field(init=False)  # rows of a decode step
     model: str = field(init=False)
     max_blocks: int = field(init=False)  # KV blocks of the longest context that it can reach
     max_kv_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.request_id = self.request.request_id
+        self.width = self.request.width
         self.model = self.facts.name
         longest_tokens = max(self.facts.max_context_tokens, self.request.prompt_tokens + 1)
         tokens = min(self.request.prompt_tokens + self.request.max_new_tokens, longest_tokens)
-        self.max_blocks = self.facts.blocks_for(tokens)
+        self.max_blocks = self.blocks_for(tokens)
         self.max_kv_bytes = self.max_blocks * self.facts.block_bytes
+
+    def blocks_for(self, tokens: int) -> int:
+        """KV blocks of so long a context: whole blocks of the prompt once, the others for each of its rows."""
+        blocks = self.facts.blocks_for(tokens)
+        if self.width == 1:
+            return blocks
+        common = min(tokens, self.request.prompt_tokens) // self.facts.block_tokens
+        return common + self.width * (blocks - common)
 
     @property
     def due_order(self) -> tuple[float, int]:
@@ -53,7 +63,7 @@ class Job:
     @property
     def kv_blocks(self) -> int:
         """KV blocks of its context, and one more to grow into."""
-        blocks = self.facts.blocks_for(self.context_tokens) + 1
+        blocks = self.blocks_for(self.context_tokens) + self.width
         return blocks if blocks < self.max_blocks else self.max_blocks
 
     @property

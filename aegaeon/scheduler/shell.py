@@ -261,7 +261,7 @@ class PolicyShell(ABC, Generic[JobT, InstanceT]):
         if room_bytes is None:
             room_bytes = self._room_bytes[job.model] = most_kv_bytes(job.facts, self._hosts(job.model))
         slab_blocks = self._slabs.capacity_blocks(job.facts)
-        if job.max_blocks <= slab_blocks and job.max_kv_bytes <= room_bytes:
+        if job.width == 1 and job.max_blocks <= slab_blocks and job.max_kv_bytes <= room_bytes:
             return None
         return misfit(job, slab_blocks, self._hosts(job.model))
 

@@ -192,7 +192,7 @@ class _Endpoints:
         with_timeline = request.headers.get(TIMELINE_HEADER) == "1"
         if with_timeline and len(requests) > 1:
             raise ApiError(400, f"{TIMELINE_HEADER} needs a request with one choice.", param=TIMELINE_HEADER)
-        answer = Answer(requests, fields.choices, self._metrics)
+        answer = Answer(requests, fields.candidates, fields.choices, self._metrics)
         if fields.stream:
             include_usage = fields.include_usage
             return StreamReply(self._context, answer, wire, with_timeline=with_timeline, include_usage=include_usage)
@@ -201,9 +201,9 @@ class _Endpoints:
     def _generations(self, fields: GenerationFields, answer_id: str) -> list[GenerationRequest]:
         """One generation per prompt and choice."""
         prompts = fields.prompts
-        count, limit = len(prompts) * fields.choices, self._options.limits.max_choices
+        count, limit = len(prompts) * fields.rows, self._options.limits.max_choices
         if count > limit:
-            message = f"At most {limit} choices (prompts times n) in one request, got {count}."
+            message = f"At most {limit} choices (prompts times n, or best_of) in one request, got {count}."
             raise ApiError(400, message, param="prompt" if len(prompts) > 1 else "n")
         pairs = [(prompt, sampling) for prompt in prompts for sampling in fields.samplings()]
         return [

@@ -16,11 +16,12 @@ import pytest
 from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
 from aegaeon.core.generation import GenerationRequest, TokenPrompt
 from aegaeon.core.instance import Role
-from aegaeon.core.sampling import SamplingParams
+from aegaeon.core.sampling import BeamParams, SamplingParams
 from aegaeon.core.slo import Slo
 from aegaeon.runtime.instance.worker import run_worker
 from aegaeon.runtime.instance.worker_options import WorkerOptions
 from aegaeon.runtime.node.node import Ended
+from tests.runtime.test_beams import outputs_of, search_alone
 from tests.worlds.in_process_pool import InProcessPool, Output
 
 # Torch is imported once, in a process without threads, of which the instances are forks.
@@ -35,7 +36,11 @@ SHORT = [(f"m{index % 2}", 1 + index * index) for index in range(7)]
 
 
 class ProcessPool(InProcessPool):
-    """Its instances can be killed."""
+    """Its instances can be killed, each once."""
+
+    def __init__(self, config: PoolConfig, kv_cache_bytes: int, weight_cache_bytes: int, folder: Path) -> None:
+        super().__init__(config, kv_cache_bytes, weight_cache_bytes, folder)
+        self.killed: set[int] = set()
 
     def _spawn(self, options: WorkerOptions, ended: Ended) -> None:
         process = PROCESSES.Process(target=run_worker, args=(options,), daemon=True)
@@ -51,7 +56,8 @@ class ProcessPool(InProcessPool):
     def kill_whoever_runs(self, model: str) -> bool:
         """kill -9 an instance in a turn of the model, if there is one."""
         for instance in (one for _, state in self.frontend.node_states() for one in state.instances):
-            if instance.alive and instance.model == model:
+            if instance.alive and instance.model == model and instance.pid not in self.killed:
+                self.killed.add(instance.pid)
                 os.kill(instance.pid, signal.SIGKILL)
                 return True
         return False
@@ -101,4 +107,28 @@ async def test_kills_at_any_point_change_no_answer_and_condemn_nobody(
             assert [output.token_ids for output in outputs] == [output.token_ids for output in expected]
             assert outputs == expected
         assert all(card.failure is None for card in pool.frontend.models())
+        await pool.settled()
+
+
+@pytest.mark.slow
+async def test_kills_change_no_search(model_paths: Callable[[int], dict[str, Path]], tmp_path: Path):
+    """Of all that is kept or dropped in it, nothing is nearer to the limit than 1e-3. Killed within its turn it has
+    got nowhere, as far as its driver knows: a third time it would be taken for the cause."""
+    config = PoolConfig(
+        models=tuple(ModelConfig(name, path, Slo()) for name, path in model_paths(2).items()),
+        device="cpu",
+        slab_bytes=1 << 20,
+    )
+    beams, prompt = BeamParams(4, 4), tuple(range(12, 30))
+    async with ProcessPool(config, 16 << 20, 64 << 20, tmp_path) as pool:
+        other = asyncio.create_task(pool.generate("other", "m1", range(10, 30), LONG_TOKENS))
+        generation = await pool.submit("search", "m0", prompt, 120, beams=beams)
+        found = asyncio.create_task(outputs_of(generation))
+        killed = 0
+        while not found.done() and killed < 2:
+            killed += pool.kill_whoever_runs("m0")
+            await asyncio.sleep(0.02)
+        assert killed == 2, "the search was over before an instance could be killed"
+        assert await found == search_alone(model_paths(2)["m0"], prompt, beams, 120)
+        await other
         await pool.settled()

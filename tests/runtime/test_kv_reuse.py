@@ -73,7 +73,21 @@ async def test_choices_of_a_prompt_compute_it_once(pool, model_paths, mode):
     assert [output.token_ids for output in outputs] == [expected] * 5
     assert outputs[0].cached_tokens == 0
     if mode == "in place":
-        assert [output.cached_tokens for output in outputs[1:]] == [96] * 4
+        assert [output.cached_tokens for output in outputs[1:]] == [99] * 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_part_of_a_block_before_a_branch_is_copied(pool, model_paths, mode):
+    async with pool(1, **MODES[mode]) as running:
+        prompts = [(*prompt_for(5, 41), *prompt_for(index, 23)) for index in range(4)]
+        for index, prompt in enumerate(prompts):
+            output = await running.generate(f"r{index}", "m0", prompt, 20)
+            assert output.token_ids == generate_alone(model_paths(1)["m0"], prompt, 20)
+            assert output.cached_tokens == (41 if index else 0)
+        again = await running.generate("again", "m0", prompts[1][:50], 20)
+        assert again.token_ids == generate_alone(model_paths(1)["m0"], prompts[1][:50], 20)
+        assert again.cached_tokens >= 48
+        await running.settled()
 
 
 async def test_choices_go_on_alone_when_the_first_is_cancelled(pool, model_paths):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from aegaeon.core.command import RejectReason
 from aegaeon.core.generation import FinishReason, Generation, GenerationError, GenerationRequest, TokenPrompt
 from aegaeon.core.model import ModelSpec
+from aegaeon.core.sampling import BeamParams
 from aegaeon.runtime.frontend.frontend import PoolFrontend
 from aegaeon.runtime.frontend.served_model import ServedModel
 from aegaeon.runtime.instance.ordered_reports import OrderedReports
@@ -58,7 +59,7 @@ MAX_DEATHS = 2  # of what a third makes of a request, other tests speak
 
 
 def asked_for(number: int) -> dict[str, Any]:
-    """All the ways to end: by the limit, at once, by an end token, by a stop token, by a stop string."""
+    """All the ways to end: by the limit, at once, by an end token, by a stop token, by a stop string; and searches."""
     return [
         {"max_new_tokens": 1},
         {"max_new_tokens": 2, "ignore_eos": True},
@@ -66,7 +67,9 @@ def asked_for(number: int) -> dict[str, Any]:
         {"max_new_tokens": 30, "stop": ("<5", "7><")},
         {"max_new_tokens": 30, "stop_token_ids": tuple(range(10, 30)), "min_new_tokens": 3},
         {"max_new_tokens": 25, "ignore_eos": True},
-    ][number % 6]
+        {"max_new_tokens": 24, "beams": BeamParams(4, 2)},
+        {"max_new_tokens": 40, "ignore_eos": True, "beams": BeamParams(3, 3, early_stopping=True)},
+    ][number % 8]
 
 
 async def until(client: asyncio.Task[Any], true: Callable[[], bool]) -> None:

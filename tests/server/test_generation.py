@@ -22,7 +22,7 @@ from aegaeon.core.generation import (
     TextPrompt,
     TokenPrompt,
 )
-from aegaeon.core.sampling import SamplingParams
+from aegaeon.core.sampling import BeamParams, SamplingParams
 from aegaeon.core.slo import Slo
 from aegaeon.server.openai.unsupported import UNSUPPORTED
 from tests.worlds.scripted import Script, ScriptedFrontend, usage_of
@@ -88,6 +88,38 @@ async def test_several_prompts_and_choices_keep_their_order(
     asked = [(request.prompt, request.sampling.seed) for request in frontend.requests]
     assert asked == [(TextPrompt(text), seed) for text in ("one", "two") for seed in (5, 6, 7)]
     assert len({request.request_id for request in frontend.requests}) == 6
+
+
+async def test_of_best_of_those_of_the_likeliest_tokens_are_answered(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend
+) -> None:
+    frontend.script = Script(logprobs=(-3.0, -1.0, -2.0, -4.0, -1.5, -2.5, -0.5, -9.0))
+    body = (await _complete(client, prompt=["one", "two"], n=2, best_of=4, seed=5)).json()
+    assert [choice["text"] for choice in body["choices"]] == ["answer 1", "answer 2", "answer 6", "answer 4"]
+    assert [choice["index"] for choice in body["choices"]] == list(range(4))
+    assert body["usage"]["completion_tokens"] == 8
+    assert [request.sampling.seed for request in frontend.requests] == [5, 6, 7, 8] * 2
+    assert all(request.sampling.scored for request in frontend.requests)
+    await _complete(client, n=2, best_of=2)
+    assert not frontend.requests[-1].sampling.scored
+
+
+async def test_a_search_by_beams_is_one_generation_with_several_outputs(
+    client: httpx.AsyncClient, frontend: ScriptedFrontend
+) -> None:
+    frontend.script = Script(texts=("best", "second"), outputs=2)
+    asked = {"use_beam_search": True, "best_of": 4, "n": 2, "length_penalty": 0.5, "early_stopping": "never"}
+    for post in (_complete, _chat):
+        body = (await post(client, **asked, temperature=0, max_tokens=5)).json()
+        texts = [choice.get("text") or choice["message"]["content"] for choice in body["choices"]]
+        assert texts == ["best", "second"]
+        assert body["usage"]["completion_tokens"] == 2
+        request = frontend.requests.pop()
+        assert request.sampling.beams == BeamParams(4, 2, 0.5, "never")
+        assert not request.unset, "a model's own defaults are of sampling"
+        assert not frontend.requests
+    await _complete(client, use_beam_search=True, n=3, length_penalty="1.5", early_stopping="true")
+    assert frontend.requests[-1].sampling.beams == BeamParams(3, 3, 1.5, early_stopping=True)
 
 
 async def test_the_timeline_comes_on_request(client: httpx.AsyncClient) -> None:
@@ -242,7 +274,23 @@ async def test_prompts_of_all_forms(
         ({"model": 5}, "model"),
         ({"model": ""}, "model"),
         ({"model": None}, "model"),
-        ({"best_of": 3}, "best_of"),
+        ({"best_of": 17}, "best_of"),
+        ({"best_of": 0}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"best_of": 3, "stream": True}, "best_of"),
+        ({"length_penalty": 2}, "length_penalty"),
+        ({"early_stopping": True}, "early_stopping"),
+        ({"use_beam_search": True}, "best_of"),
+        ({"use_beam_search": True, "best_of": 17}, "best_of"),
+        ({"use_beam_search": True, "best_of": 2, "n": 3}, "best_of"),
+        ({"use_beam_search": True, "n": 2, "stream": True}, "stream"),
+        ({"use_beam_search": True, "best_of": 4, "stream": True}, "stream"),
+        ({"use_beam_search": True, "n": 2, "temperature": 0.7}, "temperature"),
+        ({"use_beam_search": True, "n": 2, "repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"use_beam_search": True, "n": 2, "stop": "x"}, "stop"),
+        ({"use_beam_search": True, "n": 2, "length_penalty": "nan"}, "length_penalty"),
+        ({"use_beam_search": True, "n": 2, "length_penalty": 4.5}, "length_penalty"),
+        ({"use_beam_search": True, "n": 2, "early_stopping": "soon"}, "early_stopping"),
         ({"max_tokens": True}, "max_tokens"),
         ({"max_tokens": "5.5"}, "max_tokens"),
         ({"max_tokens": "9" * 5000}, "max_tokens"),
@@ -329,11 +377,9 @@ EFFECTIVE = {
     "priority": 1,
     "request_id": "x",
     "documents": [{"text": "x"}],
-    "length_penalty": 2,
     "chat_template": "{{ x }}",
     "include_reasoning": False,
     "prompt_embeds": "x",
-    "use_beam_search": True,
     "min_new_tokens": 5,
     "num_predict": 5,
     "max_length": 5,

@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aegaeon.core.beams import Beam, BeamState
 from aegaeon.core.cost import ProfiledCosts
 from aegaeon.core.generation import FinishReason, Generation, GenerationRequest, TokenPrompt
 from aegaeon.core.instance import InstanceSpec, Role
 from aegaeon.core.kv_shape import KvShape, LayerKv
 from aegaeon.core.model import ModelSpec
 from aegaeon.core.profile import LatencyProfile
-from aegaeon.core.sampling import SamplingParams
+from aegaeon.core.sampling import BeamParams, SamplingParams
 from aegaeon.engine.attention.sequence_slice import SequenceSlice
+from aegaeon.engine.sampling.beam_search import BeamSearch
+from aegaeon.engine.sampling.choice import Candidates, Choice, LikeliestTokens, ScoredToken, Wish
 from aegaeon.engine.sampling.stop import finish_reason
 from aegaeon.runtime.frontend.frontend import PoolFrontend
 from aegaeon.runtime.frontend.node_inbox import NodeInbox
@@ -55,6 +58,9 @@ LAYOUTS = {
 }
 
 
+Answer = tuple[tuple[int, ...], str, FinishReason | None]
+
+
 class Killed(BaseException):
     """The process ends here."""
 
@@ -67,9 +73,30 @@ def next_token(model: str, context: Sequence[int]) -> int:
     return EOS + (value >> 8) % (VOCABULARY - EOS)
 
 
-def answer(request: GenerationRequest) -> tuple[tuple[int, ...], str, FinishReason]:
+def likeliest(model: str, context: Sequence[int], wish: LikeliestTokens) -> Candidates:
+    """The model, where several tokens may be next."""
+    tokens = dict.fromkeys(next_token(model, (*context, number)) for number in range(3 * wish.count))
+    allowed = [token for token in tokens if token not in wish.forbidden][: wish.count]
+    return tuple(ScoredToken(token, -(number + token / VOCABULARY) / 4) for number, token in enumerate(allowed, 1))
+
+
+def found(request: GenerationRequest, prompt: tuple[int, ...], beams: BeamParams) -> Answer:
+    """What a client must get of a search."""
+    search = BeamSearch(request.sampling, beams, (EOS,), BeamState((Beam(),)))
+    while not search.over:
+        contexts = [(*prompt, *beam.token_ids) for beam in search.beams]
+        search.step([likeliest(request.model, context, search.wish) for context in contexts])
+    outputs = [one.token_ids for one in search.outputs]
+    reason = finish_reason(request.sampling, (EOS,), outputs[-1])
+    ids = tuple(token for output in outputs for token in output)
+    return ids, "".join(map(Words().push, ids)), reason
+
+
+def answer(request: GenerationRequest) -> Answer:
     """What a client must get: tokens, text, and why it ended."""
     assert isinstance(request.prompt, TokenPrompt)
+    if request.sampling.beams is not None:
+        return found(request, request.prompt.token_ids, request.sampling.beams)
     stops, text = StopStrings(request.sampling.stop), ""
     ids: list[int] = []
     while True:
@@ -143,6 +170,10 @@ class End:
         return self._incoming.drain()
 
 
+Context = tuple[str, list[int]]
+"""The model, and all tokens so far: that is its logits."""
+
+
 class Store:
     """An instance's weights, and its only runner: it writes tokens where KV would be, and reads them back."""
 
@@ -187,25 +218,32 @@ class Store:
     def close(self) -> None:
         return
 
-    def step(self, slices: Sequence[SequenceSlice], memory: dict[tuple[int, int], int]) -> list[int]:
-        chosen = []
+    def step(self, slices: Sequence[SequenceSlice], memory: dict[tuple[int, int], int]) -> list[Context]:
         for one in slices:
             for position, token in enumerate(one.token_ids, one.start):
                 memory[_place(one, position)] = token
-            if one.wants_logits:
-                chosen.append(next_token(self._model, [memory[_place(one, at)] for at in range(one.end)]))
-        return chosen
+        wanted = [one for one in slices if one.wants_logits]
+        return [(self._model, [memory[_place(one, at)] for at in range(one.end)]) for one in wanted]
 
 
 def _place(one: SequenceSlice, position: int) -> tuple[int, int]:
     return one.blocks[position // SHAPE.block_tokens], position % SHAPE.block_tokens
 
 
-class Greedy:
-    """The runner has chosen."""
+class Memory(dict[tuple[int, int], int]):
+    """Tokens where KV would be: by block, and place in the block."""
 
-    def sample(self, logits: list[int], states: Sequence[object]) -> list[int]:
-        return list(logits)
+    def copy_block(self, shape: KvShape, source: int, target: int) -> None:
+        places = [place for block, place in self if block == source]
+        self.update({(target, place): self[source, place] for place in places})
+
+
+class Greedy:
+    """Takes what the model says."""
+
+    def choose(self, logits: Sequence[Context], wishes: Sequence[Wish]) -> list[Choice]:
+        pairs = zip(logits, wishes, strict=True)
+        return [likeliest(*own, wish) if isinstance(wish, LikeliestTokens) else next_token(*own) for own, wish in pairs]
 
 
 class Sinks:
@@ -323,7 +361,7 @@ class MessageWorld:
         costs = ProfiledCosts(specs, dict.fromkeys(specs, LatencyProfile(0.01, 1e-5, 0.0, 0.01, 0.0, 0.0)), 1e9, 1e9)
         limits = PoolLimits(slabs * SLAB_BYTES, SLAB_BYTES)
         self.kv = NodeKv(slabs * SLAB_BYTES, SLAB_BYTES, [SHAPE])
-        self.memory: dict[tuple[int, int], int] = {}
+        self.memory = Memory()
         scheduler = find_policy(policy).checked().scheduler(tuple(specs.values()), costs, limits, ())
         core = DriverCore(specs, scheduler, self.kv, dict.fromkeys(specs, (EOS,)), check=True)
         self.driver = PlayedDriver(core, self.clock.now_s, self._start)
@@ -357,7 +395,7 @@ class MessageWorld:
         end = End(process.to_instance, process.to_driver, process.burn)
         process.sinks = Sinks(lambda frontend_id: self._token_ring(frontend_id, process.key), process.burn)
         models = {name: InstanceModel(name, SHAPE, (EOS,)) for name in MODELS}
-        weights, kv = process.store, InPlaceKv(self.memory)  # type: ignore[arg-type]
+        weights, kv = process.store, InPlaceKv(self.memory, dict.fromkeys(MODELS, SHAPE))  # type: ignore[arg-type]
         engine = ModelEngine(weights, kv, Greedy(), self.clock, NoPulse())  # type: ignore[arg-type]
         core = InstanceCore(spec.instance_id, models, weights, kv, engine, self.clock.now_s, chunk_tokens=16)
         process.instance = Instance(core, end, process.sinks, self.clock, NoPulse())  # type: ignore[arg-type]
@@ -499,7 +537,7 @@ async def collect(
     generation = await frontend.generate(asked, first)
     opened(generation)
     async for delta in generation:
-        assert reason is None, "something came after the end"
+        assert reason is None or asked.sampling.beams is not None, "something came after the end"
         ids += delta.token_ids
         text += delta.text
         reason = delta.finish_reason

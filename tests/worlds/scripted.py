@@ -28,9 +28,15 @@ CACHED_TOKENS = 3
 
 @dataclass(frozen=True)
 class Script:
-    """What happens to every request: one token per text, once ``held`` is set; then a failure, a hang, or the end."""
+    """What happens to every request: one token per text, once ``held`` is set; then a failure, a hang, or the end.
+
+    ``logprobs``: of the requests that come, in order, each of which has a text of its own then. ``outputs``: so many of
+    the last texts each end one.
+    """
 
     texts: tuple[str, ...] = ("Hel", "lo", "!")
+    logprobs: tuple[float, ...] = ()
+    outputs: int = 1
     finish_reason: FinishReason | None = FinishReason.STOP
     refusal: Exception | None = None
     failure: Exception | None = None
@@ -41,8 +47,10 @@ class Script:
 class ScriptedGeneration:
     """Plays a script; ``cancelled`` is set when it is cancelled before its end."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, number: int = 0) -> None:
         self._script = script
+        self._texts = (f"answer {number}",) if script.logprobs else script.texts
+        self._logprob = script.logprobs[number] if script.logprobs else 0.0
         self.prompt_tokens = PROMPT_TOKENS
         self.cached_tokens = CACHED_TOKENS
         self.completion_tokens = 0
@@ -52,14 +60,14 @@ class ScriptedGeneration:
         self.ended = False
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
-        texts = self._script.texts
+        texts = self._texts
         if self._script.held is not None:
             await self._script.held.wait()
         for index, text in enumerate(texts):
             self.completion_tokens += 1
-            last = index == len(texts) - 1 and not (self._script.failure or self._script.hangs)
+            last = index >= len(texts) - self._script.outputs and not (self._script.failure or self._script.hangs)
             reason = self._script.finish_reason if last else None
-            yield Delta(text, (index,), (FIRST_TOKEN_S + index * GAP_S,), reason)
+            yield Delta(text, (index,), (FIRST_TOKEN_S + index * GAP_S,), reason, self._logprob)
             await asyncio.sleep(0)
         if self._script.hangs:
             await asyncio.Event().wait()
@@ -109,6 +117,6 @@ class ScriptedFrontend:
             self.refused.set()
             raise self.script.refusal
         self.requests.append(request)
-        self.generations.append(ScriptedGeneration(self.script))
+        self.generations.append(ScriptedGeneration(self.script, len(self.generations)))
         self.submitted.set()
         return self.generations[-1]

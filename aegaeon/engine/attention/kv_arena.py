@@ -124,6 +124,11 @@ class KvArena:
             raise ValueError("this arena has no room for padding: make it with some")
         return self._trash
 
+    def copy_block(self, shape: KvShape, source: int, target: int) -> None:
+        """Copy a block to where another was."""
+        size = shape.block_bytes
+        self._base[target : target + size].copy_(self._base[source : source + size])
+
     def view(self, shape: KvShape, dtype: torch.dtype) -> KvView:
         """The arena as blocks of ``shape``; made once. Raises ``ValueError`` if sizes do not fit together."""
         key = (shape, dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from aegaeon.core.generation import (
     ChatPrompt,
@@ -197,12 +198,14 @@ class PoolFrontend:
             request.model,
             prompt,
             arrival_s,
-            model.text.stream(() if isinstance(request.prompt, ChatPrompt) else prompt_ids),
+            partial(model.text.stream, () if isinstance(request.prompt, ChatPrompt) else prompt_ids),
             StopStrings(sampling.stop),
             self._stop,
         )
         slo = request.slo or model.spec.slo
-        seen = Request(request.request_id, request.model, arrival_s, len(prompt_ids), sampling.max_new_tokens, slo)
+        width = 1 if sampling.beams is None else sampling.beams.width
+        limit = sampling.max_new_tokens
+        seen = Request(request.request_id, request.model, arrival_s, len(prompt_ids), limit, slo, width=width)
         submit = m.Submit(seen, "", prompt_ids, sampling, prompt.names, after=after)
         self._send(self._core.open(stream, submit, model.eos_ids, arrival_s))
         return stream

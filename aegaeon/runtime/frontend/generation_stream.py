@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
 from aegaeon.core.generation import Delta, FinishReason, GenerationError
 from aegaeon.core.timeline import PhaseSpan
 from aegaeon.runtime.frontend.prompt_encoder import EncodedPrompt
 from aegaeon.runtime.frontend.text import StopStrings, TextStream
+from aegaeon.runtime.wire.messages import BeamOutput
 
 
 class GenerationStream:
@@ -27,7 +29,7 @@ class GenerationStream:
         model: str,
         prompt: EncodedPrompt,
         arrival_s: float,
-        text: TextStream,
+        text: Callable[[], TextStream],
         stops: StopStrings,
         stop: Callable[[str], None],
     ) -> None:
@@ -40,11 +42,12 @@ class GenerationStream:
         self.token_ids: list[int] = []
         self.spans: list[PhaseSpan] = []
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._text = text
+        self._new_text = text
+        self._text = text()
         self._stops = stops
         self._stop = stop
         self._deltas: asyncio.Queue[Delta | GenerationError] = asyncio.Queue()
-        self._early: dict[int, tuple[int, float]] = {}  # index -> token that came before one that precedes it
+        self._early: dict[int, Delta] = {}  # by index: tokens that came before one that precedes them
         self._ending: tuple[FinishReason, int] | None = None
         self.done = False
 
@@ -54,16 +57,16 @@ class GenerationStream:
         if not self.accepted.done():
             self.accepted.set_result(None)
 
-    def take_token(self, index: int, token_id: int, time_s: float) -> None:
+    def take_token(self, index: int, token_id: int, time_s: float, logprob: float = 0.0) -> None:
         """Token ``index`` of the output; one that is known already is ignored, one that is early waits.
 
         Output may come before the word that the request was accepted: it says so as well.
         """
         self.accept()
         if index >= len(self.token_ids):
-            self._early[index] = token_id, time_s
+            self._early[index] = Delta("", (token_id,), (time_s,), logprob=logprob)
         while not self.done and len(self.token_ids) in self._early:
-            self._append(*self._early.pop(len(self.token_ids)))
+            self._append(self._early.pop(len(self.token_ids)))
         self._end_if_complete()
 
     def finish(self, reason: FinishReason, generated_tokens: int) -> None:
@@ -72,29 +75,38 @@ class GenerationStream:
         self._ending = reason, generated_tokens
         self._end_if_complete()
 
+    def finish_search(self, outputs: Sequence[BeamOutput]) -> None:
+        """These are the outputs of a search by beams, whole."""
+        self.accept()
+        for output in () if self.done else outputs:
+            text = self._new_text()
+            whole = "".join([*map(text.push, output.token_ids), text.finish()])
+            self.token_ids += output.token_ids
+            self._finish(Delta(whole, output.token_ids, finish_reason=output.reason))
+
     def rewind(self) -> tuple[int, ...]:
         """The tokens that the client has: the request goes on from them, wherever it does, and from nothing else."""
         self._early.clear()
         self._ending = None
         return tuple(self.token_ids)
 
-    def _append(self, token_id: int, time_s: float) -> None:
-        self.token_ids.append(token_id)
-        text, hit = self._stops.push(self._text.push(token_id))
+    def _append(self, token: Delta) -> None:
+        self.token_ids += token.token_ids
+        text, hit = self._stops.push(self._text.push(*token.token_ids))
         if hit:
             self._stop(self.request_id)
-            self._finish(text, FinishReason.STOP, (token_id,), (time_s,))
+            self._finish(replace(token, text=text, finish_reason=FinishReason.STOP))
         else:
-            self._deltas.put_nowait(Delta(text, (token_id,), (time_s,)))
+            self._deltas.put_nowait(replace(token, text=text))
 
     def _end_if_complete(self) -> None:
         if self.done or self._ending is None or len(self.token_ids) < self._ending[1]:
             return
         text, hit = self._stops.push(self._text.finish())
         if hit:
-            self._finish(text, FinishReason.STOP, (), ())
+            self._finish(Delta(text, (), finish_reason=FinishReason.STOP))
         else:
-            self._finish(text + self._stops.finish(), self._ending[0], (), ())
+            self._finish(Delta(text + self._stops.finish(), (), finish_reason=self._ending[0]))
 
     def fail(self, error: GenerationError) -> None:
         """The request is over without success."""
@@ -104,9 +116,9 @@ class GenerationStream:
             self.done = True
             self._deltas.put_nowait(error)
 
-    def _finish(self, text: str, reason: FinishReason, ids: tuple[int, ...], times_s: tuple[float, ...]) -> None:
+    def _finish(self, last: Delta) -> None:
         self.done = True
-        self._deltas.put_nowait(Delta(text, ids, times_s, reason))
+        self._deltas.put_nowait(last)
 
     # --- what the server uses ---------------------------------------------------------------------------------------
 
@@ -128,7 +140,7 @@ class GenerationStream:
                 if isinstance(delta, GenerationError):
                     raise delta
                 yield delta
-                if delta.finish_reason is not None:
+                if delta.finish_reason is not None and self._deltas.empty():
                     return
         finally:
             await self.cancel()

@@ -53,6 +53,10 @@ def _require_known_tokens(model: ServedModel, prompt_ids: Sequence[int], request
         bad = next((token for token in ids if token not in vocabulary), None)
         if bad is not None:
             raise error(f"{name}: token id {bad} is not in the model's vocabulary of {model.vocab_size}", name)
+    beams = sampling.beams
+    if beams is not None and beams.width >= model.vocab_size:
+        message = f"best_of: {beams.width} beams are too many for a model of {model.vocab_size} tokens"
+        raise FieldError(message, "best_of")
     if sampling.min_new_tokens and {*sampling.stop_token_ids, *model.eos_ids}.issuperset(vocabulary):
         message = "stop_token_ids: every token of the vocabulary is one, which leaves none for min_tokens"
         raise FieldError(message, "stop_token_ids")

@@ -77,16 +77,23 @@ class DeviceKv:
         event = self._arriving.get(request_id)
         if event is not None and self._device.query(event):
             del self._arriving[request_id]
+            sequence.branched_off()
         return request_id not in self._arriving
 
     def blocks(self, sequence: LiveSequence) -> Sequence[int]:
         return self._tables.blocks(sequence.request_id)
 
+    def copy_blocks(self, model: str, sequence: LiveSequence, copies: Iterable[tuple[int, int]]) -> None:
+        blocks = self.blocks(sequence)
+        for source, target in copies:
+            self._arena.copy_block(self._shapes[model], blocks[source], blocks[target])
+
     def write_back(self, sequences: Iterable[LiveSequence]) -> None:
-        self._send({sequence: self._full_tokens(sequence) for sequence in self._here(sequences)})
+        self._send({one: self._unsent(one, self._full_tokens(one)) for one in self._here(sequences)})
 
     def save(self, sequences: Iterable[LiveSequence]) -> None:
-        self._send({sequence: sequence.kv_tokens for sequence in self._here(sequences)})
+        here = self._here(sequences)
+        self._send({one: (*self._unsent(one, one.kv_tokens), *one.take_unsaved()) for one in here}, whole=True)
 
     def saved(self, sequence: LiveSequence) -> bool:
         if sequence.request_id not in self._tables:
@@ -95,7 +102,7 @@ class DeviceKv:
         if leaving is not None and self._device.query(leaving.event):
             sequence.saved_tokens = leaving.tokens
             del self._leaving[sequence.request_id]
-        return sequence.saved_tokens == sequence.kv_tokens
+        return sequence.request_id not in self._leaving and sequence.saved
 
     def evict(self, request_id: str) -> None:
         if request_id not in self._tables:
@@ -119,13 +126,16 @@ class DeviceKv:
             self._tables.release(sequence.request_id)  # or the next look would take its KV for here
             raise
         # What is not in the slab cache is not there at all: it was lost with its device and is computed again.
-        sequence.kv_tokens = sequence.saved_tokens
-        filled, size = shape.blocks_for(sequence.kv_tokens), shape.block_bytes
-        if not filled:
+        sequence.forget_unsaved()
+        sources = [(place, sequence.blocks[place]) for place in sequence.places(shape)]
+        if sequence.branch is not None:
+            sources.append((sequence.kv_tokens // shape.block_tokens, sequence.branch.block))
+        if not sources:
             return
+        size, blocks = shape.block_bytes, self.blocks(sequence)
         pairs = (
-            (self._memory[there : there + size], self._host[here : here + size])
-            for there, here in zip(self.blocks(sequence)[:filled], sequence.blocks[:filled], strict=True)
+            (self._memory[blocks[place] : blocks[place] + size], self._host[here : here + size])
+            for place, here in sources
         )
         self._arriving[sequence.request_id] = copy_in_batches(self._device, pairs, Stream.COPY_IN)
 
@@ -141,22 +151,28 @@ class DeviceKv:
         leaving = self._leaving.get(sequence.request_id)
         return sequence.saved_tokens if leaving is None else leaving.tokens
 
-    def _send(self, tokens: Mapping[LiveSequence, int]) -> None:
-        """Begin to copy out what is not on its way, up to so many tokens of each sequence."""
-        new = {sequence: upto for sequence, upto in tokens.items() if upto > self._sent_tokens(sequence)}
+    def _unsent(self, sequence: LiveSequence, upto: int) -> Sequence[int]:
+        """Which blocks of its first tokens changed since they were last sent."""
+        shape, sent = self._tables.shape(sequence.request_id), self._sent_tokens(sequence)
+        return range(sent // shape.block_tokens, shape.blocks_for(upto)) if upto > sent else ()
+
+    def _send(self, places: Mapping[LiveSequence, Sequence[int]], *, whole: bool = False) -> None:
+        """Begin to copy out these blocks of each sequence's table: what it has, or what is full."""
+        new = {sequence: own for sequence, own in places.items() if own}
         if not new:
             return
         self._device.wait(Stream.COPY_OUT, self._device.record(Stream.COMPUTE))
-        pairs = (pair for sequence, upto in new.items() for pair in self._unsent(sequence, upto))
+        pairs = (pair for sequence, own in new.items() for pair in self._pairs(sequence, own))
         event = copy_in_batches(self._device, pairs, Stream.COPY_OUT)
-        self._leaving |= {sequence.request_id: _Leaving(upto, event) for sequence, upto in new.items()}
+        for sequence in new:
+            upto = sequence.kv_tokens if whole else self._full_tokens(sequence)
+            self._leaving[sequence.request_id] = _Leaving(upto, event)
 
-    def _unsent(self, sequence: LiveSequence, upto: int) -> Iterator[CopyPair]:
-        """Blocks that changed since they were last sent, with their places in the slab cache."""
-        shape = self._tables.shape(sequence.request_id)
-        first, last = self._sent_tokens(sequence) // shape.block_tokens, shape.blocks_for(upto)
-        here, size = self.blocks(sequence), shape.block_bytes
-        for source, there in zip(here[first:last], sequence.blocks[first:last], strict=True):
+    def _pairs(self, sequence: LiveSequence, places: Iterable[int]) -> Iterator[CopyPair]:
+        """Blocks, and their places in the slab cache."""
+        here, size = self.blocks(sequence), self._tables.shape(sequence.request_id).block_bytes
+        for place in places:
+            source, there = here[place], sequence.blocks[place]
             yield self._host[there : there + size], self._memory[source : source + size]
 
 

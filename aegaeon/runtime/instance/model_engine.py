@@ -7,8 +7,8 @@ from typing import Protocol
 
 from aegaeon.engine.attention.kv_arena import KvArena
 from aegaeon.engine.attention.sequence_slice import SequenceSlice
-from aegaeon.engine.sampling.sampler import TokenSampler
-from aegaeon.engine.sampling.sampling_state import SamplingState
+from aegaeon.engine.sampling.choice import Choice, Wish
+from aegaeon.engine.sampling.chooser import Chooser
 from aegaeon.engine.step.runner import ModelRunner
 from aegaeon.runtime.instance.core.kv_place import KvPlace
 from aegaeon.runtime.instance.core.weight_store import WeightStore
@@ -36,22 +36,18 @@ class EngineKv(KvPlace, Protocol):
 class ModelEngine:
     """A ``StepEngine``. Tells the pulse, before each step, how long it should take by those that were."""
 
-    def __init__(
-        self, weights: EngineWeights, kv: EngineKv, sampler: TokenSampler, clock: Clock, pulse: LoopPulse
-    ) -> None:
+    def __init__(self, weights: EngineWeights, kv: EngineKv, chooser: Chooser, clock: Clock, pulse: LoopPulse) -> None:
         self._weights = weights
         self._kv = kv
-        self._sampler = sampler
+        self._chooser = chooser
         self._clock = clock
         self._pulse = pulse
         self._pace = StepPace()
 
-    def step(
-        self, model: str, slices: Sequence[SequenceSlice], sampling: Sequence[SamplingState]
-    ) -> Sequence[int | None]:
+    def step(self, model: str, slices: Sequence[SequenceSlice], wishes: Sequence[Wish]) -> Sequence[Choice | None]:
         start_s, tokens = self._clock.now_s(), sum(len(one.token_ids) for one in slices)
         self._pulse.work(self._pace.expected_s(model, tokens))
         logits = self._weights.runner(model).step(slices, self._kv.arena(model))
-        chosen = self._sampler.sample(logits, sampling) if sampling else []
+        chosen = self._chooser.choose(logits, wishes) if wishes else []
         self._pace.note(model, tokens, self._clock.now_s() - start_s)
         return chosen

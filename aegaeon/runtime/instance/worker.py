@@ -9,6 +9,7 @@ import os
 import torch
 
 import quick_model_loader as qml
+from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.common.protocol import Device
 from aegaeon.device.common.shared_tensor import map_fd
 from aegaeon.device.cuda.device import CudaDevice
@@ -16,8 +17,9 @@ from aegaeon.device.cuda.inventory import VISIBLE_DEVICES
 from aegaeon.device.cuda.torch_streams import TorchGraphs
 from aegaeon.device.factory import make_device
 from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.sampling.chooser import Chooser
 from aegaeon.engine.sampling.device_sampler import DeviceSampler
-from aegaeon.engine.sampling.sampler import Sampler, TokenSampler
+from aegaeon.engine.sampling.sampler import Sampler
 from aegaeon.engine.step.device_engine import DeviceEngine
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.packing import WeightPacker
@@ -71,13 +73,13 @@ def run_worker(options: WorkerOptions) -> None:
         sinks = TokenSinks(options.key)
         weights, kv = _copying(options, stack) if options.copy_to_device else _in_place(options)
         clock = MonotonicClock()
-        sampler: TokenSampler = DeviceSampler() if options.device == "cuda" else Sampler()
+        chooser = Chooser(DeviceSampler() if options.device == "cuda" else Sampler())
         core = InstanceCore(
             options.spec.instance_id,
             {model.name: InstanceModel(model.name, model.kv_shape, model.eos_ids) for model in options.models},
             weights,
             kv,
-            ModelEngine(weights, kv, sampler, clock, pulse),
+            ModelEngine(weights, kv, chooser, clock, pulse),
             clock.now_s,
             options.chunk_tokens,
         )
@@ -127,16 +129,20 @@ def _slabs(options: WorkerOptions) -> torch.Tensor:
         os.close(fd)
 
 
+def _shapes(options: WorkerOptions) -> dict[str, KvShape]:
+    return {model.name: model.kv_shape for model in options.models}
+
+
 def _in_place(options: WorkerOptions) -> tuple[EngineWeights, EngineKv]:
     """Weights and KV where they lie, in the node's shared memory."""
     weights = MappedWeights(_sources(options), _host_runners(options))
-    return weights, InPlaceKv(KvArena(_slabs(options), options.slab_bytes))
+    return weights, InPlaceKv(KvArena(_slabs(options), options.slab_bytes), _shapes(options))
 
 
 def _copying(options: WorkerOptions, stack: contextlib.ExitStack) -> tuple[EngineWeights, EngineKv]:
     """Weights and KV in device pages: a fixed share for the KV, the rest for the weights of resident models."""
     spec, page_bytes = options.spec, options.page_bytes
-    shapes = {model.name: model.kv_shape for model in options.models}
+    shapes = _shapes(options)
     slabs_bytes = spec.kv_bytes // options.slab_bytes * options.slab_bytes
     padded_bytes = slabs_bytes + (padding_bytes(shapes.values()) if options.device == "cuda" else 0)
     kv_pages = -(-max(spec.kv_bytes, padded_bytes) // page_bytes)

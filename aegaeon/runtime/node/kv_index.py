@@ -87,6 +87,12 @@ class KvIndex:
             count += 1
         return count
 
+    def agreeing(self, block: int, tokens: bytes) -> int:
+        """How many of the first tokens of a whole block are these (packed, no more than it has)."""
+        start = self._place(block) + _TOKENS_AT
+        own = np.frombuffer(self._memory[start : start + len(tokens)], np.uint32)
+        return int(np.append(own == np.frombuffer(tokens, np.uint32), False).argmin())
+
     def set(self, block: WholeBlock) -> None:
         """All KV of a block is safe."""
         self._slab_shapes[block.block // self._slab_bytes] = self._number(block.shape)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.common.shared_memory import create_memfd
@@ -20,7 +21,7 @@ from aegaeon.memory.slab_cache import SlabCache
 from aegaeon.memory.token_hash import next_name, packed
 from aegaeon.runtime.node.core.blocks import TokenIds
 from aegaeon.runtime.node.kv_index import KvIndex, WholeBlock
-from aegaeon.runtime.wire.messages import KvCounts, KvNames
+from aegaeon.runtime.wire.messages import KvBranch, KvCounts, KvNames
 
 Worth = Callable[[str, int, int], float]
 """``worth(model, start, end)``: seconds of prefill that the KV of these tokens saves whoever has what comes before."""
@@ -85,6 +86,7 @@ class NodeKv:
         self._tree = PrefixTree(EVICTIONS.get(prefix_cache, EVICTIONS["lru"])())
         self._tables = BlockTables(slabs, self._tree)
         self._sequences: dict[str, _Sequence] = {}  # by table
+        self._newest: WeakValueDictionary[bytes, PrefixNode] = WeakValueDictionary()  # by what is before, and a token
         self._evicted_blocks = 0
         self.total_bytes = total_bytes
         if heirlooms is None:
@@ -119,6 +121,31 @@ class NodeKv:
         self._tables.add(key, shape, sequence.root, run)
         self._sequences[key] = sequence
         return len(run) * shape.block_tokens
+
+    def branch(self, key: str, token_ids: Sequence[int]) -> KvBranch | None:
+        """A block with the KV of the first of these tokens, which follow on a table's named blocks and are no more
+        than a block has; None where none is known. It is lent until it is taken back.
+
+        Of several that begin with the same token the one that came last is known.
+        """
+        path, tokens = self._tables.named(key), packed(token_ids)
+        before = path[-1] if path else self._sequences[key].root
+        node = self._newest.get(_branching(before, tokens)) if self.reuses else None
+        if node is None or node.parent != before or self._tree.get(node.name) is not node:
+            return None
+        return self._lent(node.block, self._index.agreeing(node.block, tokens))
+
+    def branch_beside(self, key: str, first: int, tokens: int) -> KvBranch:
+        """The block of another table that begins with its token ``first``, and holds so many; lent likewise."""
+        return self._lent(self._tables.blocks(key)[first // self._tables.shape(key).block_tokens], tokens)
+
+    def _lent(self, block: int, tokens: int) -> KvBranch:
+        self._tables.lend(block)
+        return KvBranch(block, tokens)
+
+    def take_back(self, branch: KvBranch) -> None:
+        """Nobody copies it any more."""
+        self._tables.take_back(branch.block)
 
     def _sequence(self, model: str, names: KvNames) -> _Sequence:
         """With other weights than the names are of, nothing is called so."""
@@ -186,6 +213,7 @@ class NodeKv:
         if node is not None and known is None:
             before = node.parent.block if isinstance(node.parent, PrefixNode) else node.parent
             self._index.set(WholeBlock(node.block, shape, name, before, tokens))
+            self._newest[_branching(node.parent, tokens)] = node
         return node is not None
 
     def blocks(self, key: str) -> tuple[int, ...]:
@@ -227,3 +255,8 @@ class NodeKv:
     def close(self) -> None:
         os.close(self.fd)
         self._index.close()
+
+
+def _branching(before: PrefixNode | bytes, tokens: bytes) -> bytes:
+    """What a block follows on, and its first token."""
+    return (before.name if isinstance(before, PrefixNode) else before) + tokens[:4]

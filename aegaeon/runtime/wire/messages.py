@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aegaeon.core.beams import BeamState
 from aegaeon.core.command import RejectReason
 from aegaeon.core.event import TurnEndReason
 from aegaeon.core.generation import FailureCause, FinishReason
@@ -200,9 +201,21 @@ class NodeState:
 
 
 @dataclass(frozen=True, slots=True)
+class KvBranch:
+    """A block of the slab cache that is another's, and whose first ``tokens`` are those that a request goes on with."""
+
+    block: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceState:
     """All that an instance needs to go on with a request: ``token_ids[:prompt_tokens]`` are the prompt, of which
-    ``cached_tokens`` had not to be computed for it."""
+    ``cached_tokens`` had not to be computed for it.
+
+    ``branch``: to be copied to the block of its table that follows on ``kv_tokens``; it is there until the instance
+    next says how far the request has come. ``beams``: of a search by beams that has begun; ``token_ids`` are the prompt
+    then, and ``kv_tokens`` count its whole blocks."""
 
     request_id: str
     frontend_id: str
@@ -211,6 +224,8 @@ class SequenceState:
     kv_tokens: int
     sampling: SamplingParams
     cached_tokens: int = 0
+    branch: KvBranch | None = None
+    beams: BeamState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,11 +349,15 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a request has come since the driver last heard: tokens made, and KV that is safe in the slab cache."""
+    """How far a request has come since the driver last heard: tokens made, and KV that is safe in the slab cache.
+
+    ``beams``: of a search by beams that has begun. Their KV is safe, too, where the request has left its turn, or that
+    has ended."""
 
     request_id: str
     new_ids: tuple[int, ...]
     kv_tokens: int
+    beams: BeamState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,12 +437,16 @@ class WeightsRefused:
 # --- instance -> frontend -------------------------------------------------------------------------------------------
 
 
+TokenItem = tuple[str, int, int] | tuple[str, int, int, float]
+"""Request id, index of the token in the output, token id; its log probability, of those that are scored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One step's tokens: (request id, index of the token in the output, token id)."""
+    """One step's tokens."""
 
     time_s: float
-    items: tuple[tuple[str, int, int], ...]
+    items: tuple[TokenItem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,13 +458,24 @@ class Spans:
 
 
 @dataclass(frozen=True, slots=True)
+class BeamOutput:
+    """One output of a search by beams."""
+
+    token_ids: tuple[int, ...]
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The request's last token is out: it has ``generated_tokens`` in all. ``cached_tokens``: as in ``Begun``."""
+    """The request's last token is out: it has ``generated_tokens`` in all. ``cached_tokens``: as in ``Begun``.
+
+    ``outputs``: of a search by beams, the best one first. No ``Tokens`` tell of them."""
 
     request_id: str
     reason: FinishReason
     generated_tokens: int
     cached_tokens: int = 0
+    outputs: tuple[BeamOutput, ...] = ()
 
 
 # --- who takes what: closed, so that whoever a new message may reach must handle it -----------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import chain
 from typing import Any
 
 from aegaeon.core.generation import (
@@ -26,11 +27,13 @@ class Choice:
         self.model = model
         self.finish_reason: FinishReason | None = None
         self.token_times_s: list[float] = []
-        self._texts: list[str] = []
+        self.logprob = 0.0  # of all tokens, where that was asked for
+        self.wholes: list[WholeChoice] = []  # after ``collect``: the output; of a search by beams the best ones
 
     def observe(self, delta: Delta) -> None:
         """Take note of new output."""
         self.token_times_s += delta.token_times_s
+        self.logprob += delta.logprob
         self.finish_reason = delta.finish_reason or self.finish_reason
 
     def require_finished(self) -> FinishReason:
@@ -41,15 +44,19 @@ class Choice:
 
     async def collect(self) -> None:
         """Wait for the whole output."""
+        texts: list[str] = []
         async for delta in self.generation:
             self.observe(delta)
-            self._texts.append(delta.text)
+            texts.append(delta.text)
+            if delta.finish_reason is not None:
+                self.wholes.append(WholeChoice("".join(texts), delta.finish_reason))
+                texts.clear()
         self.require_finished()
 
     @property
-    def whole(self) -> WholeChoice:
-        """The output, after ``collect``."""
-        return WholeChoice("".join(self._texts), self.require_finished())
+    def token_logprob(self) -> float:
+        """The mean log probability of a token."""
+        return self.logprob / max(1, self.generation.completion_tokens)
 
     @property
     def ttft_s(self) -> float | None:
@@ -76,14 +83,17 @@ class Choice:
 
 
 class Answer:
-    """All choices of a request; choices of the same prompt are neighbours.
+    """All choices of a request; choices of the same prompt are neighbours. Of each prompt the ``best`` are answered.
 
     Whoever makes an answer must ``close`` it, however it ends: that cancels what still runs.
     """
 
-    def __init__(self, requests: Sequence[GenerationRequest], choices_per_prompt: int, metrics: Metrics) -> None:
+    def __init__(
+        self, requests: Sequence[GenerationRequest], choices_per_prompt: int, best: int, metrics: Metrics
+    ) -> None:
         self._requests = requests
         self._choices_per_prompt = choices_per_prompt
+        self._best = best
         self._metrics = metrics
         self.choices: list[Choice] = []
 
@@ -118,6 +128,15 @@ class Answer:
     async def collect(self) -> None:
         """Wait for all output."""
         await self.for_each(lambda _, choice: choice.collect())
+
+    @property
+    def wholes(self) -> list[WholeChoice]:
+        """What is answered, after ``collect``: of more choices than that, those of the likeliest tokens."""
+        size = self._choices_per_prompt
+        groups = [self.choices[start : start + size] for start in range(0, len(self.choices), size)]
+        if size > self._best:
+            groups = [sorted(group, key=lambda choice: -choice.token_logprob)[: self._best] for group in groups]
+        return [whole for choice in chain.from_iterable(groups) for whole in choice.wholes]
 
     @property
     def usage(self) -> Usage:

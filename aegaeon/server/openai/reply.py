@@ -84,8 +84,7 @@ class WholeReply(Reply):
 
     async def _send_answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._answer.collect()
-        choices = [choice.whole for choice in self._answer.choices]
-        body = self._wire.body(choices, self._answer.usage, self._extra)
+        body = self._wire.body(self._answer.wholes, self._answer.usage, self._extra)
         await JSONResponse(body, headers=_latency_headers(self._answer.choices[0]))(scope, receive, send)
 
 

@@ -7,15 +7,15 @@ unless they have the value that changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from aegaeon.core.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
-from aegaeon.core.sampling import SamplingError, SamplingParams
+from aegaeon.core.sampling import BeamParams, SamplingError, SamplingParams
 from aegaeon.core.slo import LEAST_TARGET_S, MOST_TARGET_S, Slo
 from aegaeon.server.http.errors import ApiError, from_sampling, from_validation
 from aegaeon.server.http.limits import RequestLimits
@@ -42,6 +42,17 @@ Count = Annotated[Whole, Field(ge=-NO_LIMIT_TOKENS, le=NO_LIMIT_TOKENS)]
 Limit = Annotated[Whole, Field(ge=1, le=NO_LIMIT_TOKENS)]
 TokenId = Annotated[Whole, Field(ge=0, lt=TOKEN_ID_LIMIT)]
 TargetSeconds = Annotated[Real, Field(ge=LEAST_TARGET_S, le=MOST_TARGET_S, allow_inf_nan=False)]
+# What has no effect, or cannot be had, in a search by beams: but for these values.
+_NOT_IN_A_SEARCH: Mapping[str, tuple[Any, ...]] = {
+    "temperature": (0,),
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "stop": ([],),
+}
 # Of a list of a million wrong items one is told, and none is looked at after it.
 FAIL_FAST = Field(fail_fast=True)
 
@@ -71,6 +82,12 @@ def _stop_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _stopping(value: Any) -> Any:
+    if value in (None, "never") or isinstance(value, bool) or str(value).lower() in ("true", "false"):
+        return value
+    raise PydanticCustomError("early_stopping", 'Input should be true, false or "never"')
+
+
 class GenerationFields(_Fields):
     """What chat and text completions have in common."""
 
@@ -80,7 +97,7 @@ class GenerationFields(_Fields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None = None
-    best_of: Whole | None = None
+    best_of: Annotated[Whole, Field(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None = None
     max_tokens: Limit | None = None
     temperature: Real | None = None
     top_p: Real | None = None
@@ -94,6 +111,9 @@ class GenerationFields(_Fields):
     stop_token_ids: Annotated[list[TokenId], FAIL_FAST, Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
+    use_beam_search: bool | None = None
+    length_penalty: Real | None = None
+    early_stopping: Annotated[bool | Literal["never"] | None, BeforeValidator(_stopping)] = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = None
     slo: SloFields | None = None
 
@@ -113,6 +133,16 @@ class GenerationFields(_Fields):
         return self.n or 1
 
     @property
+    def rows(self) -> int:
+        """Outputs per prompt that are worked on together, of which some are answered."""
+        return self.best_of or self.choices
+
+    @property
+    def candidates(self) -> int:
+        """Generations per prompt; a search by beams is one."""
+        return 1 if self.use_beam_search else self.rows
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -124,13 +154,21 @@ class GenerationFields(_Fields):
 
     @property
     def unset(self) -> frozenset[str]:
-        """Fields of ``SamplingParams`` of which the client says nothing."""
-        return frozenset(name for name, value in self._said().items() if value is None)
+        """Fields of ``SamplingParams`` of which the client says nothing, and that count."""
+        unset = frozenset(name for name, value in self._said().items() if value is None)
+        return unset & {"max_new_tokens"} if self.use_beam_search else unset
 
     def sampling(self) -> SamplingParams:
         """Sampling of the first choice. Raises ``SamplingError``."""
         said = {name: value for name, value in self._said().items() if value is not None}
-        return SamplingParams(**{"max_new_tokens": NO_LIMIT_TOKENS, **said})
+        scored = self.candidates > self.choices
+        return SamplingParams(**{"max_new_tokens": NO_LIMIT_TOKENS, **said}, scored=scored, beams=self._beams())
+
+    def _beams(self) -> BeamParams | None:
+        if not self.use_beam_search:
+            return None
+        penalty = 1.0 if self.length_penalty is None else self.length_penalty
+        return BeamParams(self.rows, self.choices, penalty, self.early_stopping or False)
 
     def _said(self) -> dict[str, Any]:
         """What was said by field of ``SamplingParams``; None where nothing is."""
@@ -151,11 +189,11 @@ class GenerationFields(_Fields):
         }
 
     def samplings(self) -> list[SamplingParams]:
-        """Sampling of every choice of a prompt: the same, but for the seed, which counts up."""
+        """Sampling of every generation of a prompt: the same, but for the seed, which counts up."""
         first = self.sampling()
         if first.seed is None:
-            return [first] * self.choices
-        return [replace(first, seed=_wrapped(first.seed + index)) for index in range(self.choices)]
+            return [first] * self.candidates
+        return [replace(first, seed=_wrapped(first.seed + index)) for index in range(self.candidates)]
 
 
 def _wrapped(seed: int) -> int:
@@ -248,6 +286,9 @@ def parse(schema: type[Schema], body: bytes, limits: RequestLimits) -> Schema:
     except ValidationError as error:
         raise from_validation(error) from None
     _refuse_unsupported(fields)
+    _check_rows(fields)
+    if fields.use_beam_search:
+        _check_search(fields)
     _check_stops(fields.stop or (), limits)
     try:
         fields.sampling()
@@ -258,13 +299,36 @@ def parse(schema: type[Schema], body: bytes, limits: RequestLimits) -> Schema:
 
 def _refuse_unsupported(fields: GenerationFields) -> None:
     refuse_unsupported(fields.model_extra or {}, fields.unsupported)
-    if fields.best_of not in (None, fields.choices):
-        raise unsupported_parameter("best_of", " (other than equal to n)")
+    if isinstance(fields, ChatRequest) and not fields.use_beam_search and fields.best_of not in (None, fields.choices):
+        raise unsupported_parameter("best_of", " in chats (other than equal to n)")
+    for name, neutral in (("length_penalty", 1.0), ("early_stopping", False)):
+        if not fields.use_beam_search and getattr(fields, name) not in (None, neutral):
+            raise unsupported_parameter(name, " without use_beam_search")
     if fields.stream_options is None:
         return
     refuse_unsupported(fields.stream_options.model_extra or {}, StreamOptions.unsupported, "stream_options.")
     if not fields.stream:
         raise ApiError(400, "stream_options is only allowed with stream", param="stream_options")
+
+
+def _check_rows(fields: GenerationFields) -> None:
+    if fields.rows < fields.choices:
+        message = f"best_of: must be at least n, got best_of {fields.rows} and n {fields.choices}"
+        raise ApiError(400, message, param="best_of")
+    if fields.stream and fields.candidates > fields.choices:
+        raise ApiError(400, "best_of: only best_of equal to n can be streamed", param="best_of")
+
+
+def _check_search(fields: GenerationFields) -> None:
+    """A search goes by the model's log probabilities as they are, and its outputs are known at its end."""
+    if fields.stream:
+        raise ApiError(400, "stream: the outputs of a beam search are known at its end only", param="stream")
+    for name, neutral in _NOT_IN_A_SEARCH.items():
+        if getattr(fields, name) not in (None, *neutral):
+            message = (
+                f"{name}: a beam search takes the likeliest tokens as they are; leave it out, or at {neutral[0]!r}"
+            )
+            raise ApiError(400, message, param=name)
 
 
 def _check_stops(stops: Sequence[str], limits: RequestLimits) -> None:

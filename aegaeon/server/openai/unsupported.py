@@ -50,9 +50,6 @@ UNSUPPORTED: Neutral = {
     "thinking_token_budget": (),
     "repetition_detection": (),
     # vLLM: how it is chosen
-    "use_beam_search": (False,),
-    "length_penalty": (1.0,),
-    "early_stopping": (False,),
     "prompt_logprobs": (),
     # vLLM: what the prompt is
     "prompt_embeds": (),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -54,7 +54,7 @@ class Client:
     def accept(self) -> None:
         return
 
-    def take_token(self, index: int, token_id: int, time_s: float) -> None:
+    def take_token(self, index: int, token_id: int, time_s: float, logprob: float = 0.0) -> None:
         if index >= len(self.token_ids):
             self._early[index] = token_id
         while not self.done and len(self.token_ids) in self._early:
@@ -67,6 +67,9 @@ class Client:
     def finish(self, reason: FinishReason, generated_tokens: int) -> None:
         self._ending = reason, generated_tokens
         self._end_if_complete()
+
+    def finish_search(self, outputs: Sequence[m.BeamOutput]) -> None:
+        self._end(outputs[0].reason)
 
     def rewind(self) -> tuple[int, ...]:
         self._early.clear()

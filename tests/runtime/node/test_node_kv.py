@@ -18,7 +18,7 @@ from aegaeon.memory.token_hash import block_names, next_name, packed, root_name
 from aegaeon.runtime.node import kv_index, node_kv
 from aegaeon.runtime.node.kv_index import ForeignIndexError, KvIndex, WholeBlock
 from aegaeon.runtime.node.node_kv import NodeKv
-from aegaeon.runtime.wire.messages import KvNames
+from aegaeon.runtime.wire.messages import KvBranch, KvNames
 
 SHAPES = {
     "m": KvShape((LayerKv(1, 2, 2),), element_bytes=1, block_tokens=4),  # 16 bytes a block
@@ -124,6 +124,29 @@ def test_what_was_taken_back_is_not_written_over() -> None:
     assert blocks[1] not in kv.extend("a", 9)
     assert come(kv, "again", "m", range(9)) == 8
     kv.check_integrity()
+    kv.close()
+
+
+def test_a_block_at_a_branch_is_lent_and_outlives_its_request() -> None:
+    kv = make()
+    blocks = hold(kv, "a", "m", (*range(4), 4, 5, 6, 7, 8), safe=9)
+    assert come(kv, "b", "m", (*range(4), 4, 5, 9, 9)) == 4
+    branch = kv.branch("b", (4, 5, 9))
+    assert branch == KvBranch(blocks[1], 2)
+    assert kv.branch("b", (5, 5)) is None
+    beside = kv.branch_beside("a", 8, 1)
+    assert beside == KvBranch(blocks[2], 1)
+    kv.free("a")
+    kv.free("b")
+    come(kv, "n", "m", range(9, 12))
+    everything = kv.extend("n", 4 * (6 * SLABS - 2))
+    assert not {branch.block, beside.block} & {*everything}
+    kv.check_integrity()
+    kv.take_back(branch)
+    kv.take_back(beside)
+    kv.check_integrity()
+    kv.free("n")
+    assert kv.counts.used_bytes == 0
     kv.close()
 
 

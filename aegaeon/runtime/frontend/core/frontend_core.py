@@ -182,11 +182,14 @@ class FrontendCore:
 
     def _finish(self, message: m.Finished) -> None:
         self._with(message.request_id, _note_cached, message.cached_tokens)
-        self._with(message.request_id, lambda s: s.finish(message.reason, message.generated_tokens))
+        if message.outputs:
+            self._with(message.request_id, lambda s: s.finish_search(message.outputs))
+        else:
+            self._with(message.request_id, lambda s: s.finish(message.reason, message.generated_tokens))
 
     def _take_tokens(self, message: m.Tokens) -> None:
-        for request_id, index, token_id in message.items:
-            self._with(request_id, lambda s, *token: s.take_token(*token), index, token_id, message.time_s)
+        for request_id, index, token_id, *logprob in message.items:
+            self._with(request_id, lambda s, *token: s.take_token(*token), index, token_id, message.time_s, *logprob)
 
     def _with(self, request_id: str, act: Callable[..., None], *args: object) -> None:
         """Act on a stream; one that is over or was given up is no longer known, and late messages for it are normal.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from aegaeon.core.generation import FinishReason, GenerationError
 from aegaeon.core.timeline import PhaseSpan
+from aegaeon.runtime.wire.messages import BeamOutput
 
 
 class OutputStream(Protocol):
@@ -24,12 +26,16 @@ class OutputStream(Protocol):
         """A driver has taken the request."""
         ...
 
-    def take_token(self, index: int, token_id: int, time_s: float) -> None:
+    def take_token(self, index: int, token_id: int, time_s: float, logprob: float = 0.0) -> None:
         """Token ``index`` of the output; one that is known already is ignored, one that is early waits."""
         ...
 
     def finish(self, reason: FinishReason, generated_tokens: int) -> None:
         """The output has ``generated_tokens`` tokens, all of which are here or on their way."""
+        ...
+
+    def finish_search(self, outputs: Sequence[BeamOutput]) -> None:
+        """These are the outputs of a search by beams, whole."""
         ...
 
     def rewind(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import assert_never
 from aegaeon.core.command import RejectReason
 from aegaeon.core.generation import (
     ContextLengthError,
+    FieldError,
     GenerationError,
     ModelUnavailableError,
     OverloadedError,
@@ -32,6 +33,8 @@ def rejection(message: m.Rejected) -> GenerationError:
             )
         case RejectReason.TOO_LARGE:
             return ContextLengthError(message.detail, "prompt")
+        case RejectReason.TOO_WIDE:
+            return FieldError(message.detail, "best_of")
         case RejectReason.MODEL_FAILED:
             return ModelUnavailableError(message.detail, message.retry_after_s)
         case RejectReason.UNKNOWN_MODEL:

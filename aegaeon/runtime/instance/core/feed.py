@@ -9,7 +9,7 @@ from aegaeon.runtime.instance.core.live_sequence import LiveSequence
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Tokens ``[start, start + tokens)`` of a sequence go into the next step; ``last``: none is left to feed."""
+    """The next ``tokens`` tokens of a sequence go into the next step; ``last``: something is chosen then."""
 
     sequence: LiveSequence
     tokens: int
@@ -17,4 +17,4 @@ class Feed:
 
     @property
     def last(self) -> bool:
-        return self.tokens == self.sequence.unfed_tokens
+        return self.sequence.ends_with(self.tokens)

@@ -24,6 +24,11 @@ class KvPlace(Protocol):
         """The sequence's block table in the memory that steps write to; covers as many tokens as may be written now."""
         ...
 
+    def copy_blocks(self, model: str, sequence: LiveSequence, copies: Iterable[tuple[int, int]]) -> None:
+        """Copy blocks of a sequence that are here to others of its own: by their places in its table, after all steps
+        so far and before all that follow."""
+        ...
+
     def write_back(self, sequences: Iterable[LiveSequence]) -> None:
         """Begin to bring blocks that have been filled to the slab cache; steps may go on."""
         ...

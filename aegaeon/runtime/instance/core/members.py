@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from aegaeon.core.generation import FailureCause
 from aegaeon.memory.slab_ledger import OutOfSlabsError
+from aegaeon.runtime.instance.core.beam_sequence import BeamSequence
 from aegaeon.runtime.instance.core.instance_model import InstanceModel
 from aegaeon.runtime.instance.core.kv_place import KvPlace, room_tokens
 from aegaeon.runtime.instance.core.live_sequence import LiveSequence
@@ -62,7 +63,7 @@ class Members:
 
     def _sequence(self, model: str, member: m.Member) -> LiveSequence:
         if member.state is not None:
-            self._sequences[member.request_id] = LiveSequence(member.state, self._models[model].eos_ids)
+            self._sequences[member.request_id] = _live(member.state, self._models[model])
         sequence = self._sequences[member.request_id]
         sequence.seat(member)
         self._asked_blocks.discard(member.request_id)
@@ -89,7 +90,7 @@ class Members:
         """Ask in time: when half a block is left. One question at a time for each member."""
         shape = self._models[turn.model].kv_shape
         for sequence in turn.active:
-            needed = len(sequence.token_ids) + shape.block_tokens // 2
+            needed = sequence.table_tokens(shape.block_tokens // 2)
             if needed > room_tokens(shape, sequence.blocks) and sequence.request_id not in self._asked_blocks:
                 self._asked_blocks.add(sequence.request_id)
                 self._outbox.report(m.NeedBlocks(turn.turn_id, sequence.request_id, needed))
@@ -161,6 +162,11 @@ class Members:
             self._check_device()
             logger.exception("%s failed on instance %s", sequence.request_id, self._instance_id)
             self.fail_by(turn, error, sequence)
+
+
+def _live(state: m.SequenceState, model: InstanceModel) -> LiveSequence:
+    search = state.sampling.beams
+    return LiveSequence(state, model.eos_ids) if search is None else BeamSequence(state, search, model)
 
 
 def in_a_line(error: Exception) -> str:

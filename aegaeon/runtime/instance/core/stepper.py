@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 
 from aegaeon.core.generation import FailureCause
 from aegaeon.core.timeline import Phase
-from aegaeon.engine.attention.sequence_slice import SequenceSlice
-from aegaeon.engine.sampling.stop import finish_reason
+from aegaeon.engine.sampling.choice import Choice
+from aegaeon.runtime.instance.core.beam_sequence import BeamSequence
 from aegaeon.runtime.instance.core.feed import Feed
 from aegaeon.runtime.instance.core.instance_model import InstanceModel
 from aegaeon.runtime.instance.core.kv_place import KvPlace, room_tokens
@@ -76,7 +77,7 @@ class Stepper:
         start_s = self._clock()
         turn.trying()
         try:
-            tokens = self._compute(turn.model, feeds)
+            chosen = self._compute(turn.model, feeds)
         except Exception as error:
             self._check_device()
             logger.exception(
@@ -88,28 +89,22 @@ class Stepper:
                 self._members.fail_by(turn, error, feeds[0].sequence)
             return
         for feed in feeds:
-            feed.sequence.kv_tokens += feed.tokens
+            feed.sequence.feed(feed.tokens)
         self._kv.write_back(feed.sequence for feed in feeds)
         now_s = self._clock()
         self._account_time(turn, feeds, start_s, now_s)
-        self._emit(turn, tokens, now_s)
+        self._emit(turn, chosen, now_s)
         turn.stepped(now_s)
         self._members.ask_for_blocks(turn)
 
-    def _compute(self, model: str, feeds: Sequence[Feed]) -> Mapping[Feed, int | None]:
-        """The next token of everyone who is fed to its end."""
+    def _compute(self, model: str, feeds: Sequence[Feed]) -> Mapping[Feed, Sequence[Choice | None]]:
+        """What is chosen for everyone who is fed to its end, row by row."""
         slices = [
-            SequenceSlice(
-                feed.sequence.token_ids[feed.sequence.kv_tokens : feed.sequence.kv_tokens + feed.tokens],
-                feed.sequence.kv_tokens,
-                self._kv.blocks(feed.sequence),
-                wants_logits=feed.last,
-            )
-            for feed in feeds
+            piece for feed in feeds for piece in feed.sequence.slices(feed.tokens, self._kv.blocks(feed.sequence))
         ]
-        sampled = [feed for feed in feeds if feed.last]
-        chosen = self._engine.step(model, slices, [feed.sequence.sampling for feed in sampled])
-        return dict(zip(sampled, chosen, strict=True))
+        wishes = {feed: feed.sequence.wishes for feed in feeds if feed.last}
+        chosen = iter(self._engine.step(model, slices, [wish for own in wishes.values() for wish in own]))
+        return {feed: list(islice(chosen, len(own))) for feed, own in wishes.items()}
 
     def _account_time(self, turn: Turn, feeds: Sequence[Feed], start_s: float, end_s: float) -> None:
         turn.clock.add(feeds, end_s - start_s)
@@ -117,24 +112,32 @@ class Stepper:
             phase = Phase.PREFILL if feed.prefill else Phase.DECODE
             feed.sequence.spend(phase, start_s, end_s, self._instance_id)
 
-    def _emit(self, turn: Turn, tokens: Mapping[Feed, int | None], now_s: float) -> None:
-        items, made = [], []
-        for feed, token_id in tokens.items():
-            sequence = feed.sequence
-            if token_id is None:
+    def _emit(self, turn: Turn, chosen: Mapping[Feed, Sequence[Choice | None]], now_s: float) -> None:
+        items: list[tuple[str, m.TokenItem]] = []
+        made = []
+        for feed, own in chosen.items():
+            sequence, choices = feed.sequence, [one for one in own if one is not None]
+            if len(choices) < len(own):
                 self._refuse_to_guess(turn, sequence)
                 continue
-            items.append((sequence.frontend_id, (sequence.request_id, sequence.generated_tokens, token_id)))
-            sequence.append(token_id)
-            made.append(feed)
+            with self._members.alone(turn, sequence):
+                items += self._take(turn.model, sequence, choices)
+                made.append(feed)
         self._tell_tokens(now_s, items)
         for feed in made:
             with self._members.alone(turn, feed.sequence):
                 self._settle(turn, feed)
 
-    def _tell_tokens(self, now_s: float, items: Iterable[tuple[str, tuple[str, int, int]]]) -> None:
+    def _take(self, model: str, sequence: LiveSequence, choices: Sequence[Choice]) -> list[tuple[str, m.TokenItem]]:
+        """What its frontend is told of what was chosen: of a search nothing before its end."""
+        if isinstance(sequence, BeamSequence):
+            self._kv.copy_blocks(model, sequence, sequence.search(choices))
+            return []
+        return [(sequence.frontend_id, sequence.take(one)) for one in choices if not isinstance(one, tuple)]
+
+    def _tell_tokens(self, now_s: float, items: Iterable[tuple[str, m.TokenItem]]) -> None:
         """One step's tokens: one message to each frontend."""
-        by_frontend: defaultdict[str, list[tuple[str, int, int]]] = defaultdict(list)
+        by_frontend: defaultdict[str, list[m.TokenItem]] = defaultdict(list)
         for frontend_id, item in items:
             by_frontend[frontend_id].append(item)
         for frontend_id, own in by_frontend.items():
@@ -151,12 +154,10 @@ class Stepper:
     def _settle(self, turn: Turn, feed: Feed) -> None:
         """What a new token means for its request: the end, the end of its prefill, or nothing."""
         sequence = feed.sequence
-        generated = sequence.token_ids[sequence.prompt_tokens :]
-        reason = finish_reason(sequence.sampling.params, self._models[turn.model].eos_ids, generated)
-        if reason is not None:
+        finished = sequence.end()
+        if finished is not None:
             self._kv.saved(sequence)  # counts what has landed by now
             self._members.let_go(turn, sequence)
-            finished = m.Finished(sequence.request_id, reason, len(generated), sequence.cached_tokens)
             self._outbox.tell(sequence.frontend_id, finished)
             self._outbox.report(m.SequenceFinished(turn.turn_id, sequence.progress()))
         elif feed.prefill:

@@ -87,7 +87,7 @@ class Turn:
         """
         feeds = []
         for sequence in self.due:
-            tokens = min(sequence.unfed_tokens, chunk_tokens, room_tokens[sequence.request_id] - sequence.kv_tokens)
+            tokens = sequence.feedable(chunk_tokens, room_tokens[sequence.request_id])
             if tokens > 0:
                 feeds.append(Feed(sequence, tokens, prefill=sequence.request_id in self._prefill))
         return feeds

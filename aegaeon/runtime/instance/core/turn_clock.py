@@ -22,10 +22,13 @@ class TurnClock:
         first, self._stepped = not self._stepped, True
         if all(feed.prefill for feed in feeds):
             tokens = sum(feed.tokens for feed in feeds)
-            squares = sum(feed.sequence.kv_tokens**2 - (feed.sequence.kv_tokens - feed.tokens) ** 2 for feed in feeds)
+            ends = [(feed.sequence.attended_tokens, feed.tokens) for feed in feeds]
+            squares = sum(end**2 - (end - fed) ** 2 for end, fed in ends)
             self._prefill.append((tokens, squares, seconds))
         elif not (first or any(feed.prefill for feed in feeds)):
-            self._decode.append((sum(feed.sequence.kv_tokens for feed in feeds), len(feeds), seconds))
+            sequences = [feed.sequence for feed in feeds]
+            attended, rows = sum(one.attended_tokens for one in sequences), sum(one.rows for one in sequences)
+            self._decode.append((attended, rows, seconds))
 
     @property
     def timing(self) -> TurnTiming:

@@ -46,6 +46,12 @@ class KvLedger(Protocol):
 
     def forget_rest(self) -> None: ...
 
+    def branch(self, key: str, token_ids: Sequence[int]) -> m.KvBranch | None: ...
+
+    def branch_beside(self, key: str, first: int, tokens: int) -> m.KvBranch: ...
+
+    def take_back(self, branch: m.KvBranch) -> None: ...
+
     def extend(self, key: str, tokens: int) -> tuple[int, ...]: ...
 
     def blocks(self, key: str) -> tuple[int, ...]: ...
@@ -99,21 +105,44 @@ class Blocks:
         request.kv_tokens = self._kv.open(request.table_key, request.model, shape, names, token_ids)
 
     def note(self, request: DriverRequest) -> None:
-        """How much of a request's KV is safe has changed."""
+        """How much of a request's KV is safe has changed; what was to be copied for it is there, or never will be."""
+        self._take_back(request)
         request.kv_tokens = self._kv.note(request.table_key, request.token_ids, request.kv_tokens)
 
     def seat(self, request: DriverRequest) -> bool:
         """See to it that a new member of a turn can go on; False where it is starved."""
         if self._ahead.pop(request.request_id, None) is not None:
             self._kv.free(request.table_key)  # there may be more by now
-        if request.table_key not in self._kv:
+        opens = request.table_key not in self._kv
+        if opens:
             self._open(request)
         shape = self._models[request.model].kv_shape
-        for tokens in (request.context_tokens + shape.block_tokens, request.context_tokens):
+        needed = request.table_tokens(shape)
+        for tokens in (request.table_tokens(shape, shape.block_tokens), needed):
             if self._extend(request, tokens) is not None:
+                if opens:
+                    self._branch_off(request, shape.block_tokens)
                 return True
-        self._starve(request, request.context_tokens)
+        self._starve(request, needed)
         return False
+
+    def _branch_off(self, request: DriverRequest, block_tokens: int) -> None:
+        """Find a block to copy of whose tokens some are the request's next; the last of all is fed again."""
+        start, end = request.kv_tokens, min(request.kv_tokens + block_tokens, request.context_tokens - 1)
+        first, beside = request.first, 0
+        if request.beams is not None:
+            return  # what they feed begins with a block of each one's own
+        if first is not None and first.table_key in self._kv:
+            beside = min(first.kv_tokens, len(first.submit.prompt_ids), end) - start
+        if first is not None and beside > 0:
+            request.branch = self._kv.branch_beside(first.table_key, start, beside)
+        elif start < end:
+            request.branch = self._kv.branch(request.table_key, request.token_ids(start, end))
+
+    def _take_back(self, request: DriverRequest) -> None:
+        if request.branch is not None:
+            self._kv.take_back(request.branch)
+            request.branch = None
 
     def begin(self, request: DriverRequest) -> None:
         """A request has been seated for the first time: what was found of its prompt is what it needs not compute."""
@@ -138,6 +167,7 @@ class Blocks:
 
     def free(self, request: DriverRequest) -> None:
         """Nobody touches a request's blocks any more: others get them."""
+        self._take_back(request)
         self._kv.free(request.table_key)
         self._ahead.pop(request.request_id, None)
         self._starved.pop(request.request_id, None)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from aegaeon.core.beams import BeamState
+from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.request import Request
 from aegaeon.runtime.node.core.request_state import IN_A_TURN, DriverRequestState, RequestHappening, next_state
 from aegaeon.runtime.recovery.suspicion import RequestSuspicion
-from aegaeon.runtime.wire.messages import Member, SequenceState, Submit
+from aegaeon.runtime.wire.messages import KvBranch, Member, Progress, SequenceState, Submit
 
 _BEING_GIVEN_UP = (DriverRequestState.DROPPING, DriverRequestState.RELEASING, DriverRequestState.UNSETTLED)
 
@@ -20,7 +22,8 @@ class DriverRequest:
     ``home``: the instance that has its newest sequence state, so that a turn there need not send it again.
     ``running_on``: the instance whose turn it is in; ``begun``: it has been in one, and had the KV of
     ``cached_tokens`` of its prompt then. ``epoch`` counts its block tables: after ``DropKv`` the old table lives on
-    under its old key until the instance has let go of it.
+    under its old key until the instance has let go of it. ``first``: the choice of its prompt that it followed.
+    ``branch``: lent to it, until its instance has copied it. ``beams``: of a search by beams, as last heard of.
     """
 
     submit: Submit
@@ -33,6 +36,9 @@ class DriverRequest:
     begun: bool = False
     cached_tokens: int = 0
     epoch: int = 0
+    first: DriverRequest | None = None
+    branch: KvBranch | None = None
+    beams: BeamState | None = None
     suspicion: RequestSuspicion = field(default_factory=RequestSuspicion)
 
     def __post_init__(self) -> None:
@@ -52,8 +58,18 @@ class DriverRequest:
         return f"{self.request_id}#{self.epoch}"
 
     @property
+    def output_tokens(self) -> int:
+        """How long its output is, or each of its beams."""
+        return len(self.generated_ids) + (0 if self.beams is None else self.beams.tokens)
+
+    @property
     def context_tokens(self) -> int:
-        return len(self.submit.prompt_ids) + len(self.generated_ids)
+        return len(self.submit.prompt_ids) + self.output_tokens
+
+    def table_tokens(self, shape: KvShape, more_tokens: int = 0) -> int:
+        """Tokens that its block table is to have room for when it has so many more."""
+        tokens = self.context_tokens + more_tokens
+        return shape.forked_tokens(len(self.submit.prompt_ids), tokens, self.submit.request.width)
 
     def token_ids(self, start: int, end: int) -> Sequence[int]:
         """The request's tokens from one position to another, prompt and output."""
@@ -95,7 +111,8 @@ class DriverRequest:
         """It has its block table for its first turn."""
         self.begun = True
         first = self.submit.cached_tokens
-        self.cached_tokens = min(self.kv_tokens, len(self.submit.prompt_ids) - 1) if first is None else first
+        found = self.kv_tokens + (self.branch.tokens if self.branch is not None else 0)
+        self.cached_tokens = min(found, len(self.submit.prompt_ids) - 1) if first is None else first
 
     def take_for(self, instance_id: str) -> None:
         """It is in a turn of an instance."""
@@ -106,6 +123,11 @@ class DriverRequest:
         """The request's block table is gone."""
         self.home, self.kv_tokens, self.prefilled = None, 0, False
         self.epoch += 1
+        self._lose_beams_kv()
+
+    def _lose_beams_kv(self) -> None:
+        """Its instance has written to the beams' blocks since it was heard of, or they are gone."""
+        self.beams = None if self.beams is None else self.beams.without_kv()
 
     def go_on_from(self, generated_ids: Sequence[int]) -> None:
         """The output so far is ``generated_ids`` and nothing else, whatever was heard before: its client has it.
@@ -118,12 +140,14 @@ class DriverRequest:
         )
         self.generated_ids = list(generated_ids)
         self.kv_tokens = min(self.kv_tokens, len(self.submit.prompt_ids) + same, self.context_tokens - 1)
+        self._lose_beams_kv()
 
-    def advance(self, new_ids: tuple[int, ...], kv_tokens: int) -> None:
+    def advance(self, progress: Progress) -> None:
         """Take what an instance reports."""
-        self.generated_ids.extend(new_ids)
-        self.kv_tokens = kv_tokens
-        self.suspicion.note_progress(len(self.generated_ids), kv_tokens)
+        self.generated_ids.extend(progress.new_ids)
+        self.kv_tokens = progress.kv_tokens
+        self.beams = progress.beams or self.beams
+        self.suspicion.note_progress(self.output_tokens, progress.kv_tokens)
 
     def member_for(self, instance_id: str, blocks: tuple[int, ...]) -> Member:
         """What the instance needs to run it."""
@@ -140,4 +164,6 @@ class DriverRequest:
             self.kv_tokens,
             self.submit.sampling,
             self.cached_tokens,
+            self.branch,
+            self.beams,
         )

@@ -111,7 +111,7 @@ class Losses:
     def _settle(self, loss: Loss) -> None:
         instance_id = loss.incarnation.instance_id
         for request in self._requests.present(loss.involved):
-            request.suspicion.note_death(len(request.generated_ids), request.kv_tokens)
+            request.suspicion.note_death(request.output_tokens, request.kv_tokens)
         for request in self._requests.present(loss.members):
             self._end_if_over(loss, request)
         left = self._requests.present(loss.members)

@@ -53,6 +53,7 @@ class Requests:
             self._admit(request)
         else:
             self._followers.add(request, leader.request_id)
+        request.first = leader if self._blocks.shares else None
 
     def _admit(self, request: DriverRequest) -> None:
         self._blocks.find(request)
@@ -79,7 +80,7 @@ class Requests:
         for one in progress:
             request = self.get(one.request_id)
             if request is not None:
-                request.advance(one.new_ids, one.kv_tokens)
+                request.advance(one)
                 self._blocks.note(request)
 
     def resume(self, request: DriverRequest, generated_ids: Sequence[int]) -> None:

@@ -119,7 +119,7 @@ class AegaeonScheduler(PolicyShell[PaperJob, PaperInstance]):
         super()._grow(job, context_tokens)
         if job.batch is not None:
             self._touch(job)
-            job.batch.put(job.request_id, job.kv_bytes)
+            job.batch.put(job.request_id, job.kv_bytes, job.width)
 
     def _leave_turn(self, job: PaperJob) -> None:
         if job.turn is not None:

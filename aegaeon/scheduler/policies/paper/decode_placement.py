@@ -26,7 +26,7 @@ class DecodePlacement:
                 return False
             home = min(able, key=lambda state: (len(state.decode), job.model not in state.residency, state.joined))
             batch = home.decode.open(job.model)
-        batch.put(job.request_id, job.kv_bytes)
+        batch.put(job.request_id, job.kv_bytes, job.width)
         job.batch = batch
         return True
 

@@ -39,14 +39,14 @@ class DecodeRound:
     def room_for(self, job: PaperJob) -> Batch | None:
         """The first batch of its model that ``job`` fits into."""
         for batch in self._by_model.get(job.model, ()):
-            if self.fits(batch, job.kv_bytes):
+            if self.fits(batch, job.kv_bytes, job.width):
                 return batch
         return None
 
-    def fits(self, batch: Batch, kv_bytes: int) -> bool:
-        """Whether another member with ``kv_bytes`` fits into ``batch`` on this instance."""
+    def fits(self, batch: Batch, kv_bytes: int, rows: int = 1) -> bool:
+        """Whether another member with ``kv_bytes`` and so many rows fits into ``batch`` on this instance."""
         roomy = batch.kv_bytes + kv_bytes <= self._spec.kv_bytes
-        return roomy and len(batch.members) < self._spec.max_batch_requests
+        return roomy and batch.rows + rows <= self._spec.max_batch_requests
 
     def open(self, model: str) -> Batch:
         """A new batch; its turn is the last of this round, or in the next one if there is none under way."""
@@ -101,17 +101,17 @@ class DecodeRound:
         for job in sorted(jobs, key=attrgetter("order")):
             kv_bytes = job.kv_bytes
             batch = filling.get(job.model)
-            if batch is None or not self.fits(batch, kv_bytes):
+            if batch is None or not self.fits(batch, kv_bytes, job.width):
                 batch = filling[job.model] = self._add(job.model)
-            batch.put(job.request_id, kv_bytes)
+            batch.put(job.request_id, kv_bytes, job.width)
             job.batch = batch
         self._turns = deque(self)
 
 
 def steps_per_deadline(costs: CostModel, model: str, members: Sequence[PaperJob]) -> float:
     """n = d / t: decode steps of a batch of ``members`` in the least TPOT target among them."""
-    context_tokens = sum([job.context_tokens for job in members])
-    step_s = costs.decode_step_s(model, context_tokens, len(members))
+    context_tokens = sum([job.context_tokens * job.width for job in members])
+    step_s = costs.decode_step_s(model, context_tokens, sum([job.width for job in members]))
     return max(_LEAST_STEPS, min([job.request.slo.tpot_s for job in members]) / max(step_s, _LEAST_STEP_S))
 
 

@@ -87,7 +87,7 @@ class PrefillPlacement:
         return None
 
     def _may_join(self, state: PaperInstance, batch: Batch, job: PaperJob) -> bool:
-        return bool(batch.members) and state.can_hold(job) and state.decode.fits(batch, job.kv_bytes)
+        return bool(batch.members) and state.can_hold(job) and state.decode.fits(batch, job.kv_bytes, job.width)
 
     def _home(self, job: PaperJob, now_s: float) -> PaperInstance | None:
         able = (state for state in self._instances.values() if state.prefills and state.can_hold(job))

@@ -193,11 +193,11 @@ class TurnPlanner:
         for group in state.prefill.of_model(batch.model):
             for request_id in list(group.members):
                 job = self._jobs[request_id]
-                if not (state.decode.fits(batch, job.kv_bytes) and self._slabs.admits(job)):
+                if not (state.decode.fits(batch, job.kv_bytes, job.width) and self._slabs.admits(job)):
                     return
                 self._slabs.reserve(job)
                 self._prefill.withdraw(job)
-                batch.put(request_id, job.kv_bytes)
+                batch.put(request_id, job.kv_bytes, job.width)
                 job.batch = batch
 
     # -- device KV

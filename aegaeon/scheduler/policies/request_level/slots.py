@@ -51,6 +51,7 @@ def last_step_s(instance: QueueInstance, costs: CostModel, now_s: float) -> floa
     if any(job.phase is JobPhase.WAITING for job in turn.members.values()):
         ready_s = turn.started_s + costs.switch_s(turn.model) if turn.switches else turn.started_s
         return ready_s if instance.progress_s < ready_s <= now_s else instance.progress_s
-    context_tokens = sum(job.context_tokens for job in turn.members.values())
-    step_s = max(_LEAST_STEP_S, costs.decode_step_s(turn.model, context_tokens, len(turn.members)))
+    context_tokens = sum(job.context_tokens * job.width for job in turn.members.values())
+    rows = sum(job.width for job in turn.members.values())
+    step_s = max(_LEAST_STEP_S, costs.decode_step_s(turn.model, context_tokens, rows))
     return instance.progress_s + (now_s - instance.progress_s) // step_s * step_s

@@ -163,11 +163,12 @@ class TurnScheduler(PolicyShell[QueueJob, QueueInstance]):
     def _enter(self, instance: QueueInstance, turn: QueueTurn, candidates: Iterable[QueueJob]) -> list[QueueJob]:
         """Put the candidates into the turn, up to the first that has no room on the device or in the slab cache."""
         room_bytes = instance.spec.kv_bytes - sum(job.kv_bytes for job in turn.members.values())
-        room = instance.spec.max_batch_requests - len(turn.members)
+        rows = instance.spec.max_batch_requests - sum([job.width for job in turn.members.values()])
         entered: list[QueueJob] = []
         for job in candidates:
             room_bytes -= job.kv_bytes
-            if len(entered) == room or room_bytes < 0 or not self._admits(instance, job):
+            rows -= job.width
+            if rows < 0 or room_bytes < 0 or not self._admits(instance, job):
                 break
             entered.append(job)
         instance.enter(turn, entered)

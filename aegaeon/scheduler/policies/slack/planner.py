@@ -263,12 +263,14 @@ class Planner:
         self, instance: SlackInstance, model: SlackModel, turn: SlackTurn, now_s: float, out: list[Command]
     ) -> list[SlackJob]:
         taken: list[SlackJob] = []
-        context = sum(member.context_tokens for member in turn.members.values())
+        context = sum(member.context_tokens * member.width for member in turn.members.values())
+        rows = turn.rows
         for member in model.decoding.urgent_first(now_s):
             if not instance.can_hold(member):
                 continue
-            context += member.context_tokens
-            if not self._step_fits(instance, model, turn, member, context):
+            context += member.context_tokens * member.width
+            rows += member.width
+            if not self._step_fits(instance, model, member, context, rows):
                 break
             if not self._fit_kv(instance, member, turn, now_s, out):
                 break
@@ -288,12 +290,14 @@ class Planner:
         out: list[Command],
     ) -> list[SlackJob]:
         taken: list[SlackJob] = []
-        most = instance.spec.max_batch_requests if turn.keeps_prefilled else self._limits.max_group_requests
+        keeps = turn.keeps_prefilled
+        rows = turn.rows if keeps else len(turn.members)
+        most = instance.spec.max_batch_requests if keeps else self._limits.max_group_requests
         for member in self._gate.candidates(model, now_s):
             if not instance.can_hold(member):
                 continue
             prefill_s = prompt_s(self._costs, member)
-            if len(turn.members) >= most or (turn.members and turn.prompt_s + prefill_s > limit_s):
+            if rows + (member.width if keeps else 1) > most or (turn.members and turn.prompt_s + prefill_s > limit_s):
                 break
             if not self._gate.admits(member):
                 continue
@@ -301,6 +305,7 @@ class Planner:
                 break
             self._gate.enter(member)
             self._enter(turn, member)
+            rows += member.width if keeps else 1
             turn.prompt_s += prefill_s
             taken.append(member)
         for member in taken:
@@ -317,14 +322,13 @@ class Planner:
         return min(most_s, first[0].due_s - model.step_s - now_s)
 
     def _step_fits(
-        self, instance: SlackInstance, model: SlackModel, turn: SlackTurn, member: SlackJob, context_tokens: int
+        self, instance: SlackInstance, model: SlackModel, member: SlackJob, context_tokens: int, rows: int
     ) -> bool:
-        """Whether steps stay fast enough with one more member; a lone member always may."""
-        batch = len(turn.members) + 1
-        if batch > instance.spec.max_batch_requests:
+        """Whether steps of so many rows stay fast enough with one more member; a lone member always may."""
+        if rows > instance.spec.max_batch_requests:
             return False
-        step_s = self._costs.decode_step_s(model.name, context_tokens, batch)
-        return batch == 1 or step_s <= self._tuning.full_step_share * member.request.slo.tpot_s
+        step_s = self._costs.decode_step_s(model.name, context_tokens, rows)
+        return rows == member.width or step_s <= self._tuning.full_step_share * member.request.slo.tpot_s
 
     def _fit_kv(
         self, instance: SlackInstance, member: SlackJob, turn: SlackTurn, now_s: float, out: list[Command]

@@ -35,5 +35,5 @@ class SlackJob(Job):
 
     def kv_bytes_after(self, tokens: int) -> int:
         """KV bytes of its context, ``tokens`` more, and a block to grow into."""
-        blocks = min(self.facts.blocks_for(self.context_tokens + tokens) + 1, self.max_blocks)
+        blocks = min(self.blocks_for(self.context_tokens + tokens) + self.width, self.max_blocks)
         return blocks * self.facts.block_bytes

@@ -24,3 +24,8 @@ class SlackTurn:
     members: dict[str, SlackJob] = field(default_factory=dict)
     prompt_s: float = 0.0
     ending: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Of a step in which all its members decode."""
+        return sum([member.width for member in self.members.values()])
