@@ -17,6 +17,7 @@ from aegaeon.memory.block_table import BlockTables, LeftBlock
 from aegaeon.memory.eviction import EVICTIONS
 from aegaeon.memory.prefix_tree import PrefixNode, PrefixTree
 from aegaeon.memory.slab_cache import SlabCache
+from aegaeon.memory.stored_block import StoredBlock
 from aegaeon.memory.token_hash import next_name, packed
 from aegaeon.runtime.node.core.blocks import TokenIds
 from aegaeon.runtime.node.kv_index import KvIndex, WholeBlock
@@ -85,6 +86,7 @@ class NodeKv:
         self._tree = PrefixTree(EVICTIONS.get(prefix_cache, EVICTIONS["lru"])())
         self._tables = BlockTables(slabs, self._tree)
         self._sequences: dict[str, _Sequence] = {}  # by table
+        self._lent: set[int] = set()  # blocks that somebody copies
         self._evicted_blocks = 0
         self.total_bytes = total_bytes
         if heirlooms is None:
@@ -147,6 +149,7 @@ class NodeKv:
         if block is None:
             return False
         self._index.clear(block)
+        self._lent.discard(block)
         return True
 
     def note(self, key: str, token_ids: TokenIds, kv_tokens: int) -> int:
@@ -191,6 +194,30 @@ class NodeKv:
     def blocks(self, key: str) -> tuple[int, ...]:
         """The table: byte offsets in the arena."""
         return self._tables.blocks(key)
+
+    def names(self, key: str) -> list[bytes]:
+        """What the table's first block follows on, and its blocks are called, as far as that is known."""
+        sequence = self._sequences[key]
+        return [sequence.root, *sequence.names]
+
+    def named(self, key: str) -> list[bytes]:
+        """The names of the table's first blocks, which others find."""
+        return [node.name for node in self._tables.named(key)]
+
+    def lend(self, name: bytes) -> StoredBlock | None:
+        """A whole block for somebody to copy, who does not hold it: it may be given up and written to meanwhile."""
+        node = self._tree.get(name)
+        if node is None:
+            return None
+        self._lent.add(node.block)
+        before = node.parent.name if isinstance(node.parent, PrefixNode) else node.parent
+        return StoredBlock(name, before, self._index.tokens(node.block), node.block, node.size_bytes)
+
+    def take_back(self, block: StoredBlock) -> bool:
+        """Whether it was left alone since it was lent."""
+        alone = block.offset in self._lent
+        self._lent.discard(block.offset)
+        return alone
 
     def free(self, key: str) -> None:
         """Close a table: what is not kept is free. Unknown keys are ignored."""
