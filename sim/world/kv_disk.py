@@ -14,7 +14,7 @@ class SimKvDisk:
         self.index = DiskIndex(total_bytes)
         self._bytes_per_s = bytes_per_s
         self._free_s = 0.0
-        self._coming_s: dict[bytes, float] = {}  # when the last read of a name was or is done
+        self._coming_s: dict[bytes, float] = {}  # when what is being read has come, in this order
 
     def keep(self, name: bytes, size_bytes: int) -> None:
         """KV is written, unless it is there or larger than all."""
@@ -25,6 +25,8 @@ class SimKvDisk:
     def read(self, names: Sequence[bytes], size_bytes: int, saved_s: float, now_s: float) -> float | None:
         """When so much KV under these names is in host memory; None where it takes no less than ``saved_s``, and is not
         read."""
+        while self._coming_s and next(iter(self._coming_s.values())) <= now_s:
+            del self._coming_s[next(iter(self._coming_s))]
         coming_s = self._coming_s.get(names[0], 0.0)
         if coming_s > now_s:
             return coming_s  # with another that comes for the same

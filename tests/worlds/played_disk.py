@@ -11,8 +11,8 @@ from aegaeon.runtime.node.core import driver_outputs as o
 from aegaeon.runtime.node.kv_disk import DiskOutput
 
 Content = list[int | None]
-Files = dict[bytes, tuple[bytes, Content | None]]
-"""By name: header, and what was in the block; None: damaged."""
+Files = dict[bytes, tuple[StoredBlock, Content | None]]
+"""By name: what it is, and what was in the block; None: damaged."""
 
 
 class PlayedDisk:
@@ -37,7 +37,7 @@ class PlayedDisk:
 
     def open(self) -> None:
         """The folder can be used."""
-        self._tell(i.KvFound(tuple((name, len(header) + 100) for name, (header, _) in self.files.items())))
+        self._tell(i.KvFound(tuple((name, block.file_bytes) for name, (block, _) in self.files.items())))
 
     def do(self, output: DiskOutput) -> None:
         self._queues[isinstance(output, o.ReadKv)].append(output)
@@ -90,7 +90,7 @@ class PlayedDisk:
         for block, content in self._copies:
             yield
             if block.name in output.names and not self.full:
-                self.files[block.name] = block.header, content
+                self.files[block.name] = block, content
                 written.append(block.name)
         self._tell(i.KvWritten(tuple(written), "no space left" if self.full else ""))
 
@@ -98,8 +98,8 @@ class PlayedDisk:
         blocks = 0
         for block in output.blocks:
             yield
-            header, content = self.files.get(block.name, (b"", None))
-            if header != block.header or content is None:
+            stored, content = self.files.get(block.name, (block, None))
+            if stored.header != block.header or content is None:
                 self.files.pop(block.name, None)
                 self._memory.update(((block.offset, place), -1) for place in self._places)
                 break

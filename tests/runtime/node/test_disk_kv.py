@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aegaeon.core.event import TurnEndReason
 from aegaeon.memory.token_hash import next_name, packed
@@ -13,7 +17,8 @@ from aegaeon.runtime.node.core import driver_inputs as i
 from aegaeon.runtime.node.core import driver_outputs as o
 from aegaeon.runtime.node.core.disk_kv import DiskTier
 from aegaeon.runtime.wire import messages as m
-from tests.worlds.core_world import NAMES, PROMPT, SHAPE, CoreWorld
+from tests.worlds.core_world import NAMES, PROMPT, SHAPE, CoreWorld, submission
+from tests.worlds.played_disk import Files, PlayedDisk
 
 T = TypeVar("T")
 BLOCK = next_name(NAMES.root, packed(PROMPT[:16]))
@@ -212,9 +217,12 @@ def test_a_copy_of_a_block_that_was_given_up_meanwhile_is_not_written(world: Dis
     world.evict()
     world.driver.tell(i.KvCopied())
     assert world.expect(o.WriteKv).names == ()
-    world.driver.tell(i.KvWritten(()))
     leave(world, "again")
-    assert world.expect(o.CopyKv).blocks
+    assert world.asked == []
+    world.driver.tell(i.KvWritten(()))
+    assert [block.name for block in world.expect(o.CopyKv).blocks] == [BLOCK]
+    world.driver.tell(i.KvCopied())
+    assert world.expect(o.WriteKv).names == (BLOCK,)
 
 
 def test_a_disk_that_takes_no_more_is_tried_again_after_a_while(
@@ -258,3 +266,134 @@ def test_before_the_folder_is_open_nothing_is_written_or_counted(world: DiskWorl
     leave(world, "a")
     assert world.asked == []
     assert world.node_state().disk is None
+
+
+# --- host memory and disk together ------------------------------------------------------------------------------------
+
+PROMPTS = st.lists(st.sampled_from((1, 1, 2)), min_size=1, max_size=5)
+MOST_REQUESTS = 3  # at a time: nobody starves
+
+
+class DiskMachine(RuleBasedStateMachine):
+    """Requests come, wait, run and go, over a slab cache and a disk that are both too small, and services that end.
+
+    Beside it there is a set of all prefixes that were ever computed. ``memory``: the token whose KV is at each place of
+    the slab cache.
+    """
+
+    @initialize(blocks=st.sampled_from((3, 8, 100)), computing_s=st.sampled_from((0.1, 0.1, 1e-9)))
+    def begin(self, blocks: int, computing_s: float) -> None:
+        self.options = {"blocks": blocks, "computing_s": computing_s}
+        self.files: Files = {}
+        self.computed: set[tuple[int, ...]] = {()}
+        self.count = 0
+        self.start()
+
+    def start(self) -> None:
+        self.world = DiskWorld(slabs=2, **self.options)  # type: ignore[arg-type]
+        self.memory: dict[tuple[int, int], int] = {}
+        self.live: dict[str, tuple[int, ...]] = {}
+        self.disk = PlayedDisk(self.memory, SHAPE.block_tokens, self.world.driver.tell, self.files)
+        self.world.driver.disk = self.disk.do
+        self.disk.open()
+
+    @rule(blocks=PROMPTS)
+    def ask(self, blocks: list[int]) -> None:
+        if len(self.live) == MOST_REQUESTS:
+            return
+        self.count += 1
+        name, prompt = f"r{self.count}", (*(token for token in blocks for _ in range(16)), 3)
+        submit = submission(name, arrival_s=self.world.time_s)
+        request = replace(submit.request, prompt_tokens=len(prompt))
+        self.live[name] = tuple(blocks)
+        self.world.frontend.send(replace(submit, request=request, prompt_ids=prompt))
+
+    @rule(blocks=PROMPTS)
+    def answer(self, blocks: list[int]) -> None:
+        """With all the time that it needs."""
+        self.ask(blocks)
+        self.disk.settle()
+        self.run()
+        self.disk.settle()
+
+    @rule()
+    def run(self) -> None:
+        """A turn to its end."""
+        instance = self.world.instance
+        if not instance.has(m.RunTurn):
+            return
+        turn = instance.expect(m.RunTurn)
+        self.serve(turn)
+        while instance.has(m.JoinTurn):
+            self.serve(instance.expect(m.JoinTurn))
+        instance.send(m.TurnOver(turn.turn_id, TurnEndReason.DRAINED, (), (), switched=False))
+
+    def serve(self, turn: m.RunTurn | m.JoinTurn) -> None:
+        for member in (*turn.prefill, *turn.decode):
+            if member.request_id not in self.live:
+                continue
+            assert member.state is not None
+            blocks, tokens = self.live.pop(member.request_id), member.state.token_ids
+            places = [(member.blocks[at // 16], at % 16) for at in range(len(tokens))]
+            found = member.state.kv_tokens
+            assert [self.memory[place] for place in places[:found]] == list(tokens[:found])
+            assert blocks[: found // 16] in self.computed
+            self.memory.update(zip(places[found:], tokens[found:], strict=True))
+            self.computed.update(blocks[:end] for end in range(len(blocks) + 1))
+            progress = m.Progress(member.request_id, (9,), len(tokens))
+            self.world.instance.send(m.SequenceFinished(turn.turn_id, progress))
+
+    @rule(number=st.integers(0, 1))
+    def disk_goes_on(self, number: int) -> None:
+        for _ in range(5):
+            self.disk.go_on(number)
+
+    @rule(number=st.integers(0, 9))
+    def file_is_damaged(self, number: int) -> None:
+        self.disk.damage(number)
+
+    @rule(full=st.booleans())
+    def disk_is_full(self, full: bool) -> None:
+        self.disk.full = full
+
+    @rule(seconds=st.sampled_from((1.0, 70.0)))
+    def pass_time(self, seconds: float) -> None:
+        self.world.pass_time(seconds, step_s=seconds)
+
+    @rule()
+    def settle(self) -> None:
+        self.disk.settle()
+
+    @precondition(lambda self: not self.live)
+    @rule()
+    def host_memory_forgets(self) -> None:
+        self.disk.settle()
+        self.world.evict()
+
+    @rule()
+    def service_ends(self) -> None:
+        """With whatever was under way."""
+        self.world.kv.close()
+        self.start()
+
+    @invariant()
+    def the_disk_holds_no_more_than_it_may(self) -> None:
+        if hasattr(self, "world"):
+            self.world.kv.check_integrity()
+            assert len(self.files) * SHAPE.block_bytes <= self.options["blocks"] * FILE_BYTES
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            for _ in range(2 * MOST_REQUESTS):
+                self.disk.settle()
+                self.pass_time(10.0)
+                self.run()
+            assert self.live == {}
+            self.disk.settle()
+            self.world.driver.core.check_idle()
+            assert self.world.kv.counts.used_bytes == 0
+            self.world.close()
+
+
+TestDisk = DiskMachine.TestCase
+TestDisk.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True)

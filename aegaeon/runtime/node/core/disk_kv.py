@@ -116,7 +116,7 @@ class DiskKv:
         self._waiting: dict[str, _Waiting] = {}
         self._leaving: dict[bytes, None] = {}  # to be written, in this order
         self._copies: list[StoredBlock] = []  # being copied, then written
-        self._rests = self._troubled = False
+        self._writes = self._rests = self._troubled = False
         self._last_reading = self._hits = self._read_tokens = self._read_bytes = self._written_bytes = 0
 
     def __contains__(self, request_id: object) -> bool:
@@ -241,8 +241,7 @@ class DiskKv:
         """What came is in the slab cache like any KV. Who waited for another's reading may want more than that."""
         reading = self._readings.pop(message.reading)
         run, blocks = reading.run, reading.blocks[: message.blocks]
-        for block in reading.blocks:
-            del self._coming[block.name]
+        self._coming = {name: number for name, number in self._coming.items() if number != message.reading}
         self._count(run, blocks, message.took_s)
         for block in reading.blocks[message.blocks : message.blocks + 1]:
             self._index.remove(block.name)
@@ -282,31 +281,37 @@ class DiskKv:
 
     def _copy(self) -> None:
         """The next few, unless some are on their way."""
-        if self._copies or self._rests:
+        if self._writes or self._rests:
             return
         size_bytes = 0
         while self._leaving and size_bytes < _BATCH_BYTES:
             name = next(iter(self._leaving))
             del self._leaving[name]
             block = None if name in self._index else self._kv.lend(name)
-            if block is not None and block.file_bytes <= self._index.total_bytes:
+            if block is not None:
                 self._copies.append(block)
                 size_bytes += block.file_bytes
         if size_bytes:
+            self._writes = True
             self._desk.put(o.CopyKv(tuple(self._copies)))
 
     def _copied(self) -> None:
-        self._copies = [block for block in self._copies if self._kv.take_back(block)]
-        self._make_room(sum(block.file_bytes for block in self._copies))
+        copies, size_bytes = self._copies, 0
+        self._copies = []
+        for block in copies:
+            if self._kv.take_back(block) and size_bytes + block.file_bytes <= self._index.total_bytes:
+                self._copies.append(block)
+                size_bytes += block.file_bytes
+        self._make_room(size_bytes)
         self._desk.put(o.WriteKv(tuple(block.name for block in self._copies)))
 
     def _written(self, message: i.KvWritten) -> None:
-        written = [block for block in self._copies if block.name in message.names]
-        for block in written:
-            self._index.add(block.name, block.file_bytes)
-            self._written_bytes += block.size_bytes
+        blocks = {block.name: block for block in self._copies}
+        for name in message.names:
+            self._index.add(name, blocks[name].file_bytes)
+            self._written_bytes += blocks[name].size_bytes
         self._index.use(message.names)
-        self._copies = []
+        self._copies, self._writes = [], False
         if message.problem:
             self._rest(message.problem)
         else:
