@@ -80,20 +80,15 @@ class KvFolder:
                 found.append((state.st_mtime_ns, bytes.fromhex(stem), state.st_size))
 
     def read(self, block: StoredBlock, into: memoryview) -> None:
-        """The KV of a block. Raises ``BadBlockError``, and removes what is wrong; ``OSError`` where there is nothing or
-        it cannot be read: what ``into`` holds is worth nothing then."""
+        """The KV of a block. Raises ``BadBlockError``, or ``OSError`` where there is nothing or it cannot be read, and
+        removes it: what ``into`` holds is worth nothing then."""
         path = self._file(block.name)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
-            _read(fd, block, into)
-            with suppress(OSError):  # only the order in which they are given up after a restart
-                os.utime(fd)
-        except BadBlockError:
+            _read(path, block, into)
+        except (BadBlockError, OSError):
             with suppress(OSError):
                 path.unlink()
             raise
-        finally:
-            os.close(fd)
 
     def write(self, block: StoredBlock, kv: bytes) -> None:
         """Keep a block. Raises ``OSError``, and leaves nothing then."""
@@ -130,13 +125,20 @@ def _locked(fd: int) -> bool:
     return True
 
 
-def _read(fd: int, block: StoredBlock, into: memoryview) -> None:
+def _read(path: Path, block: StoredBlock, into: memoryview) -> None:
     """Raises ``BadBlockError`` and ``OSError``."""
-    state, expected = os.fstat(fd), block.header
-    if not stat.S_ISREG(state.st_mode) or state.st_size != block.file_bytes:
-        raise BadBlockError(f"has {state.st_size} bytes, not {block.file_bytes}")
+    expected = block.header
     header, checksum = bytearray(len(expected)), bytearray(CHECKSUM.size)
-    os.preadv(fd, [header, into, checksum], 0)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        state = os.fstat(fd)
+        if not stat.S_ISREG(state.st_mode) or state.st_size != block.file_bytes:
+            raise BadBlockError(f"has {state.st_size} bytes, not {block.file_bytes}")
+        os.preadv(fd, [header, into, checksum], 0)
+        with suppress(OSError):  # only the order in which they are given up after a restart
+            os.utime(fd)
+    finally:
+        os.close(fd)
     if header != expected:
         raise BadBlockError("holds another block")
     if CHECKSUM.unpack(checksum) != (zlib.crc32(into, zlib.crc32(header)),):
