@@ -4,25 +4,30 @@
 
 Two pools of one instance serve one model (a small one that is made, if none is named): one keeps the KV of ended
 requests, one does not (``--prefix-cache off``). The other is idle while one is measured; what is compared alternates.
+Then a third, alone, which keeps KV on disk (``--kv-disk``), is started anew for every prompt.
 
 - *again*: a prompt of 2,048 tokens, and the same once more: the time to the first token.
 - *conversation*: ten turns, each the whole conversation so far and some more: how many tokens are computed.
 - *choices*: four answers to a prompt of 512 tokens: how many of its tokens are computed.
 - *distinct*: prompts that have nothing in common, on both pools: what keeping costs those who get nothing of it.
+- *restart*: a prompt of 2,048 tokens, and the same once more after the service was stopped and started: the time to the
+  first token. The files have left the kernel's memory in between.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 if not __package__:  # run as a script: the folder above has the packages
@@ -33,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aegaeon.cli.terminal.console import make_console
+from aegaeon.core.config import PoolConfig
 from aegaeon.json_file import read_object
 from benchmark.command.errors import BenchmarkError
 from benchmark.command.main import add_measuring_options, run_measuring
@@ -111,6 +117,11 @@ class Client:
             "".join(texts),
         )
 
+    def stored_blocks(self) -> int:
+        """Blocks of KV that the pool has on disk, as reported last."""
+        (node,) = self._http.get("/admin/state").raise_for_status().json()["nodes"]
+        return 0 if node["kv_disk"] is None else int(node["kv_disk"]["blocks"])
+
     def counts(self) -> tuple[int, int]:
         """Tokens of prompts that have begun so far, and of these, those that were there."""
         (node,) = self._http.get("/admin/state").raise_for_status().json()["nodes"]
@@ -155,6 +166,35 @@ def distinct(client: Client) -> float:
     return time.perf_counter() - begin_s
 
 
+def restart(start: Callable[[], PoolProcess], folder: Path, vocabulary: int, seed: int) -> tuple[float, float]:
+    """Seconds to the first token of a long prompt, and of the same when the service was started anew."""
+    with start() as pool:
+        client = Client(pool.url, vocabulary, seed)
+        client.ask("warm up", 8)
+        prompt, before = client.prompt(_LONG_TOKENS), client.stored_blocks()
+        first_s, until_s = client.ask(prompt).ttft_s, time.monotonic() + _TIMEOUT_S
+        while client.stored_blocks() < before + _LONG_TOKENS // PoolConfig(()).block_tokens:
+            if time.monotonic() > until_s:
+                raise BenchmarkError("the pool does not write the KV of a prompt to disk: see its log")
+            time.sleep(0.1)  # the pool reports a few times a second
+    for file in folder.iterdir():
+        forget(file)
+    with start() as pool:
+        client = Client(pool.url, vocabulary, seed)
+        client.ask("warm up", 8)
+        again = client.ask(prompt)
+    if not again.cached_tokens:
+        raise BenchmarkError(f"the pool found nothing on disk: see {folder} and the pool's log beside it")
+    return first_s, again.ttft_s
+
+
+def forget(file: Path) -> None:
+    """Have a file read from the disk next time."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """What one round gave."""
@@ -166,6 +206,8 @@ class Round:
     choices_computed: int
     distinct_kept_s: float
     distinct_off_s: float
+    restart_first_s: float = 0.0
+    restart_again_s: float = 0.0
 
 
 def one_round(keeps: Client, off: Client, number: int) -> Round:
@@ -182,6 +224,7 @@ def results(rounds: Sequence[Round]) -> dict[str, float]:
         "conversation": median(each.turn_computed / each.turn_new for each in rounds),
         "choices": median(each.choices_computed / _SHARED_TOKENS for each in rounds),
         "distinct": median(each.distinct_kept_s / each.distinct_off_s for each in rounds),
+        "restart": median(each.restart_again_s / each.restart_first_s for each in rounds),
     }
 
 
@@ -193,12 +236,14 @@ def show(console: Console, rounds: Sequence[Round], ratios: Mapping[str, float])
     first, later = (median(getattr(each, name) for each in rounds) for name in ("first_s", "again_s"))
     computed, new = (median(getattr(each, name) for each in rounds) for name in ("turn_computed", "turn_new"))
     shared = median(each.choices_computed for each in rounds)
+    before, after = (median(getattr(each, name) for each in rounds) for name in ("restart_first_s", "restart_again_s"))
     kept, off = (median(getattr(each, name) for each in rounds) for name in ("distinct_kept_s", "distinct_off_s"))
     rows = (
         (f"a prompt of {_LONG_TOKENS} tokens again", f"first token {first:.3f} s, then {later:.3f} s", "again", 0.1),
         (f"{_TURNS} turns of a conversation", f"{computed:.0f} tokens computed, {new:.0f} new", "conversation", 1.15),
         (f"{_CHOICES} choices of {_SHARED_TOKENS} tokens", f"{shared:.0f} tokens computed", "choices", 1.1),
         ("distinct prompts, kept and off", f"{kept:.2f} s, {off:.2f} s", "distinct", 1.01),
+        ("again after a restart", f"first token {before:.3f} s, then {after:.3f} s", "restart", 0.2),
     )
     for what, measured, ratio, most in rows:
         table.add_row(what, measured, f"{ratios[ratio]:.3f}", f"<= {most}")
@@ -206,7 +251,7 @@ def show(console: Console, rounds: Sequence[Round], ratios: Mapping[str, float])
 
 
 def measure(options: argparse.Namespace, console: Console) -> list[Round]:
-    """Serve the model twice, and ask."""
+    """Serve the model, and ask."""
     folder = options.model or ensure_models(bench_models(1), BENCH_MODELS_DIR, console.print)["small-00"]
     vocabulary = read_object(folder / "config.json").get("vocab_size")
     if not isinstance(vocabulary, int):
@@ -219,10 +264,15 @@ def measure(options: argparse.Namespace, console: Console) -> list[Round]:
             clients.append(Client(stack.enter_context(pool).url, vocabulary, options.seed))
             clients[-1].ask("warm up", 8)
         keeps, off = clients
-        rounds: list[Round] = []
-        for number in range(options.rounds):
-            rounds.append(one_round(keeps, off, number))
-            console.print(f"round {number + 1} of {options.rounds}: {asdict(rounds[-1])}", highlight=False)
+        rounds = [one_round(keeps, off, number) for number in range(options.rounds)]
+    with TemporaryDirectory(prefix="kv-disk-", dir=options.work) as folder:
+        disk = [*arguments, "--kv-disk", f"{folder},8GiB"]
+        for number, one in enumerate(rounds):
+            pair = restart(
+                lambda: PoolProcess(disk, options.work / "disk.log"), Path(folder), vocabulary, options.seed + number
+            )
+            rounds[number] = replace(one, restart_first_s=pair[0], restart_again_s=pair[1])
+            console.print(f"round {number + 1} of {options.rounds}: {asdict(rounds[number])}", highlight=False)
     return rounds
 
 

@@ -37,6 +37,14 @@ class InstanceConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class KvDiskConfig:
+    """A folder for KV on every node, and what may be in it."""
+
+    path: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolConfig:
     """Everything that ``aegaeon serve`` needs. Byte sizes are per node; None means: what fits the machine.
 
@@ -62,6 +70,7 @@ class PoolConfig:
     slab_bytes: int = 16 << 20
     block_tokens: int = 16
     prefix_cache: str = PREFIX_CACHE
+    kv_disk: KvDiskConfig | None = None
     prefill_chunk_tokens: int = 512
     max_batch_requests: int = 64
     max_queued_requests: int = 4096

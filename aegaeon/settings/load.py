@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
+from aegaeon.core.config import InstanceConfig, KvDiskConfig, ModelConfig, PoolConfig
 from aegaeon.core.instance import Role
 from aegaeon.core.slo import Slo
 from aegaeon.scheduler.policies.registry import POLICIES
@@ -78,7 +78,18 @@ def _pool_values(values: BaseModel, sources: Sources) -> dict[str, Any]:
     profile_dir = _profile_dir(fields.get("profile_dir"), sources)
     instances = _instances(chosen.get("instances"), sources)
     _require_driven(fields.get("policy"), instances, sources)
-    return fields | {"instances": instances, "profile_dir": profile_dir}
+    kv_disk = _kv_disk(chosen.get("kv_disk"), fields.get("prefix_cache"), sources)
+    return fields | {"instances": instances, "profile_dir": profile_dir, "kv_disk": kv_disk}
+
+
+def _kv_disk(given_disk: tuple[Path, int] | None, prefix_cache: str | None, sources: Sources) -> KvDiskConfig | None:
+    if given_disk is None:
+        return None
+    if prefix_cache == "off":
+        label = sources.label(("prefix_cache",))
+        raise SettingsError(f"{label}: with off no KV is kept, so there is none for kv_disk; leave one of them out")
+    path, size_bytes = given_disk
+    return KvDiskConfig((sources.folder(("kv_disk",)) / path.expanduser()).absolute(), size_bytes)
 
 
 def _require_driven(policy: str | None, instances: Sequence[InstanceConfig], sources: Sources) -> None:

@@ -32,6 +32,7 @@ class OptionKind(Enum):
     BYTES = "SIZE"
     SWITCH = ""
     PATH = "FILE"
+    FOLDER = "DIR,SIZE"
     INSTANCES = "N|ROLE=N,..."
 
 
@@ -407,6 +408,17 @@ OPTIONS = (
         "begin alike. slo: what was used least recently, of models whose prefill is long a while later; flop: the same "
         "of places in a context; lru, lfu: what was used least recently, or frequently; off: none is kept",
         choices=(*EVICTIONS, "off"),
+    ),
+    Option(
+        "kv_disk",
+        OptionKind.FOLDER,
+        Scope.MEMORY,
+        "folder on every node for KV of ended requests, and how much of it, such as /var/cache/aegaeon-kv,64GiB: what "
+        "no longer is in host memory is read from there where that is sooner done than computing it, also after a "
+        "restart; a folder serves one node of one pool",
+        low=1 << 20,
+        high=1024 * _TIB,
+        auto="none",
     ),
     Option(
         "ray_address",

@@ -104,10 +104,10 @@ def _annotation(option: Option) -> Any:
             return Annotated[float, BeforeValidator(_refuse_bool), bounds, Field(allow_inf_nan=False)]
         case OptionKind.BYTES:
             return Annotated[int, BeforeValidator(parse_bytes), bounds]
-        case OptionKind.SWITCH:
-            return bool
-        case OptionKind.PATH:
-            return Path
+        case OptionKind.SWITCH | OptionKind.PATH:
+            return bool if option.kind is OptionKind.SWITCH else Path
+        case OptionKind.FOLDER:
+            return Annotated[tuple[Path, Annotated[int, bounds]], BeforeValidator(_parse_folder)]
         case OptionKind.INSTANCES:
             count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=option.high)]
             return Annotated[dict[Role, count], BeforeValidator(_parse_instances)]
@@ -136,6 +136,14 @@ def _parse_instances(value: object) -> object:
             raise ValueError("must name each role once")
         return counts
     return value if isinstance(value, dict) else {Role.MIXED: value}
+
+
+def _parse_folder(value: object) -> object:
+    """``DIR,SIZE``; the folder's name may have commas."""
+    folder, comma, size = str(value).rpartition(",")
+    if not (isinstance(value, str) and folder.strip() and comma):
+        raise ValueError("must be a folder and a size, such as /var/cache/aegaeon-kv,64GiB")
+    return Path(folder.strip()), parse_bytes(size)
 
 
 def _message(problem: ErrorDetails, sources: Sources) -> str:

@@ -19,7 +19,7 @@ Other SLOs than the default are named after the scales: ``...-1.0-1.0-ttft5.0-tp
         "switch_s": {kind of model: {share: seconds}};
         "fragmentation": {block shape: {"assigned_bytes", "used_bytes"}};
         "prefix_cache": where KV was reused, {"policy", "prompt_tokens", "found_tokens", "hit_rate",
-                        "evicted_bytes", "kept_bytes"};
+                        "evicted_bytes", "kept_bytes", "disk_tokens": read from disk};
         "bound_load": with --bound, what the bound allows is 1}}}
 
 Quantiles are written as share of all values -> the value that they do not exceed. Files are written beside their place

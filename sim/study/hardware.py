@@ -40,6 +40,7 @@ class HardwareOptions:
     h2d: str | None = None
     swap_overhead_s: float = 0.0
     host_memory_bytes: int = HOST_MEMORY_BYTES
+    kv_disk_bytes: int = 0
     prefill_chunk_tokens: int | None = None
     artifact: bool = False
 
@@ -96,6 +97,7 @@ def _constants(options: HardwareOptions, device: DeviceSpec, tp: int, groups: in
         kv_bytes_per_s=link_bytes_per_s,
         disk_bytes_per_s=DISK_BYTES_PER_S,
         host_memory_bytes=options.host_memory_bytes,
+        kv_disk_bytes=options.kv_disk_bytes,
         kv_cache_bytes=kv_cache_bytes,
         slab_bytes=SLAB_BYTES,
         switch_overhead_s=options.swap_overhead_s,

@@ -102,6 +102,12 @@ def parser(program: str = "sim.simulate") -> argparse.ArgumentParser:
         "default %(default)s",
     )
     pool.add_argument(
+        "--kv-disk",
+        default="0GB",
+        metavar="SIZE",
+        help="for KV of ended requests on each node's disk, read where that takes less than computing; default none",
+    )
+    pool.add_argument(
         "--profile-dir", type=Path, metavar="DIR", help="latency profiles; default: those that come with aegaeon"
     )
     pool.add_argument(
@@ -130,7 +136,8 @@ def make_setting(options: argparse.Namespace, environment: Mapping[str, str]) ->
         nodes=options.nodes,
         h2d=options.h2d,
         swap_overhead_s=options.swap_overhead / 1000.0,
-        host_memory_bytes=_size(options.host_memory),
+        host_memory_bytes=_size("--host-memory", options.host_memory),
+        kv_disk_bytes=_size("--kv-disk", options.kv_disk),
         prefill_chunk_tokens=options.prefill_chunk,
         artifact=artifact,
     )
@@ -252,8 +259,8 @@ def _repeated(names: Sequence[str]) -> Iterator[str]:
         yield from [matched[2]] * int(matched[1]) if matched else [name]
 
 
-def _size(text: str) -> int:
+def _size(flag: str, text: str) -> int:
     try:
         return parse_bytes(text)
     except ValueError as error:
-        raise InputError(f"--host-memory {text!r} {error}") from error
+        raise InputError(f"{flag} {text!r} {error}") from error

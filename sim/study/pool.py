@@ -20,6 +20,7 @@ from aegaeon.workload import NamedBlocks
 from sim.records.tally import Tally
 from sim.world.constants import Constants
 from sim.world.kept_kv import KeptKv
+from sim.world.kv_disk import SimKvDisk
 from sim.world.model_facts import SimModel
 from sim.world.observer import WorldObserver
 from sim.world.world import World
@@ -58,7 +59,8 @@ class SimPool:
         return World(layout, self.models, self.constants, make_scheduler, arrivals, observer, router, make_kept)
 
     def _kept_kv(self, slabs: SlabLedger) -> KeptKv:
-        return KeptKv(slabs, self.contents, self.prefix_cache, partial(saved_s, self.costs))
+        disk = SimKvDisk(self.constants.kv_disk_bytes, self.constants.disk_bytes_per_s)
+        return KeptKv(slabs, self.contents, self.prefix_cache, partial(saved_s, self.costs), disk)
 
 
 def simulate_pool(pool: SimPool, arrivals: Arrivals) -> list[RequestRecord]:

@@ -17,6 +17,7 @@ from sim.study.run import make_costs
 from sim.study.scenario import Scenario
 from sim.world.constants import Constants
 from sim.world.kept_kv import KeptKv
+from sim.world.kv_disk import SimKvDisk
 from sim.world.request_state import RequestState
 
 
@@ -63,7 +64,9 @@ def replay(scenario: Scenario, policy: str, cache_bytes: int, constants: Constan
     slabs = SlabLedger(max(cache_bytes, constants.slab_bytes), constants.slab_bytes)
     for shape in {id(model.spec.kv_shape): model.spec.kv_shape for model in scenario.models.values()}.values():
         slabs.register(shape)
-    kept = KeptKv(slabs, scenario.contents, policy, partial(saved_s, make_costs(scenario, constants)))
+    kept = KeptKv(
+        slabs, scenario.contents, policy, partial(saved_s, make_costs(scenario, constants)), SimKvDisk(0, 1.0)
+    )
     for request, new_tokens in scenario.arrivals:
         state = RequestState(request, scenario.models[request.model], new_tokens)
         kept.arrive(state, request.arrival_s)

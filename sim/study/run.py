@@ -128,5 +128,6 @@ def _reuse(kept: Sequence[KeptKv]) -> dict[str, Any]:
             "hit_rate": found_tokens / max(1, prompt_tokens),
             "evicted_bytes": sum(one.evicted_bytes for one in kept),
             "kept_bytes": sum(one.kept_bytes for one in kept),
+            "disk_tokens": sum(one.disk_tokens for one in kept),
         }
     }

@@ -12,7 +12,8 @@ class Constants:
     """Constants of a run; the defaults are stated in ``sim.study.hardware``.
 
     ``weight_bytes_per_s`` and ``kv_bytes_per_s`` are of one device and direction; both share its copy engine.
-    ``disk_bytes_per_s`` is of a node. ``prefill_chunk_tokens``: prompts are processed in chunks of this size together
+    ``disk_bytes_per_s`` and ``kv_disk_bytes``, for KV, are of a node.
+    ``prefill_chunk_tokens``: prompts are processed in chunks of this size together
     with the turn's decoding members (None: whole, and the decoding members wait). ``control_s`` is what a turn's
     command takes to reach its instance: from one turn's last step to the next one's first. ``kv_streams_out``: KV
     leaves while a turn runs, so that only the block being filled is left at its end; else all that the turn wrote goes
@@ -27,6 +28,7 @@ class Constants:
     host_memory_bytes: int
     kv_cache_bytes: int
     slab_bytes: int
+    kv_disk_bytes: int = 0
     switch_overhead_s: float = 0.0
     page_bytes: int = GIB
     prefill_chunk_tokens: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.memory.eviction import EVICTIONS
@@ -16,12 +17,28 @@ from aegaeon.memory.prefix_tree import PrefixNode, PrefixTree
 from aegaeon.memory.shape_slabs import SlabShare
 from aegaeon.memory.slab_ledger import SlabLedger
 from aegaeon.workload import NamedBlocks
+from sim.world.kv_disk import SimKvDisk
 from sim.world.request_state import RequestState
 
 Worth = Callable[[str, int, int], float]
 """``worth(model, start, end)``: seconds of prefill that the KV of these tokens saves whoever has what comes before."""
 
 _ID_BYTES = 8
+
+
+class _Names:
+    """Of the whole blocks of a context but for its last token, which is fed."""
+
+    def __init__(self, root: bytes, content: NamedBlocks, context_tokens: int) -> None:
+        self._root = root
+        self._content = content
+        self._count = min((context_tokens - 1) // content.block_tokens, len(content))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._root + self._content[index].to_bytes(_ID_BYTES, "big")
 
 
 class KeptKv:
@@ -31,17 +48,20 @@ class KeptKv:
     holds what was found for it, until somebody under way would starve for that.
     """
 
-    def __init__(self, slabs: SlabLedger, contents: Mapping[str, NamedBlocks], policy: str, worth: Worth) -> None:
+    def __init__(
+        self, slabs: SlabLedger, contents: Mapping[str, NamedBlocks], policy: str, worth: Worth, disk: SimKvDisk
+    ) -> None:
         self.policy = policy
         self._slabs = slabs
         self._contents = contents
         self._worth = worth
+        self._disk = disk
         self._tree = PrefixTree(EVICTIONS[policy]())
         self._shares: dict[PrefixNode, list[SlabShare]] = {}
         self._roots: dict[tuple[str, str], bytes] = {}  # by model and scope
         self._ahead: dict[str, RequestState] = {}  # those that wait for a first turn and hold something
         self.prompt_tokens = self.found_tokens = 0  # of requests that have been in a turn
-        self.evicted_bytes = 0
+        self.evicted_bytes = self.disk_tokens = 0
 
     @property
     def kept_bytes(self) -> int:
@@ -114,6 +134,7 @@ class KeptKv:
         worth = self._worth(request.request.model, start, start + content.block_tokens) / size_bytes
         node = self._tree.add(index, size_bytes, name, root if before is None else before, worth)
         self._shares[node] = share
+        self._disk.keep(name, size_bytes)
         return node
 
     def _find(self, request: RequestState, now_s: float) -> None:
@@ -121,13 +142,9 @@ class KeptKv:
         content = request.content
         if content is None:
             return
-        root, most = self._root(request, content), min((request.context - 1) // content.block_tokens, len(content))
-
-        def node(index: int) -> PrefixNode | None:
-            return self._tree.get(root + content[index].to_bytes(_ID_BYTES, "big"))
-
-        found = bisect_left(range(most), True, key=lambda index: node(index) is None)  # a prefix is there as a whole
-        before, last = request.shared, node(found - 1) if found else None
+        names = _Names(self._root(request, content), content, request.context)
+        found = self._kept(names)
+        before, last = request.shared, self._tree.get(names[found - 1]) if found else None
         if last is not before:
             if last is not None:
                 self._tree.hold(last)
@@ -137,6 +154,54 @@ class KeptKv:
         request.kv_tokens = request.saved_tokens = found * content.block_tokens
         request.saved_s = now_s
 
+    def _kept(self, names: _Names) -> int:
+        """How many of the first of these are in host memory: a prefix is there as a whole."""
+        return bisect_left(range(len(names)), True, key=lambda index: self._tree.get(names[index]) is None)
+
+    # --- the disk
+
+    def fetch(self, request: RequestState, now_s: float) -> float | None:
+        """When as much of a request's KV is in host memory as is worth waiting for; None where it need not wait."""
+        content = self._contents.get(request.request_id)
+        if content is None or not len(self._disk.index):
+            return None
+        names = _Names(self._root(request, content), content, request.context)
+        first = self._kept(names)
+        run = list(takewhile(self._disk.index.__contains__, (names[index] for index in range(first, len(names)))))
+        if not run:
+            return None
+        start, tokens = first * content.block_tokens, len(run) * content.block_tokens
+        saved_s = self._worth(request.request.model, start, start + tokens)
+        return self._disk.read(run, tokens * request.model.spec.kv_shape.token_bytes, saved_s, now_s)
+
+    def restore(self, request: RequestState) -> None:
+        """What was read for a request is kept, as far as kept KV leaves room for it."""
+        content = self._contents[request.request_id]
+        names = _Names(self._root(request, content), content, request.context)
+        blocks = content.block_tokens // request.model.block_tokens  # of a name
+        first = self._kept(names)
+        last = self._tree.get(names[first - 1]) if first else None
+        if last is not None:
+            self._tree.hold(last)
+        for index in range(first, len(names)):
+            if names[index] not in self._disk.index or not self._give_way(request.model.spec.kv_shape, blocks):
+                break
+            before, share = last, self._slabs.take(request.model.spec.kv_shape, blocks)
+            last = self._keep(request, content, index, share[::-1], before)
+            self._tree.hold(last)
+            if before is not None:
+                self._tree.let_go(before)
+            self.disk_tokens += content.block_tokens
+        if last is not None:
+            self._tree.let_go(last)
+
+    def _give_way(self, shape: KvShape, blocks: int) -> bool:
+        """Whether so many blocks can be had where only what nobody holds gives way."""
+        while not self._slabs.can_allocate(shape, blocks):
+            if not self._evict():
+                return False
+        return True
+
     def _root(self, request: RequestState, content: NamedBlocks) -> bytes:
         key = request.request.model, content.scope
         return self._roots.setdefault(key, len(self._roots).to_bytes(_ID_BYTES, "big"))
@@ -145,11 +210,10 @@ class KeptKv:
 
     def make_room(self, shape: KvShape, blocks: int) -> bool:
         """Whether so many blocks can be had, now that others gave way: what is kept, then what is held for later."""
-        while not self._slabs.can_allocate(shape, blocks):
-            if not self._evict():
-                if not self._ahead:
-                    return False
-                self._give_back(self._ahead.popitem()[1])
+        while not self._give_way(shape, blocks):
+            if not self._ahead:
+                return False
+            self._give_back(self._ahead.popitem()[1])
         return True
 
     def clear(self) -> None:

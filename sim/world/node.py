@@ -100,10 +100,23 @@ class SimNode:
         state = RequestState(request, self.models[request.model], target_tokens)
         self.requests[request.request_id] = state
         self.of_model[request.model] += 1
+        ready_s = None if self.kept is None else self.kept.fetch(state, now_s)
+        if ready_s is None:
+            self._announce(state, now_s)
+            self.settle(now_s)
+        else:
+            self.at(ready_s, Priority.ARRIVAL, self._read, state)
+
+    def _read(self, state: RequestState, now_s: float) -> None:
+        """Its KV on disk is in host memory."""
+        assert self.kept is not None, "it came from there"
+        self.kept.restore(state)
+        self._announce(state, now_s)
+
+    def _announce(self, state: RequestState, now_s: float) -> None:
         if self.kept is not None:
             self.kept.arrive(state, now_s)
-        self._outbox.append(RequestArrived(request, state.kv_tokens))
-        self.settle(now_s)
+        self._outbox.append(RequestArrived(state.request, state.kv_tokens))
 
     def is_warm(self, model: str) -> bool:
         """Whether a model is in this node's host memory or on one of its devices."""

@@ -171,6 +171,7 @@ class TestServe:
         by_key = {"chat_template": "{{ x }}", "slab_size": "1MiB", "profile_dir": tmp_path, "cors_origins": "*"}
         by_kind = {
             OptionKind.BYTES: "64MiB",
+            OptionKind.FOLDER: f"{tmp_path / 'kv'},64MiB",
             OptionKind.INSTANCES: "2",
             OptionKind.INTEGER: "7",
             OptionKind.PATH: tmp_path / "f",

@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
-from aegaeon.core.config import InstanceConfig
+from aegaeon.core.config import InstanceConfig, KvDiskConfig
 from aegaeon.core.instance import Role
+from aegaeon.runtime.node import node
 from tests.runtime.test_pool import generate_alone, prompt_for
+from tests.worlds.served import WAIT_S
 
 SPLIT = (InstanceConfig(Role.PREFILL, 1), InstanceConfig(Role.DECODE, 2))
 COPYING = {"copy_to_device": True, "device_bytes": 24 << 20, "resident_models": 2, "instances": SPLIT}
@@ -46,6 +48,28 @@ async def test_conversations_of_several_models_go_on_from_their_kv(pool, model_p
                     assert output.cached_tokens >= 32 * (turn > 0)
                 texts[name] = (*text, *output.token_ids, *prompt_for(turn, 5))
             await running.settled()
+
+
+@pytest.mark.parametrize("mode", ["in place", "copying", "copies that land late"])
+async def test_kv_on_disk_is_found_when_everything_was_started_anew(pool, model_paths, tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(node, "saved_s", lambda _costs, _model, start, end: (end - start) * 10.0)  # never too late
+    prompt, disk = prompt_for(5, 100), KvDiskConfig(tmp_path / "kv", 64 << 20)
+    for least in (0, 96 if mode == "in place" else 32):  # what had not landed when the request ended is not kept
+        async with pool(2, **MODES[mode], kv_disk=disk, check=True) as running:
+            async with asyncio.timeout(WAIT_S):
+                while not (state := running.frontend.node_states()[0][1]).disk:
+                    await asyncio.sleep(0.01)
+            output = await running.generate("r", "m0", prompt, 24)
+            assert output.token_ids == generate_alone(model_paths(2)["m0"], prompt, 24)
+            assert least <= output.cached_tokens <= 96 * bool(least)
+            await running.generate("other", "m1", prompt, 4)
+            await running.settled()
+            async with asyncio.timeout(WAIT_S):
+                while state.disk.blocks * state.kv.kept_bytes == 0 or state.disk.used_bytes < state.kv.kept_bytes:
+                    await asyncio.sleep(0.01)
+                    ((_, state),) = running.frontend.node_states()
+    assert state.disk.read_tokens >= least
+    assert state.disk.hits == 2
 
 
 async def test_models_and_salts_keep_their_kv_apart(pool, model_paths):

@@ -38,6 +38,7 @@ from tests.worlds.message_world import (
     collect,
     request,
 )
+from tests.worlds.played_disk import Files
 
 Action = tuple[str, int]
 
@@ -49,9 +50,10 @@ READS = [
     "frontend_reads_gateway",
 ]
 FAULTS = ["light_fuse", "kill", "death_is_noticed", "death_is_noticed", "leave"]
+DISK = [*["disk_goes_on"] * 6, "disk_is_full", "file_is_damaged"]
 SLOWNESS = ["ring_is_full", "ring_has_room", "writer_is_slow", "writers_are_fast"]
 ACTIONS = st.lists(
-    st.tuples(st.sampled_from([*["ask"] * 3, *READS, *FAULTS, *SLOWNESS]), st.integers(0, 9999)),
+    st.tuples(st.sampled_from([*["ask"] * 3, *READS, *FAULTS, *DISK, *SLOWNESS]), st.integers(0, 9999)),
     min_size=40,
     max_size=150,
 )
@@ -152,6 +154,24 @@ def test_in_whatever_order_rings_are_read_every_answer_ends_and_is_right(
     policy: str, actions: list[Action], far: bool, slabs: int
 ) -> None:
     asyncio.run(played(policy, far, slabs, actions))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_the_next_pool_answers_from_the_disk_of_the_last(damaged: bool) -> None:
+    files: Files = {}
+    for read_blocks in (0, 2 if damaged else 5):
+        world = MessageWorld("slack", files=files)
+        asked = request("r", "one", range(3, 90), max_new_tokens=4, ignore_eos=True)
+        client = asyncio.create_task(collect(world.frontend, asked))
+        await until(client, lambda frontend=world.frontend: bool(frontend.request_ids))  # type: ignore[misc]
+        await world.settle()
+        assert await client == answer(asked)
+        assert world.disk.read_blocks == read_blocks
+        assert len(files) == 5
+        world.check_books()
+        world.close()
+        if damaged:
+            world.disk.damage(2)
 
 
 # --- one request, all interleavings -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegaeon.core.config import InstanceConfig, ModelConfig, PoolConfig
+from aegaeon.core.config import InstanceConfig, KvDiskConfig, ModelConfig, PoolConfig
 from aegaeon.core.instance import Role
 from aegaeon.core.slo import Slo
 from aegaeon.scheduler.policies.registry import POLICIES
@@ -246,6 +246,24 @@ class TestPrecedence:
         assert config.instances == (InstanceConfig(Role.PREFILL, 1), InstanceConfig(Role.DECODE, 2))
         assert config.api_keys == ("one", "two")
         assert config.log_file == tmp_path / "a" / "pool.log"
+
+    @pytest.mark.parametrize("value", ["/kv", "/kv,", ",1GiB", "64GiB", "/kv,many", "/kv,1KiB", "/kv,1G", "[/kv]"])
+    def test_a_folder_for_kv_has_a_size(self, pool, value):
+        with pytest.raises(SettingsError, match=r"^--kv-disk: .*(must be|greater than)") as refused:
+            pool("models: {a: a}", kv_disk=value)
+        assert "\n" not in str(refused.value)
+
+    def test_a_folder_for_kv_is_of_the_file_or_of_the_working_directory(self, pool, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path / "a")
+        assert pool("models: {a: a}", kv_disk="k,v,1.5GiB").kv_disk == KvDiskConfig(tmp_path / "a" / "k,v", 3 << 29)
+        assert pool("models: {a: a}\nkv_disk: kv,2MiB").kv_disk == KvDiskConfig(tmp_path / "kv", 2 << 20)
+        assert pool("models: {a: a}").kv_disk is None
+
+    def test_where_no_kv_is_kept_there_is_none_for_a_disk(self, pool):
+        with pytest.raises(
+            SettingsError, match=r"^--prefix-cache: with off no KV is kept, so there is none for kv_disk"
+        ):
+            pool("models: {a: a}", kv_disk="kv,1GiB", prefix_cache="off")
 
     def test_arguments_serve_without_a_file_from_the_working_directory(self, tmp_path, monkeypatch):
         make_checkpoint(tmp_path / "x")

@@ -66,6 +66,30 @@ def test_models_and_scopes_share_nothing() -> None:
     assert found_tokens(play(replace(scenario, contents=contents), make_hardware(devices=1), "slack")) == 0
 
 
+def test_what_host_memory_has_given_up_is_read_from_disk_where_that_is_sooner_done() -> None:
+    turns: list[Turn] = [(0.0, 0, (0, 1, 2), 100, 4), (10.0, 1, (), 900, 4), (20.0, 0, (0, 1, 3), 110, 4)]
+    first_s = {}
+    for kv_disk_bytes, disk_bytes_per_s in ((0, 1e6), (10_000, 1e6), (10_000, 500.0)):
+        hardware = make_hardware(
+            devices=1,
+            kv_cache_bytes=8 * SLAB_BYTES,
+            kv_disk_bytes=kv_disk_bytes,
+            disk_bytes_per_s=disk_bytes_per_s,
+        )
+        played = play(scenario_of(turns), hardware, "slack", prefix_cache="lru")
+        reads = kv_disk_bytes > 0 and disk_bytes_per_s > 500.0
+        (kept,) = (node.kept for node in played.world.nodes)
+        assert kept is not None
+        assert (kept.found_tokens, kept.disk_tokens) == ((64, 64) if reads else (0, 0))
+        first_s[kv_disk_bytes, disk_bytes_per_s] = played.records["2"].token_times_s[0]
+    read_s = 64 * SHAPES[0].token_bytes / 1e6
+    move_s = 64 * SHAPES[0].token_bytes / CONSTANTS.kv_bytes_per_s
+    saved_s = PROFILE.prefill_s((64,)) - PROFILE.prefill_s((0,))
+    computed_s = first_s[0, 1e6]
+    assert first_s[10_000, 1e6] == pytest.approx(computed_s - saved_s + read_s + move_s)
+    assert first_s[10_000, 500.0] == computed_s
+
+
 IDS = st.lists(st.integers(0, 2), max_size=5)
 TURNS = st.lists(
     st.tuples(
@@ -96,12 +120,19 @@ def chained(ids: Sequence[int]) -> tuple[int, ...]:
     policy=st.sampled_from(sorted(EVICTIONS)),
     slabs=st.sampled_from([4, 12, 1000]),
     chunk=st.sampled_from([None, 32]),
+    disk=st.sampled_from([0, 3000, 10**6]),
 )
 def test_nothing_is_found_that_an_unlimited_dictionary_would_not(
-    turns: list[Turn], system: str, policy: str, slabs: int, chunk: int | None
+    turns: list[Turn], system: str, policy: str, slabs: int, chunk: int | None, disk: int
 ) -> None:
     named = [(time_s, model, chained(ids), 20 * len(ids) + more, new) for time_s, model, ids, more, new in turns]
-    hardware = make_hardware(devices=2, kv_cache_bytes=slabs * SLAB_BYTES, prefill_chunk_tokens=chunk)
+    hardware = make_hardware(
+        devices=2,
+        kv_cache_bytes=slabs * SLAB_BYTES,
+        prefill_chunk_tokens=chunk,
+        kv_disk_bytes=disk,
+        disk_bytes_per_s=1e6,
+    )
     played = play(scenario_of(named), hardware, system, prefix_cache=policy)
     seen: set[tuple[int, int]] = set()
     most = 0

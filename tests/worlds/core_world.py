@@ -75,12 +75,16 @@ class FailsOver:
 class CoreWorld:
     """Time stands still until the test moves it."""
 
-    def __init__(self, slabs: int = 8, wrap: Wrap = lambda inner: inner, *, policy: str = "aegaeon") -> None:
+    def __init__(
+        self, slabs: int = 8, wrap: Wrap = lambda inner: inner, *, policy: str = "aegaeon", **options: Any
+    ) -> None:
         self.time_s = 1000.0
         self.kv = make_kv(slabs)
         self.spec = InstanceSpec("i0", Role.MIXED, slabs * SLAB_BYTES, 1 << 20)
         self.restarted: list[InstanceSpec] = []
-        self.driver = PlayedDriver(make_core(self.kv, policy, wrap), lambda: self.time_s, self.restarted.append)
+        self.driver = PlayedDriver(
+            make_core(self.kv, policy, wrap, **options), lambda: self.time_s, self.restarted.append
+        )
         self.incarnation = -1
         self.frontend = self.attach("f")
 
@@ -139,13 +143,17 @@ class CoreWorld:
             self.time_s += step_s
             self.driver.tell(i.TimeCame())
 
-    def instance_state(self) -> m.InstanceState:
+    def node_state(self) -> m.NodeState:
         """As reported last."""
         self.pass_time(0.5)
         report = self.frontend.expect(m.NodeState)
         while self.frontend.has(m.NodeState):
             report = self.frontend.expect(m.NodeState)
-        (state,) = report.instances
+        return report
+
+    def instance_state(self) -> m.InstanceState:
+        """As reported last."""
+        (state,) = self.node_state().instances
         return state
 
     def close(self) -> None:

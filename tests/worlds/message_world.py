@@ -37,6 +37,7 @@ from aegaeon.runtime.instance.in_place_kv import InPlaceKv
 from aegaeon.runtime.instance.instance import Instance
 from aegaeon.runtime.instance.model_engine import ModelEngine
 from aegaeon.runtime.node.core import driver_inputs as i
+from aegaeon.runtime.node.core.disk_kv import DiskTier
 from aegaeon.runtime.node.core.driver_core import DriverCore
 from aegaeon.runtime.node.core.incarnation import instance_key
 from aegaeon.runtime.node.node_kv import NodeKv
@@ -44,6 +45,7 @@ from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.pulse import NoPulse
 from aegaeon.scheduler.limits import PoolLimits
 from aegaeon.scheduler.policies.registry import find_policy
+from tests.worlds.played_disk import Files, PlayedDisk
 from tests.worlds.played_driver import PlayedDriver
 
 SHAPE = KvShape((LayerKv(2, 8, 8),), element_bytes=4)
@@ -51,6 +53,8 @@ SLAB_BYTES = 8 * SHAPE.block_bytes
 MODELS = ("one", "two")
 EOS = 2
 VOCABULARY = 100
+DISK_BYTES = 30 * SHAPE.block_bytes
+COMPUTING_S = 1e-3  # a token, where that is weighed against reading
 LAYOUTS = {
     "aegaeon": (Role.PREFILL, Role.DECODE),
     "slack": (Role.MIXED, Role.MIXED),
@@ -353,9 +357,9 @@ class Peer:
 
 
 class MessageWorld:
-    """A node, and a frontend of it; must be made and used on an asyncio loop."""
+    """A node, and a frontend of it; must be made and used on an asyncio loop. ``files``: on its disk."""
 
-    def __init__(self, policy: str, far: bool = False, slabs: int = 40) -> None:
+    def __init__(self, policy: str, far: bool = False, slabs: int = 40, files: Files | None = None) -> None:
         self.clock = Clock()
         specs = {name: ModelSpec(name, 8192, SHAPE, 512) for name in MODELS}
         costs = ProfiledCosts(specs, dict.fromkeys(specs, LatencyProfile(0.01, 1e-5, 0.0, 0.01, 0.0, 0.0)), 1e9, 1e9)
@@ -363,8 +367,12 @@ class MessageWorld:
         self.kv = NodeKv(slabs * SLAB_BYTES, SLAB_BYTES, [SHAPE])
         self.memory = Memory()
         scheduler = find_policy(policy).checked().scheduler(tuple(specs.values()), costs, limits, ())
-        core = DriverCore(specs, scheduler, self.kv, dict.fromkeys(specs, (EOS,)), check=True)
+        tier = DiskTier(DISK_BYTES, lambda _model, start, end: (end - start) * COMPUTING_S)
+        core = DriverCore(specs, scheduler, self.kv, dict.fromkeys(specs, (EOS,)), check=True, disk=tier)
         self.driver = PlayedDriver(core, self.clock.now_s, self._start)
+        self.disk = PlayedDisk(self.memory, SHAPE.block_tokens, self.driver.tell, {} if files is None else files)
+        self.driver.disk = self.disk.do
+        self.disk.open()
         served = {
             name: ServedModel(spec, None, Words(), VOCABULARY, (EOS,))  # type: ignore[arg-type]
             for name, spec in specs.items()
@@ -444,6 +452,15 @@ class MessageWorld:
     def frontend_reads_gateway(self, number: int) -> None:
         self.peer.read_frames()
 
+    def disk_goes_on(self, number: int) -> None:
+        self.disk.go_on(number)
+
+    def disk_is_full(self, number: int) -> None:
+        self.disk.full = bool(number % 3)
+
+    def file_is_damaged(self, number: int) -> None:
+        self.disk.damage(number)
+
     def ring_is_full(self, number: int) -> None:
         if self.alive:
             self.alive[number % len(self.alive)].sinks.full = True
@@ -499,6 +516,7 @@ class MessageWorld:
             self.peer.inbox.take_from_driver()
             self.peer.inbox.take_from_instances()
             self.peer.read_frames()
+            self.disk.settle()
             await self.breathe()
             if self.driver.core.idle and not self.frontend.request_ids and self._idle():
                 return

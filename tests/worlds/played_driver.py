@@ -42,16 +42,22 @@ class HostMemory:
         self.leases = {lease_id: lease for lease_id, lease in self.leases.items() if lease[0] != key}
 
 
+def no_disk(output: o.DriverOutput) -> None:
+    """Nobody told the core of one."""
+    raise AssertionError(f"there is no disk for {output}")
+
+
 @dataclass
 class PlayedDriver:
     """``now_s`` says what time it is. ``restart`` is asked for processes, ``unread`` for the last words of one that the
-    core gives up, ``examine`` for what is wrong with a model still."""
+    core gives up, ``examine`` for what is wrong with a model still; ``disk`` has something to read or write."""
 
     core: DriverCore
     now_s: Callable[[], float]
     restart: Callable[[InstanceSpec], None]
     unread: Callable[[str], tuple[m.FromInstance, ...]] = lambda _key: ()
     examine: Callable[[ModelFailure], ModelProblem | None] = lambda _failure: None
+    disk: Callable[[Any], None] = no_disk
     host: HostMemory = field(default_factory=HostMemory)
     instances: dict[str, Deliver] = field(default_factory=dict)
     frontends: dict[str, Deliver] = field(default_factory=dict)
@@ -98,6 +104,8 @@ class PlayedDriver:
                 raise output.error
             case o.LeaseWeights() | o.CancelWeights() | o.GiveBackWeights() | o.ReadWeights() | o.DropWeights():
                 self._do_with_weights(output)
+            case o.CopyKv() | o.WriteKv() | o.RemoveKv() | o.ReadKv():
+                self.disk(output)
             case _:
                 self._do_with_process(output)
 

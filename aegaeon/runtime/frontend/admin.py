@@ -26,6 +26,7 @@ def pool_state(now_s: float, nodes: Sequence[tuple[str, NodeState]], models: Ite
                 "id": node_id,
                 "reported_s": state.now_s,
                 **{f"kv_{name}": count for name, count in asdict(state.kv).items()},
+                "kv_disk": None if state.disk is None else asdict(state.disk),
                 "prompt_tokens": state.prompt_tokens,
                 "cached_tokens": state.cached_tokens,
                 "weights_cached": list(state.weights_cached),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import selectors
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, assert_never
 
 from aegaeon.core.instance import InstanceSpec
@@ -18,6 +19,7 @@ from aegaeon.runtime.node.core.driver_core import DriverCore
 from aegaeon.runtime.node.core.in_turn import InTurn
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.node.instance_handle import InstanceHandle
+from aegaeon.runtime.node.kv_disk import KvDisk, Tell
 from aegaeon.runtime.process.process_handle import ProcessHandle
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.clock import Clock
@@ -35,6 +37,9 @@ Examine = Callable[[ModelFailure, Callable[[ModelProblem | None], None]], None]
 driver's thread with what is still wrong, or None."""
 
 
+MakeDisk = Callable[[Tell], KvDisk]
+
+
 def _take_their_word(_failure: ModelFailure, done: Callable[[ModelProblem | None], None]) -> None:
     """Nothing can be looked at beforehand: the next request tells."""
     done(None)
@@ -44,7 +49,8 @@ class Driver:
     """The control loop of one node.
 
     ``weights`` makes the node's host weight cache. ``restart(spec)`` is asked for a new process when an instance has
-    died; it may raise ``OSError`` and is asked again. ``examine``: whether a model that failed is mended.
+    died; it may raise ``OSError`` and is asked again. ``examine``: whether a model that failed is mended. ``disk``
+    makes what reads and writes KV there, for a core that has such a tier.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class Driver:
         restart: Callable[[InstanceSpec], None],
         *,
         examine: Examine = _take_their_word,
+        disk: MakeDisk | None = None,
     ) -> None:
         self._core = core
         self._clock = clock
@@ -62,6 +69,7 @@ class Driver:
         self._examine = examine
         self.wakeup = Wakeup()
         self.weights = weights(self.wakeup.post, self._weights_failed)
+        self._disk = None if disk is None else disk(lambda message: self.wakeup.post(partial(self._tell, message)))
         self._instances: dict[str, InstanceHandle] = {}  # by their keys
         self._frontends: dict[str, FrontendLink] = {}
         self._inputs = InTurn(self._have_decided)
@@ -109,6 +117,8 @@ class Driver:
         self._selector.close()
         self.wakeup.close()
         self.weights.close()
+        if self._disk is not None:
+            self._disk.close()
         for handle in self._instances.values():
             handle.close()
         for link in self._frontends.values():
@@ -187,6 +197,9 @@ class Driver:
                 raise output.error
             case o.LeaseWeights() | o.CancelWeights() | o.GiveBackWeights() | o.ReadWeights() | o.DropWeights():
                 self._do_with_weights(output)
+            case o.CopyKv() | o.WriteKv() | o.RemoveKv() | o.ReadKv():
+                assert self._disk is not None, "nothing was found on it"
+                self._disk.do(output)
             case _:
                 self._do_with_process(output)
 

@@ -108,6 +108,12 @@ class KvIndex:
         place = self._place(block)
         self._memory[place : place + NAME_BYTES] = _NO_NAME
 
+    def tokens(self, block: int) -> bytes:
+        """The (packed) tokens of a whole block."""
+        start = self._place(block) + _TOKENS_AT
+        shape = self._shapes[self._slab_shapes[block // self._slab_bytes] - 1]
+        return self._memory[start : start + 4 * shape.block_tokens]
+
     def whole_blocks(self) -> Iterator[WholeBlock]:
         """All blocks that can be found, each after the one that it follows on. The others lose their names."""
         whole = {one.block: one for one in self._named()}

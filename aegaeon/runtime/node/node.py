@@ -28,11 +28,13 @@ from aegaeon.latency.online.costs import find_profiles, make_costs
 from aegaeon.latency.online.node_device import node_device
 from aegaeon.memory.weight_chunks import chunk_bytes, whole_chunks
 from aegaeon.runtime.instance.worker_options import WorkerModel, WorkerOptions
+from aegaeon.runtime.node.core.disk_kv import DiskTier
 from aegaeon.runtime.node.core.driver_core import DriverCore
 from aegaeon.runtime.node.driver import Driver
 from aegaeon.runtime.node.estate import ESTATE, Estate
 from aegaeon.runtime.node.host_weights import Fail, HostWeightCache, Post
 from aegaeon.runtime.node.instance_handle import InstanceHandle
+from aegaeon.runtime.node.kv_disk import KvDisk
 from aegaeon.runtime.node.node_kv import NodeKv
 from aegaeon.runtime.node.weight_files import WeightFiles
 from aegaeon.runtime.recovery.model_examiner import ExaminedModel, ModelExaminer, NeedsImage
@@ -89,7 +91,8 @@ class Node:
         self._specs = specs_in_cache(models, options.weight_cache_bytes)
         costs = self._costs()
         self._weight_files = WeightFiles(models)
-        self._kv = self._make_kv(costs)
+        self._saved_s = partial(saved_s, costs)
+        self._kv = self._make_kv()
         self._instance_specs = plan_instances(options, self._specs, costs)
         self._log = _open_log(options.config.event_log)
         core = DriverCore(
@@ -99,8 +102,16 @@ class Node:
             {name: model.facts.eos_token_ids for name, model in self._models.items()},
             instance_timeout_s=options.config.instance_timeout_s,
             check=options.config.check,
+            disk=None if options.config.kv_disk is None else DiskTier(options.config.kv_disk.size_bytes, self._saved_s),
         )
-        self.driver = Driver(core, self._make_weights, MonotonicClock(), self._start_instance, examine=self._examine)
+        self.driver = Driver(
+            core,
+            self._make_weights,
+            MonotonicClock(),
+            self._start_instance,
+            examine=self._examine,
+            disk=None if options.config.kv_disk is None else partial(KvDisk, options.config.kv_disk.path, self._kv.fd),
+        )
         self._examiner = ModelExaminer({spec.name: self._examined(spec) for spec in self._specs}, needs_image)
         self._incarnations: dict[str, int] = {}
         self._fds: dict[str, list[int]] = {}
@@ -139,7 +150,7 @@ class Node:
         """Whether all instances are up; any thread."""
         return self.driver.ready_instances == len(self._instance_specs)
 
-    def _make_kv(self, costs: CostModel) -> NodeKv:
+    def _make_kv(self) -> NodeKv:
         config = self._options.config
         largest = max(model.spec.kv_shape.block_bytes for model in self._models.values())
         slab_bytes = max(config.slab_bytes, -(-largest // 4096) * 4096)
@@ -158,7 +169,7 @@ class Node:
             shapes,
             left,
             prefix_cache=config.prefix_cache,
-            worth=partial(saved_s, costs),
+            worth=self._saved_s,
             version=self._weight_files.version,
         )
 

@@ -18,6 +18,7 @@ from aegaeon.memory.block_table import BlockTables, LeftBlock
 from aegaeon.memory.eviction import EVICTIONS
 from aegaeon.memory.prefix_tree import PrefixNode, PrefixTree
 from aegaeon.memory.slab_cache import SlabCache
+from aegaeon.memory.stored_block import StoredBlock
 from aegaeon.memory.token_hash import next_name, packed
 from aegaeon.runtime.node.core.blocks import TokenIds
 from aegaeon.runtime.node.kv_index import KvIndex, WholeBlock
@@ -87,6 +88,7 @@ class NodeKv:
         self._tables = BlockTables(slabs, self._tree)
         self._sequences: dict[str, _Sequence] = {}  # by table
         self._newest: WeakValueDictionary[bytes, PrefixNode] = WeakValueDictionary()  # by what is before, and a token
+        self._shown: set[int] = set()  # blocks that somebody copies, who does not hold them
         self._evicted_blocks = 0
         self.total_bytes = total_bytes
         if heirlooms is None:
@@ -174,6 +176,7 @@ class NodeKv:
         if block is None:
             return False
         self._index.clear(block)
+        self._shown.discard(block)
         return True
 
     def note(self, key: str, token_ids: TokenIds, kv_tokens: int) -> int:
@@ -219,6 +222,30 @@ class NodeKv:
     def blocks(self, key: str) -> tuple[int, ...]:
         """The table: byte offsets in the arena."""
         return self._tables.blocks(key)
+
+    def names(self, key: str) -> list[bytes]:
+        """What the table's first block follows on, and its blocks are called, as far as that is known."""
+        sequence = self._sequences[key]
+        return [sequence.root, *sequence.names]
+
+    def named(self, key: str) -> list[bytes]:
+        """The names of the table's first blocks, which others find."""
+        return [node.name for node in self._tables.named(key)]
+
+    def show(self, name: bytes) -> StoredBlock | None:
+        """A whole block for somebody to copy, who does not hold it: it may be given up and written to meanwhile."""
+        node = self._tree.get(name)
+        if node is None:
+            return None
+        self._shown.add(node.block)
+        before = node.parent.name if isinstance(node.parent, PrefixNode) else node.parent
+        return StoredBlock(name, before, self._index.tokens(node.block), node.block, node.size_bytes)
+
+    def hide(self, block: StoredBlock) -> bool:
+        """Whether it was left alone since it was shown."""
+        alone = block.offset in self._shown
+        self._shown.discard(block.offset)
+        return alone
 
     def free(self, key: str) -> None:
         """Close a table: what is not kept is free. Unknown keys are ignored."""

@@ -179,11 +179,26 @@ class KvCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskCounts:
+    """KV on a node's disk: bytes that it takes and may take, blocks, and those that have had to give way. Since the
+    driver started: bytes written, requests for which something was read, and tokens and bytes of that."""
+
+    used_bytes: int
+    total_bytes: int
+    blocks: int
+    evicted_blocks: int
+    written_bytes: int
+    hits: int
+    read_tokens: int
+    read_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeState:
     """What runs where on a node; sent when it changes, a few times a second at most.
 
     ``prompt_tokens``: of all requests that have begun since the driver started; ``cached_tokens``: of these, with KV
-    that was there already.
+    that was there already. ``disk``: None where no KV is kept on disk.
     """
 
     now_s: float
@@ -195,6 +210,7 @@ class NodeState:
     cached_tokens: int
     weights_cached: tuple[str, ...]
     weights_bytes: int
+    disk: DiskCounts | None = None
 
 
 # --- driver -> instance ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aegaeon.runtime.frontend.node_metrics import NodeCollector
-from aegaeon.runtime.wire.messages import KvCounts, NodeState
+from aegaeon.runtime.wire.messages import DiskCounts, KvCounts, NodeState
 
 
 def test_the_slab_cache_of_each_node_has_its_series() -> None:
@@ -23,6 +23,29 @@ def test_the_slab_cache_of_each_node_has_its_series() -> None:
         (f"aegaeon_kv_{name}", node): base + index
         for index, name in enumerate(names)
         for node, base in (("n0", 10), ("n1", 20))
+    }
+
+
+def test_a_node_with_kv_on_disk_has_series_for_it() -> None:
+    kv, disk = KvCounts(*range(5)), DiskCounts(*range(8))
+    reports = [(name, NodeState(0.0, (), (), (), kv, 0, 0, (), 0, tier)) for name, tier in (("n0", disk), ("n1", None))]
+    registry = CollectorRegistry()
+    registry.register(NodeCollector(lambda: reports))
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    seen = {
+        sample.name.removeprefix("aegaeon_kv_disk_"): (sample.labels["node"], sample.value)
+        for family in families
+        for sample in family.samples
+        if sample.name.startswith("aegaeon_kv_disk_")
+    }
+    assert seen == {
+        "used_bytes": ("n0", 0),
+        "capacity_bytes": ("n0", 1),
+        "evicted_blocks_total": ("n0", 3),
+        "written_bytes_total": ("n0", 4),
+        "hits_total": ("n0", 5),
+        "read_tokens_total": ("n0", 6),
+        "read_bytes_total": ("n0", 7),
     }
 
 

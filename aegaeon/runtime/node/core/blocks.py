@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from aegaeon.core.event import KvExhausted
@@ -11,6 +11,7 @@ from aegaeon.core.kv_shape import KvShape
 from aegaeon.core.model import ModelSpec
 from aegaeon.memory.errors import LedgerError
 from aegaeon.memory.slab_ledger import OutOfSlabsError
+from aegaeon.memory.stored_block import StoredBlock
 from aegaeon.runtime.node.core.desk import Desk
 from aegaeon.runtime.node.core.driver_request import DriverRequest
 from aegaeon.runtime.node.core.instances import Instances
@@ -55,6 +56,14 @@ class KvLedger(Protocol):
     def extend(self, key: str, tokens: int) -> tuple[int, ...]: ...
 
     def blocks(self, key: str) -> tuple[int, ...]: ...
+
+    def names(self, key: str) -> Sequence[bytes]: ...
+
+    def named(self, key: str) -> Sequence[bytes]: ...
+
+    def show(self, name: bytes) -> StoredBlock | None: ...
+
+    def hide(self, block: StoredBlock) -> bool: ...
 
     def free(self, key: str) -> None: ...
 
@@ -171,7 +180,7 @@ class Blocks:
         self._kv.free(request.table_key)
         self._ahead.pop(request.request_id, None)
         self._starved.pop(request.request_id, None)
-        self._feed_starved()
+        self.feed_starved()
 
     def report_starved(self) -> None:
         """What was freed was not enough for them (or of another shape)."""
@@ -180,10 +189,11 @@ class Blocks:
             if self._waits(request) and incarnation is not None and incarnation.turn_id is not None:
                 self._desk.dispatch(KvExhausted(incarnation.instance_id, incarnation.turn_id, request.request_id))
 
-    def check_idle(self) -> None:
-        """Raises ``LedgerError`` where the books do not balance, or something is left though there is no request."""
+    def check_idle(self, besides: Collection[str]) -> None:
+        """Raises ``LedgerError`` where the books do not balance, or something is left though there is no request,
+        ``besides`` these tables."""
         self._kv.check_integrity()
-        left = sorted({*self._kv.tables, *self._ahead, *self._starved})
+        left = sorted({*self._kv.tables, *self._ahead, *self._starved}.difference(besides))
         if left:
             raise LedgerError(f"no request is under way, but there are block tables, or requests wait for some: {left}")
 
@@ -219,7 +229,7 @@ class Blocks:
             self._instances.tell(incarnation, m.GrantBlocks(request.request_id, new))
         return True
 
-    def _feed_starved(self) -> None:
+    def feed_starved(self) -> None:
         """Blocks came free: the earliest arrived go first."""
         for request, tokens in sorted(self._starved.values(), key=lambda one: one[0].submit.request.arrival_s):
             if not self._waits(request):

@@ -23,6 +23,7 @@ from aegaeon.runtime.node.core import driver_inputs as i
 from aegaeon.runtime.node.core import driver_outputs as o
 from aegaeon.runtime.node.core.blocks import Blocks, KvLedger
 from aegaeon.runtime.node.core.desk import Desk
+from aegaeon.runtime.node.core.disk_kv import DiskKv, DiskTier
 from aegaeon.runtime.node.core.driver_request import DriverRequest
 from aegaeon.runtime.node.core.executor import Executor
 from aegaeon.runtime.node.core.frontends import Frontends
@@ -43,7 +44,7 @@ class DriverCore:
     """The control of one node.
 
     ``eos_ids``: the tokens that end an output, by model. An instance that is stuck for ``instance_timeout_s`` is
-    killed. With ``check`` the books are checked whenever no request is under way.
+    killed. With ``check`` the books are checked whenever no request is under way. ``disk``: KV is kept there, too.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class DriverCore:
         *,
         instance_timeout_s: float = 10.0,
         check: bool = False,
+        disk: DiskTier | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._kv = kv
@@ -65,7 +67,8 @@ class DriverCore:
         self._instances = Instances(self._desk, instance_timeout_s)
         self._frontends = Frontends(self._desk)
         self._blocks = Blocks(self._desk, kv, models, self._instances)
-        self._requests = Requests(self._desk, self._instances, self._blocks)
+        self._disk = DiskKv(self._desk, kv, models, self._blocks, disk)
+        self._requests = Requests(self._desk, self._instances, self._blocks, self._disk)
         self._quarantine = Quarantine(self._desk, self._instances, self._frontends)
         self._reports = InstanceReports(
             self._desk, self._requests, self._instances, self._frontends, self._blocks, self._quarantine
@@ -115,7 +118,7 @@ class DriverCore:
 
     def check_idle(self) -> None:
         """Raises ``LedgerError`` where something of requests is left though none is under way."""
-        self._blocks.check_idle()
+        self._blocks.check_idle(self._disk.tables)
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
@@ -132,6 +135,8 @@ class DriverCore:
                 self._open_frontend(message.frontend_id)
             case i.FrontendLost():
                 self._lose_frontend(message.frontend_id)
+            case i.KvFound() | i.KvCopied() | i.KvWritten() | i.KvRead():
+                self._disk.take(message)
             case i.TimeCame():
                 self._desk.timers.run(self._desk.now_s)
                 self._report()
@@ -312,5 +317,6 @@ class DriverCore:
             self._blocks.cached_tokens,
             weights_cached=(),
             weights_bytes=0,
+            disk=self._disk.counts,
         )
         self._desk.put(o.ReportState(state))

@@ -99,6 +99,36 @@ class ModelExamined:
 
 
 @dataclass(frozen=True, slots=True)
+class KvFound:
+    """The disk can be used, and has these blocks from before: their names and the sizes of their files, those that were
+    used last at the end."""
+
+    files: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KvCopied:
+    """What ``CopyKv`` asked for has been copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvWritten:
+    """What ``WriteKv`` asked for: the blocks that are on disk now, and why others are not, where some are not."""
+
+    names: tuple[bytes, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KvRead:
+    """What ``ReadKv`` asked for: how many of the first blocks are there and whole. The one after them cannot be had."""
+
+    reading: int
+    blocks: int
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class TimeCame:
     """Everything else that there was has been told: what is due now can be done."""
 
@@ -115,5 +145,9 @@ DriverInput = (
     | WeightsRead
     | WeightsUnreadable
     | ModelExamined
+    | KvFound
+    | KvCopied
+    | KvWritten
+    | KvRead
     | TimeCame
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aegaeon.core.instance import InstanceSpec
+from aegaeon.memory.stored_block import StoredBlock
 from aegaeon.runtime.wire import messages as m
 from aegaeon.runtime.wire.model_failure import ModelFailure
 
@@ -126,6 +127,35 @@ class ExamineModel:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyKv:
+    """Copy blocks out of the slab cache, which may be written to meanwhile: ``KvCopied``."""
+
+    blocks: tuple[StoredBlock, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteKv:
+    """Write those of the blocks copied last that were left alone meanwhile: ``KvWritten``."""
+
+    names: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveKv:
+    """Remove blocks from the disk, before what comes later is written there."""
+
+    names: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadKv:
+    """Read blocks into the slab cache, where nobody else touches them until ``KvRead``."""
+
+    reading: int
+    blocks: tuple[StoredBlock, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Crash:
     """The core's books cannot be trusted any more: raise this."""
 
@@ -149,5 +179,9 @@ DriverOutput = (
     | ReadWeights
     | DropWeights
     | ExamineModel
+    | CopyKv
+    | WriteKv
+    | RemoveKv
+    | ReadKv
     | Crash
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 from aegaeon.core.event import KvDropped, RequestArrived, RequestCancelled
 from aegaeon.runtime.node.core.blocks import Blocks
 from aegaeon.runtime.node.core.desk import Desk
+from aegaeon.runtime.node.core.disk_kv import DiskKv
 from aegaeon.runtime.node.core.driver_request import DriverRequest
 from aegaeon.runtime.node.core.followers import Followers
 from aegaeon.runtime.node.core.instances import Instances
@@ -18,10 +20,11 @@ from aegaeon.runtime.wire import messages as m
 class Requests:
     """The node's requests by their ids, in the order of their submission. What an end frees is freed here."""
 
-    def __init__(self, desk: Desk, instances: Instances, blocks: Blocks) -> None:
+    def __init__(self, desk: Desk, instances: Instances, blocks: Blocks, disk: DiskKv) -> None:
         self._desk = desk
         self._instances = instances
         self._blocks = blocks
+        self._disk = disk
         self._by_id: dict[str, DriverRequest] = {}
         self._followers = Followers()
 
@@ -56,6 +59,9 @@ class Requests:
         request.first = leader if self._blocks.shares else None
 
     def _admit(self, request: DriverRequest) -> None:
+        self._disk.fetch(request, partial(self._arrive, request))
+
+    def _arrive(self, request: DriverRequest) -> None:
         self._blocks.find(request)
         self._desk.dispatch(RequestArrived(request.arrival, request.kv_tokens))
 
@@ -66,7 +72,7 @@ class Requests:
 
     def cancel(self, request: DriverRequest) -> None:
         """A request's client wants no more of it."""
-        if request.request_id in self._followers:
+        if request.request_id in self._followers or request.request_id in self._disk:
             self.give_up(request, release=True)
         else:
             self._desk.dispatch(RequestCancelled(request.request_id))
@@ -124,11 +130,14 @@ class Requests:
         self.discard_at_home(request)
         del self._by_id[request.request_id]
         self._followers.remove(request.request_id)
+        self._disk.forget(request.request_id)
+        self._disk.leave(request)
         self._blocks.free(request)
         self.admit_followers(request)
 
     def _drop(self, request: DriverRequest) -> None:
         self.discard_at_home(request)
+        self._disk.leave(request)
         self._blocks.free(request)
         request.lose_kv()
         self._desk.dispatch(KvDropped(request.request_id, request.context_tokens))
