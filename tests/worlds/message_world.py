@@ -357,7 +357,7 @@ class MessageWorld:
         end = End(process.to_instance, process.to_driver, process.burn)
         process.sinks = Sinks(lambda frontend_id: self._token_ring(frontend_id, process.key), process.burn)
         models = {name: InstanceModel(name, SHAPE, (EOS,)) for name in MODELS}
-        weights, kv = process.store, InPlaceKv(self.memory)  # type: ignore[arg-type]
+        weights, kv = process.store, InPlaceKv(self.memory, dict.fromkeys(MODELS, SHAPE))  # type: ignore[arg-type]
         engine = ModelEngine(weights, kv, Greedy(), self.clock, NoPulse())  # type: ignore[arg-type]
         core = InstanceCore(spec.instance_id, models, weights, kv, engine, self.clock.now_s, chunk_tokens=16)
         process.instance = Instance(core, end, process.sinks, self.clock, NoPulse())  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ import torch
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.common.protocol import CopyPair, Device, Event, Stream
 from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.attention.state_rows import set_state_tokens, usable_tokens
 from aegaeon.memory.block_table import BlockTables
 from aegaeon.memory.slab_cache import SlabCache
 from aegaeon.memory.slab_ledger import OutOfSlabsError
@@ -30,10 +31,12 @@ _BATCH_BLOCKS = 32
 
 @dataclass(frozen=True, slots=True)
 class _Leaving:
-    """Copies out that have begun: of a request's first ``tokens``, all of which are there after ``event``."""
+    """Copies out that have begun: of a request's first ``tokens``, all of which are there after ``event``. ``states``:
+    of how many tokens the states are that are there then, by their blocks' places in the slab cache."""
 
     tokens: int
     event: Event
+    states: Mapping[int, int]
 
 
 class DeviceKv:
@@ -93,6 +96,8 @@ class DeviceKv:
             return True  # nothing of it is here
         leaving = self._leaving.get(sequence.request_id)
         if leaving is not None and self._device.query(leaving.event):
+            for block, tokens in leaving.states.items():
+                set_state_tokens(self._host, self._tables.shape(sequence.request_id), block, tokens)
             sequence.saved_tokens = leaving.tokens
             del self._leaving[sequence.request_id]
         return sequence.saved_tokens == sequence.kv_tokens
@@ -119,8 +124,9 @@ class DeviceKv:
             self._tables.release(sequence.request_id)  # or the next look would take its KV for here
             raise
         # What is not in the slab cache is not there at all: it was lost with its device and is computed again.
+        sequence.saved_tokens = usable_tokens(self._host, shape, sequence.blocks, sequence.saved_tokens)
         sequence.kv_tokens = sequence.saved_tokens
-        filled, size = shape.blocks_for(sequence.kv_tokens), shape.block_bytes
+        filled, size = shape.blocks_for(sequence.kv_tokens), shape.content_bytes
         if not filled:
             return
         pairs = (
@@ -146,18 +152,35 @@ class DeviceKv:
         new = {sequence: upto for sequence, upto in tokens.items() if upto > self._sent_tokens(sequence)}
         if not new:
             return
+        states = {sequence: self._unsent_states(sequence, upto) for sequence, upto in new.items()}
         self._device.wait(Stream.COPY_OUT, self._device.record(Stream.COMPUTE))
         pairs = (pair for sequence, upto in new.items() for pair in self._unsent(sequence, upto))
         event = copy_in_batches(self._device, pairs, Stream.COPY_OUT)
-        self._leaving |= {sequence.request_id: _Leaving(upto, event) for sequence, upto in new.items()}
+        self._leaving |= {one.request_id: _Leaving(upto, event, states[one]) for one, upto in new.items()}
 
     def _unsent(self, sequence: LiveSequence, upto: int) -> Iterator[CopyPair]:
         """Blocks that changed since they were last sent, with their places in the slab cache."""
-        shape = self._tables.shape(sequence.request_id)
-        first, last = self._sent_tokens(sequence) // shape.block_tokens, shape.blocks_for(upto)
-        here, size = self.blocks(sequence), shape.block_bytes
-        for source, there in zip(here[first:last], sequence.blocks[first:last], strict=True):
+        size = self._tables.shape(sequence.request_id).content_bytes
+        blocks, here = self._unsent_blocks(sequence, upto), self.blocks(sequence)
+        for source, there in zip(here[blocks], sequence.blocks[blocks], strict=True):
             yield self._host[there : there + size], self._memory[source : source + size]
+
+    def _unsent_blocks(self, sequence: LiveSequence, upto: int) -> slice:
+        shape = self._tables.shape(sequence.request_id)
+        return slice(self._sent_tokens(sequence) // shape.block_tokens, shape.blocks_for(upto))
+
+    def _unsent_states(self, sequence: LiveSequence, upto: int) -> dict[int, int]:
+        """The states of these blocks are nobody's while they are overwritten. Those that are on their way come too."""
+        shape = self._tables.shape(sequence.request_id)
+        if not shape.states:
+            return {}
+        blocks = self._unsent_blocks(sequence, upto)
+        ends = range((blocks.start + 1) * shape.block_tokens, blocks.stop * shape.block_tokens + 1, shape.block_tokens)
+        states = {there: min(end, upto) for there, end in zip(sequence.blocks[blocks], ends, strict=True)}
+        for there in states:
+            set_state_tokens(self._host, shape, there, 0)
+        leaving = self._leaving.get(sequence.request_id)
+        return states if leaving is None else {**leaving.states, **states}
 
 
 def copy_in_batches(device: Device, pairs: Iterable[CopyPair], stream: Stream) -> Event:

@@ -18,6 +18,6 @@ class StepEngine(Protocol):
         """Feed the slices to a model that is bound. Returns the next token of each slice that wants logits, whose
         ``sampling`` these are; None where there is none to choose.
 
-        A step that raises has changed nothing but KV beyond what the slices' sequences count.
+        A step that raises has changed nothing but KV beyond what the slices' sequences count, and states.
         """
         ...
