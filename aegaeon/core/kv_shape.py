@@ -97,6 +97,11 @@ class KvShape:
         return self.content_bytes + STATE_TOKENS_BYTES if self.states else self.kv_bytes
 
     @property
+    def aligned_bytes(self) -> int:
+        """Blocks begin at multiples of it."""
+        return _ALIGNED_BYTES if self.states else self.element_bytes
+
+    @property
     def content_bytes(self) -> int:
         """Bytes of one block before the number of tokens that its state is of."""
         return self.state_offsets[-1]

@@ -49,9 +49,9 @@ class StatePlaces:
         after = [lane.blocks[(lane.end - 1) // size] // unit for lane in batch.lanes]
         tokens = [lane.end for lane in batch.lanes]
         return cls(
-            torch.tensor(before, device=device) if before else None,
-            torch.tensor(after, device=device),
-            torch.tensor(tokens, device=device),
+            torch.tensor(before).to(device) if before else None,
+            torch.tensor(after).to(device),
+            torch.tensor(tokens).to(device),
         )
 
 
