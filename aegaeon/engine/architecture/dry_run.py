@@ -97,11 +97,11 @@ def _run(
     model: Any, probe: _CacheProbe, positions: Tensor, watched: Sequence[Tensor]
 ) -> tuple[tuple[LayerKv, ...], list[bool]]:
     """What layers cache, and which tensors are read."""
-    recorder, watch = _Recorder(probe), _Watch(watched)
+    recorder, watch, token_ids = _Recorder(probe), _Watch(watched), torch.zeros_like(positions)
     try:
         with torch.inference_mode(), watch:
             output = model(
-                input_ids=torch.zeros_like(positions),
+                input_ids=token_ids,
                 position_ids=positions,
                 use_cache=True,
                 logits_to_keep=torch.zeros(1, dtype=torch.long, device="meta"),

@@ -19,24 +19,17 @@ class StateCache(DynamicCache):  # type: ignore[misc]
         super().__init__(config=config)
         self._states = states
 
-    def begin(self, values: Sequence[Tensor] | None) -> None:
-        """Have these values of the states, ``[sequences, ...]`` each; None: of sequences that have no token yet."""
-        for number in {state.layer for state in self._states}:
-            layer = self.layers[number]
-            for known in (layer.is_conv_states_initialized, layer.is_recurrent_states_initialized):
-                known.update(dict.fromkeys(known, False))
-            layer.has_previous_state = dict.fromkeys(layer.has_previous_state, values is not None)
-        for state, value in zip(self._states, values or (), strict=False):
-            self._set(self.layers[state.layer], state, value)
-
-    def _set(self, layer: Any, state: LayerState, value: Tensor) -> None:
-        if state.convolution:
-            layer.is_conv_states_initialized[state.index] = True
-            layer.conv_kernel_size[state.index] = value.shape[-1]
-        else:
-            layer.is_recurrent_states_initialized[state.index] = True
-        layer.device, layer.dtype = value.device, value.dtype
-        _tensors(layer, state)[state.index] = value
+    def begin(self, values: Sequence[Tensor], fresh: bool = False) -> None:
+        """Have these values of the states, ``[sequences, ...]`` each; ``fresh``: the sequences have no token yet."""
+        for state, value in zip(self._states, values, strict=True):
+            layer = self.layers[state.layer]
+            layer.has_previous_state = dict.fromkeys(layer.has_previous_state, not fresh)
+            if state.convolution:
+                layer.conv_kernel_size[state.index] = value.shape[-1]
+                layer.is_conv_states_initialized[state.index] = True
+            else:
+                layer.is_recurrent_states_initialized[state.index] = True
+            _tensors(layer, state)[state.index] = value
 
     @property
     def values(self) -> list[Tensor]:

@@ -30,6 +30,10 @@ class StateRows:
         """A copy of the states of blocks ``[B]``: ``[B, ...]``."""
         return self._rows.index_select(0, blocks).view(-1, *self._shape)
 
+    def zeros(self, blocks: Tensor) -> Tensor:
+        """As ``gather``, of sequences that have no token yet."""
+        return self._rows.new_zeros((len(blocks), *self._shape))
+
     def scatter(self, blocks: Tensor, states: Tensor) -> None:
         """Write the states of blocks."""
         self._rows.index_copy_(0, blocks, states.reshape(len(blocks), -1).to(self._rows.dtype))
@@ -50,6 +54,10 @@ class BlockStates:
     def read(self, blocks: Tensor) -> list[Tensor]:
         """The states in blocks ``[B]``: ``[B, ...]`` each."""
         return [rows.gather(blocks // self._units) for rows in self._rows]
+
+    def fresh(self, blocks: Tensor) -> list[Tensor]:
+        """As ``read``, of sequences that have no token yet."""
+        return [rows.zeros(blocks) for rows in self._rows]
 
     def write(self, blocks: Tensor, states: Sequence[Tensor], tokens: Tensor) -> None:
         """Put states of ``tokens`` ``[B]`` tokens into blocks. Who ends in the middle of it leaves no number."""

@@ -65,7 +65,10 @@ class StatePasses:
 
     def forward(self, batch: Packed, paged: PagedAttention, states: BlockStates, places: StatePlaces) -> Tensor:
         """Read states, feed a batch, and leave the new ones. A pass that raises has changed none."""
-        self._cache.begin(None if places.before is None else states.read(places.before))
+        if places.before is None:
+            self._cache.begin(states.fresh(places.after), fresh=True)
+        else:
+            self._cache.begin(states.read(places.before))
         shape = (len(places.after), -1)
         token_ids, positions = batch.token_ids.view(shape), batch.positions.view(shape)
         logits = self._model.forward(token_ids, positions, batch.logit_rows, paged, self._cache)
