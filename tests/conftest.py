@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests.worlds.pool_fixtures import model_paths, pool
+from tests.worlds.pool_fixtures import hybrid_paths, model_paths, pool
 
-__all__ = ["model_paths", "pool"]
+__all__ = ["hybrid_paths", "model_paths", "pool"]
 
 settings.register_profile("aegaeon", deadline=None)
 settings.load_profile("aegaeon")
@@ -34,7 +34,7 @@ def _kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whoever has a model made waits for torch. Files that take long begin first: else the last one runs alone."""
     for item in items:
-        if "model_paths" in getattr(item, "fixturenames", ()):
+        if {"model_paths", "hybrid_paths"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.models)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

@@ -85,8 +85,8 @@ class SlabLedger:
                 f"a block of shape {shape.label} has {shape.block_bytes} bytes, a slab only {self.slab_bytes}: "
                 f"make slabs at least that large, or blocks of fewer than {shape.block_tokens} tokens"
             )
-        if self.slab_bytes % shape.element_bytes:
-            raise BlockTooLargeError(f"slabs must be a multiple of {shape.element_bytes} bytes, not {self.slab_bytes}")
+        if self.slab_bytes % shape.aligned_bytes:
+            raise BlockTooLargeError(f"slabs must be a multiple of {shape.aligned_bytes} bytes, not {self.slab_bytes}")
         if id(shape) not in self._by_id:
             slabs = self._shapes.setdefault(shape, ShapeSlabs(shape, self.slab_bytes))
             self._by_id[id(shape)] = slabs

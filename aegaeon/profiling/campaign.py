@@ -84,7 +84,9 @@ class Campaign:
 
     def _limits(self, model: PreparedModel) -> GridLimits:
         context_tokens = min(self.max_context_tokens, model.spec.max_context_tokens)
-        kv_tokens = min(self.kv_bytes // model.spec.kv_shape.token_bytes, context_tokens * self.max_batch_requests)
+        kv_tokens = min(
+            self.kv_bytes // max(1, model.spec.kv_shape.token_bytes), context_tokens * self.max_batch_requests
+        )
         return GridLimits(context_tokens, kv_tokens, self.max_batch_requests)
 
     def _probe_options(self, models: Sequence[PreparedModel]) -> ProbeOptions:

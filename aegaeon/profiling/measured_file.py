@@ -98,7 +98,9 @@ def _copying(journal: Journal, shape: KvShape) -> Copying | None:
 
 
 def _geometry(shape: KvShape) -> tuple[KvGeometry, tuple[str, ...]]:
-    """Layers that differ are told as equal ones with as many bytes, rounded up."""
+    """Layers that differ are told as equal ones with as many bytes, rounded up; a model without KV as one of a byte."""
+    if not shape.layers:
+        return KvGeometry(layers=1, kv_heads=1, head_size=1, element_bytes=shape.element_bytes), ("it has no KV",)
     first = shape.layers[0]
     if all(layer == first for layer in shape.layers) and first.key_size == first.value_size:
         return KvGeometry.of(shape), ()

@@ -399,7 +399,13 @@ OPTIONS = (
         high=16 << 30,
         multiple=4096,
     ),
-    Option("block_tokens", OptionKind.INTEGER, Scope.MEMORY, "tokens of a KV block", high=4096),
+    Option(
+        "block_tokens",
+        OptionKind.INTEGER,
+        Scope.MEMORY,
+        "tokens of a KV block; of models with states at least 16 times as many",
+        high=4096,
+    ),
     Option(
         "prefix_cache",
         OptionKind.TEXT,

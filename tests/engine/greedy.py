@@ -86,6 +86,7 @@ class Greedy:
         slices, sampling = [], []
         for sequence in sequences:
             end = min(len(sequence.token_ids), sequence.kv_tokens + self._chunk)
+            end = min(end, self._runner.kv_shape.step_end(sequence.kv_tokens) or end)
             while len(sequence.blocks) < self._runner.kv_shape.blocks_for(end):
                 sequence.blocks.append(self._free.pop())
             last = end == len(sequence.token_ids)

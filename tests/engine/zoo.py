@@ -45,6 +45,20 @@ _MLA: dict[str, Any] = {
     "topk_group": 1,
     "first_k_dense_replace": 1,
 }
+_MAMBA2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 16}
+_DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "num_hidden_layers": 4,
+}
+_KIMI: dict[str, Any] = {**_MLA, "num_local_experts": 4, "layer_types": ["linear_attention", "full_attention"]}
+_SHARED_ATTENTION = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
+_MAMBA: dict[str, Any] = {
+    key: _COMMON[key]
+    for key in ("vocab_size", "hidden_size", "num_hidden_layers", "eos_token_id", "max_position_embeddings")
+}
 _MIXED_LAYERS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
 
@@ -150,6 +164,88 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
         no_rope_layers=[1, 1, 1, 0],
     ),
 }
+
+STATEFUL: dict[str, Callable[[], Any]] = {
+    "lfm2": _of(t.Lfm2Config, num_hidden_layers=3, layer_types=["conv", "full_attention", "conv"]),
+    "lfm2_moe": _of(
+        t.Lfm2MoeConfig,
+        num_hidden_layers=3,
+        num_dense_layers=1,
+        layer_types=["conv", "full_attention", "conv"],
+        **_EXPERTS,
+    ),
+    "lfm3-window": _of(
+        t.Lfm3Config,
+        num_hidden_layers=3,
+        head_dim=16,
+        sliding_window=WINDOW,
+        layer_types=["conv", "sliding_attention", "full_attention"],
+    ),
+    "bamba": _of(t.BambaConfig, num_hidden_layers=3, attn_layer_indices=[1], **_MAMBA2),
+    "granite4": _of(
+        t.GraniteMoeHybridConfig,
+        num_hidden_layers=3,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        shared_intermediate_size=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        **_MAMBA2,
+    ),
+    "jamba": _of(
+        t.JambaConfig,
+        num_hidden_layers=4,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        num_experts=4,
+        num_experts_per_tok=2,
+        mamba_d_state=8,
+        mamba_dt_rank=4,
+    ),
+    "falcon_h1": _of(t.FalconH1Config, head_dim=16, mamba_d_ssm=128, **_MAMBA2),
+    "nemotron_h": _of(
+        t.NemotronHConfig,
+        num_hidden_layers=4,
+        layers_block_type=["linear_attention", "moe", "full_attention", "mlp"],
+        head_dim=16,
+        ssm_state_size=16,
+        mamba_num_heads=8,
+        mamba_head_dim=16,
+        n_groups=2,
+        chunk_size=16,
+        n_routed_experts=4,
+        moe_intermediate_size=32,
+        moe_shared_expert_intermediate_size=32,
+    ),
+    "qwen3_next": _of(t.Qwen3NextConfig, head_dim=16, shared_expert_intermediate_size=32, **_EXPERTS, **_DELTA),
+    "qwen3_5": _of(t.Qwen3_5TextConfig, head_dim=16, **_DELTA),
+    "qwen3_5_moe": _of(t.Qwen3_5MoeTextConfig, head_dim=16, shared_expert_intermediate_size=32, **_EXPERTS, **_DELTA),
+    "olmo_hybrid": _of(t.OlmoHybridConfig, **_DELTA),
+    "zamba": _of(
+        t.ZambaConfig,
+        num_hidden_layers=4,
+        num_key_value_heads=4,
+        layers_block_type=_SHARED_ATTENTION,
+        mamba_d_state=8,
+        mamba_dt_rank=4,
+    ),
+    "zamba2": _of(
+        t.Zamba2Config,
+        num_hidden_layers=4,
+        num_key_value_heads=4,
+        layers_block_type=_SHARED_ATTENTION,
+        mamba_d_state=16,
+        n_mamba_heads=8,
+        chunk_size=16,
+    ),
+    "kimi_linear": _of(t.KimiLinearConfig, **{**_KIMI, "q_lora_rank": None}, linear_head_dim=16, linear_num_heads=4),
+    "bailing_hybrid": _of(t.BailingHybridConfig, **_KIMI, head_dim=16),
+    "mamba": lambda: t.MambaConfig(**_MAMBA, state_size=8, time_step_rank=4),
+    "mamba2": lambda: t.Mamba2Config(**_MAMBA, state_size=16, num_heads=8, head_dim=16, n_groups=2, chunk_size=16),
+    "falcon_mamba": lambda: t.FalconMambaConfig(**_MAMBA, state_size=8, time_step_rank=4),
+}
+"""Models with recurrent or convolution layers, with and without attention beside them."""
+
+ARCHITECTURES |= STATEFUL
 
 
 @dataclass(frozen=True)

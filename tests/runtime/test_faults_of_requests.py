@@ -187,34 +187,36 @@ def break_fetching(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "policy"),
+    ("fault", "policy", "model"),
     [
-        (break_forward, "slack"),
-        (break_forward, "aegaeon"),
-        (break_sampling, "slack"),
-        (break_settling, "slack"),
-        (break_admission, "aegaeon"),
-        (break_fetching, "slack"),
+        (break_forward, "slack", "m0"),
+        (break_forward, "aegaeon", "m0"),
+        (break_sampling, "slack", "m0"),
+        (break_settling, "slack", "m0"),
+        (break_admission, "aegaeon", "m0"),
+        (break_fetching, "slack", "m0"),
+        (break_sampling, "slack", "lfm2"),  # its states are changed by then
     ],
 )
 async def test_an_error_of_one_request_ends_that_request_and_the_others_go_on(
-    pool, model_paths, monkeypatch, fault, policy
+    pool, model_paths, hybrid_paths, monkeypatch, fault, policy, model
 ):
     fault(monkeypatch)
-    async with pool(1, policy=policy) as running:
-        expected = healthy(model_paths(1)["m0"], 4, 24)
-        good = [running.generate(f"r{index}", "m0", prompt, 24) for index, prompt in enumerate(expected)]
-        bad = [running.generate(f"b{i}", "m0", (*prompt_for(9 + i), POISON), 24, seed=POISON) for i in range(2)]
+    path = {**model_paths(1), **hybrid_paths}[model]
+    async with pool((), extra={model: path}, policy=policy) as running:
+        expected = healthy(path, 4, 24)
+        good = [running.generate(f"r{index}", model, prompt, 24) for index, prompt in enumerate(expected)]
+        bad = [running.generate(f"b{i}", model, (*prompt_for(9 + i), POISON), 24, seed=POISON) for i in range(2)]
         results = await asyncio.gather(*good, *bad, return_exceptions=True)
-        later = await running.generate("later", "m0", prompt_for(8), 8)
+        later = await running.generate("later", model, prompt_for(8), 8)
         pids = [one.pid for _, state in running.frontend.node_states() for one in state.instances]
         await running.settled()
     for error in results[4:]:
         assert isinstance(error, EngineError)
         assert error.cause is FailureCause.ENGINE
-        assert "m0" in str(error)
+        assert model in str(error)
     assert [output.token_ids for output in results[:4]] == list(expected.values())
-    assert later.token_ids == generate_alone(model_paths(1)["m0"], prompt_for(8), 8)
+    assert later.token_ids == generate_alone(path, prompt_for(8), 8)
     assert len(running.threads) == len(pids) == 1, "no instance was started in place of another"
 
 

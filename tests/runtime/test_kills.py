@@ -85,11 +85,13 @@ async def ask_all(pool: ProcessPool, round_: str) -> list[Output]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["attention", "states"])
 async def test_kills_at_any_point_change_no_answer_and_condemn_nobody(
-    model_paths: Callable[[int], dict[str, Path]], tmp_path: Path
+    model_paths: Callable[[int], dict[str, Path]], hybrid_paths: dict[str, Path], tmp_path: Path, kind: str
 ):
+    paths = model_paths(2) if kind == "attention" else {"m0": hybrid_paths["bamba"], "m1": hybrid_paths["lfm2"]}
     config = PoolConfig(
-        models=tuple(ModelConfig(name, path, Slo()) for name, path in model_paths(2).items()),
+        models=tuple(ModelConfig(name, path, Slo()) for name, path in paths.items()),
         instances=(InstanceConfig(Role.PREFILL, 1), InstanceConfig(Role.DECODE, 1)),
         device="cpu",
         slab_bytes=1 << 20,

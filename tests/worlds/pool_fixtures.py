@@ -39,32 +39,52 @@ _ARCHITECTURES: tuple[tuple[str, dict[str, int]], ...] = (
 )
 
 
+_MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 4, "mamba_chunk_size": 16}
+_HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+    "bamba": ("bamba", {"num_hidden_layers": 3, "attn_layer_indices": [1], **_MAMBA2}),
+    "jamba": (
+        "jamba",
+        {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+    ),
+}
+
+
 @pytest.fixture(scope="session")
 def model_paths(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Path]]:
     """``model_paths(n)``: n models, of three architectures in turn, each with weights of its own."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from aegaeon.toy_models.make_tokenizer import make_tokenizer
-
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = make_tokenizer(VOCAB_SIZE)
     made: dict[str, Path] = {}
 
     def make(count: int) -> dict[str, Path]:
         while len(made) < count:
             index = len(made)
-            torch.manual_seed(index)
-            architecture, more = _ARCHITECTURES[index % len(_ARCHITECTURES)]
-            config = AutoConfig.for_model(architecture, **_COMMON, **more)
-            config.eos_token_id = tokenizer.eos_token_id
-            path = folder / f"m{index}"
-            AutoModelForCausalLM.from_config(config).save_pretrained(path)
-            tokenizer.save_pretrained(path)
-            made[path.name] = path
+            made[f"m{index}"] = _make(folder / f"m{index}", index, *_ARCHITECTURES[index % len(_ARCHITECTURES)])
         return dict(list(made.items())[:count])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def hybrid_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models with recurrent or convolution layers, by name."""
+    folder = tmp_path_factory.mktemp("hybrids")
+    return {name: _make(folder / name, 0, *kind) for name, kind in _HYBRIDS.items()}
+
+
+def _make(path: Path, seed: int, architecture: str, more: Mapping[str, Any]) -> Path:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from aegaeon.toy_models.make_tokenizer import make_tokenizer
+
+    tokenizer = make_tokenizer(VOCAB_SIZE)
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(architecture, **{**_COMMON, **more})
+    config.eos_token_id = tokenizer.eos_token_id
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
 
 
 @pytest.fixture

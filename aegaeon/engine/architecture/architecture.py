@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from aegaeon.core.kv_shape import KvShape, LayerKv
+from aegaeon.core.kv_shape import KvShape, LayerKv, LayerState
 from aegaeon.engine.architecture import dry_run
 from aegaeon.engine.architecture.building import building
 from aegaeon.engine.architecture.rope import pin_types
@@ -22,6 +22,9 @@ from aegaeon.engine.checkpoint.context_limit import context_limit
 from aegaeon.engine.checkpoint.generation_defaults import read_generation_defaults
 from aegaeon.engine.errors import UnsupportedModelError
 from aegaeon.engine.prepared.engine_facts import EngineFacts
+
+_STATE_BLOCKS = (16, 32, 64, 128)
+"""Blocks with states are so many times as large as others: 256 to 2048 tokens for 16."""
 
 _LAYER_KEYS = frozenset({"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"})
 
@@ -43,7 +46,7 @@ def inspect_model(
     dry_run.register()
     with building():
         model = build_skeleton(path, config, float_type, dry_run.IMPLEMENTATION)
-        layers = _attention_layers(path, name, model)
+        layers, states = _cached_layers(path, name, model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if not parameters:
         raise UnsupportedModelError(path, name, "it has no parameters")
@@ -53,7 +56,7 @@ def inspect_model(
         architecture=name,
         parameters=parameters,
         weight_bytes=_weight_bytes(model),
-        kv_shape=KvShape(layers, float_type.itemsize, block_tokens),
+        kv_shape=_kv_shape(layers, states, float_type.itemsize, block_tokens),
         max_context_tokens=_context_tokens(path, name, text_config, max_context_tokens),
         eos_token_ids=generation.eos_token_ids,
         vocab_size=text_config.vocab_size,
@@ -88,12 +91,23 @@ def _require_safetensors(path: Path, name: str) -> None:
         raise UnsupportedModelError(path, name, reason)
 
 
-def _attention_layers(path: Path, name: str, model: nn.Module) -> tuple[LayerKv, ...]:
+def _cached_layers(path: Path, name: str, model: nn.Module) -> tuple[tuple[LayerKv, ...], tuple[LayerState, ...]]:
     pin_types(model)
     try:
-        return dry_run.attention_layers(model)
+        return dry_run.cached_layers(model)
     except AttentionContractError as error:
         raise UnsupportedModelError(path, name, str(error)) from error
+
+
+def _kv_shape(
+    layers: tuple[LayerKv, ...], states: tuple[LayerState, ...], element_bytes: int, block_tokens: int
+) -> KvShape:
+    """Blocks with states are larger: a state should not weigh more than the keys and values before it, and prompts are
+    not to be fed in small pieces for the sake of their states."""
+    if not states:
+        return KvShape(layers, element_bytes, block_tokens)
+    shapes = [KvShape(layers, element_bytes, block_tokens * times, states) for times in _STATE_BLOCKS]
+    return next((shape for shape in shapes if 2 * shape.kv_bytes >= shape.block_bytes), shapes[-1])
 
 
 def _weight_bytes(model: nn.Module) -> int:

@@ -11,15 +11,27 @@ from torch import Tensor, nn
 
 def fill_computed_buffers(model: nn.Module) -> list[str]:
     """Give a skeleton's non-persistent buffers memory and values; the names of those that nothing gave a value."""
-    unknown = []
+    unset = []
     for name, module, initialiser in _modules(model):
         keys = [key for key in module._non_persistent_buffers_set if module._buffers.get(key) is not None]
         for key in keys:
             module._buffers[key] = _unset(module._buffers[key])
         if keys:
             initialiser._init_weights(module)
-        unknown += [f"{name}.{key}" for key in keys if _is_unset(module._buffers[key])]
-    return unknown
+        unset += [(name, module, key) for key in keys]
+    for name, module, key in unset:
+        if _is_unset(module._buffers[key]):
+            _initialise_above(model, name)
+    return [f"{name}.{key}" for name, module, key in unset if _is_unset(module._buffers[key])]
+
+
+def _initialise_above(model: nn.Module, name: str) -> None:
+    """Have the models that a module is in initialise themselves: some compute buffers of their layers."""
+    while name:
+        name = name.rpartition(".")[0]
+        above: Any = model.get_submodule(name)
+        if hasattr(above, "_init_weights"):
+            above._init_weights(above)
 
 
 def move_computed_buffers(model: nn.Module, device: torch.device) -> None:

@@ -7,6 +7,7 @@ attention set to ours. There is no list of architectures.
 from __future__ import annotations
 
 import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,11 @@ def build_skeleton(
     return built
 
 
+def cache_name(model: nn.Module) -> str:
+    """What the model calls the argument that is its cache."""
+    return "cache_params" if "cache_params" in signature(model.forward).parameters else "past_key_values"
+
+
 def _keep_precision(model: Any, dtype: torch.dtype) -> None:
     """Give the few tensors that the class wants in float32 whatever the model's dtype that type."""
     plan = {re.compile(glob.replace("*", ".*")): kept for glob, kept in model._get_dtype_plan(dtype).items()}
@@ -149,9 +155,7 @@ def _wrong_kind(config: Any, model_class: Any) -> str | None:
     layers = getattr(_text_config(config), "num_hidden_layers", None)
     if not isinstance(layers, int) or not 1 <= layers <= _MAX_LAYERS:
         return f"it says that it has {layers!r} layers"
-    if model_class._is_stateful:
-        return "it keeps recurrent or convolution state, and only attention's keys and values can be kept"
-    if not model_class._supports_attention_backend:
+    if not model_class._supports_attention_backend and not model_class._is_stateful:  # the dry run looks at those
         return "its attention does not go through Transformers' attention interface"
     if getattr(config, "quantization_config", None) is not None:
         return "it is quantized, only unquantized checkpoints can be served"

@@ -53,12 +53,13 @@ class Reach:
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
     """What a layer asks for. T tokens: query ``[1, heads, T, key_size]``, key and value ``[1, kv_heads, T, size]``.
+    ``layer`` is None where layers share their modules.
 
     Scores are multiplied by ``scaling``, then capped to ``softcap * tanh(score / softcap)``; ``sinks`` ``[heads]``
     take part in the softmax without a value. ``extras`` are keyword arguments with no meaning here.
     """
 
-    layer: int
+    layer: int | None
     query: Tensor
     key: Tensor
     value: Tensor
@@ -92,11 +93,15 @@ def attention_forward(
     dropout: float = 0.0,
     **extras: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as Transformers calls it; the output is ``[1, T, heads, value_size]``."""
+    """Attention as Transformers calls it: query, key and value are ``[1, heads, T, size]`` or, in models with states
+    that decode, ``[T, heads, 1, size]``. The output is ``[1, T, heads, value_size]``, or ``[T, 1, ...]``."""
     if paged is None:
         raise AttentionContractError("its layers do not pass keyword arguments on to attention")
     if not extras.get("is_causal", getattr(module, "is_causal", True)):
         raise AttentionContractError("its attention is not causal")
+    sequences = query.shape[0]
+    if sequences > 1:  # of one token each: models with states take them as rows
+        query, key, value = (states.transpose(0, 2) for states in (query, key, value))
     if attention_mask is not None:
         raise AttentionContractError(f"{type(module).__name__} masks its attention in a way of its own")
     call = AttentionCall(
@@ -110,31 +115,31 @@ def attention_forward(
         sinks=s_aux,
         extras=extras,
     )
-    return paged.attend(call)[None], None
+    output = paged.attend(call)
+    return output.reshape(sequences, -1, *output.shape[1:]), None
 
 
-def _layer_index(module: nn.Module) -> int:
+def _layer_index(module: nn.Module) -> int | None:
+    """None of modules that several layers share."""
     index = getattr(module, "layer_idx", None)
-    if not isinstance(index, int):
-        raise AttentionContractError(f"{type(module).__name__} does not know which layer it is")
-    return index
+    return index if isinstance(index, int) and index >= 0 else None
 
 
 def _reach(module: nn.Module, sliding_window: int | None) -> Reach:
     """The layer's type in the configuration decides, as it does for Transformers' masks; else the argument does."""
     config = getattr(module, "config", None)
-    types = getattr(config, "layer_types", None)
-    if not types:
+    types, index = getattr(config, "layer_types", None), _layer_index(module)
+    if not types or index is None:
         return Reach(window_tokens=sliding_window)
-    match types[_layer_index(module)]:
-        case "full_attention":
+    match types[index]:
+        case "full_attention" | "hybrid":
             return Reach()
         case "chunked_attention":
             return Reach(chunk_tokens=config.attention_chunk_size)  # type: ignore[union-attr]
-        case "sliding_attention":
+        case "sliding_attention" | "hybrid_sliding":
             return Reach(window_tokens=sliding_window or config.sliding_window)  # type: ignore[union-attr]
         case other:
-            raise AttentionContractError(f"layer {_layer_index(module)} is of type {other!r}, which is not supported")
+            raise AttentionContractError(f"layer {index} is of type {other!r}, which is not supported")
 
 
 def register() -> None:

@@ -6,7 +6,7 @@ layers, and within a layer its keys (then its values) lie head by head::
     layer of a block:  K [kv_heads, block_tokens, key_size] | V [kv_heads, block_tokens, value_size]
 
 so one head of a block is one contiguous row, and gathering the blocks of a sequence gives ``[kv_heads, tokens, size]``,
-which is what batched matrix products read without another copy.
+which is what batched matrix products read without another copy. States, where a model has some, come behind that.
 
 Blocks of a slab follow each other, but a slab need not be a whole number of blocks. Rows are therefore counted in
 *units*, the largest number of elements that divides every offset a row can have: views have a row at each unit (they
@@ -16,12 +16,14 @@ overlap; only the rows at real offsets are used), and an offset becomes an index
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from aegaeon.core.kv_shape import KvShape
+from aegaeon.engine.attention.state_rows import BlockStates, usable_tokens
 
 
 class HeadRows:
@@ -82,11 +84,12 @@ class KvView:
     unit_bytes: int
     keys: tuple[HeadRows, ...]
     values: tuple[HeadRows, ...]
+    states: BlockStates | None
     memory: Tensor
 
     def clear(self, offset: int) -> None:
-        """Zero the block at a byte offset."""
-        self.memory[offset : offset + self.shape.block_bytes].zero_()
+        """Zero keys and values of the block at a byte offset."""
+        self.memory[offset : offset + self.shape.kv_bytes].zero_()
 
 
 class KvArena:
@@ -111,6 +114,11 @@ class KvArena:
     def size_bytes(self) -> int:
         """Bytes of the arena."""
         return self._base.numel()
+
+    def usable_tokens(self, shape: KvShape, blocks: Sequence[int], tokens: int) -> int:
+        """From how many of the first ``tokens`` tokens of a sequence one can go on, in host memory: where a model keeps
+        states, the most that there is a state of."""
+        return usable_tokens(self._base, shape, blocks, tokens)
 
     @property
     def device(self) -> torch.device:
@@ -150,7 +158,8 @@ class KvArena:
             value_offset = offset + shape.block_tokens * layer.kv_heads * layer.key_size
             keys.append(HeadRows(elements, offset, layer.kv_heads, layer.key_size, shape.block_tokens, unit))
             values.append(HeadRows(elements, value_offset, layer.kv_heads, layer.value_size, shape.block_tokens, unit))
-        return KvView(shape, dtype, unit * item, tuple(keys), tuple(values), self._base)
+        states = BlockStates(self._base, self._slab_bytes, shape, unit * item) if shape.states else None
+        return KvView(shape, dtype, unit * item, tuple(keys), tuple(values), states, self._base)
 
 
 def _rows(elements: Tensor, offset: int, width: int, unit: int) -> Tensor:

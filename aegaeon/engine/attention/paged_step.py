@@ -67,7 +67,7 @@ class _Group:
 
 
 class PagedStep:
-    """What is passed to a model as ``paged``, for one step. ``layers_done`` counts the calls of each layer."""
+    """What is passed to a model as ``paged``, for one step. Layers attend in order: ``layers_done`` have."""
 
     def __init__(self, batch: StepBatch, view: KvView, workspace: Workspace) -> None:
         self._batch = batch
@@ -76,16 +76,16 @@ class PagedStep:
         self._token_units = batch.token_blocks // view.unit_bytes
         self._plans: dict[tuple[Reach, int, int], tuple[_Group, ...]] = {}
         self._write_indices: dict[tuple[int, int], Tensor] = {}
-        self.layers_done: list[int] = []
+        self.layers_done = 0
         for block in batch.fresh_blocks:
             view.clear(block)
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Write the layer's new keys and values, and attend. Output ``[T, heads, value_size]``."""
-        keys, values = self._view.keys[call.layer], self._view.values[call.layer]
+        keys, values = self._view.keys[self.layers_done], self._view.values[self.layers_done]
         self._write(keys, call.key)
         self._write(values, call.value)
-        self.layers_done.append(call.layer)
+        self.layers_done += 1
         query = call.query[0].transpose(0, 1).to(self._view.dtype)
         tokens, heads, _ = query.shape
         output = query.new_empty(tokens, heads, values.size)

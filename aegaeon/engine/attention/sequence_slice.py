@@ -24,6 +24,11 @@ class SequenceSlice:
             raise ValueError("a slice has at least one token, at a position that is not negative")
 
     @property
+    def goes_on(self) -> bool:
+        """Whether it is one token after others."""
+        return self.start > 0 and len(self.token_ids) == 1
+
+    @property
     def end(self) -> int:
         """The position after the last token."""
         return self.start + len(self.token_ids)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aegaeon.core.config import ModelConfig
-from aegaeon.core.kv_shape import KvShape, LayerKv
+from aegaeon.core.kv_shape import KvShape, LayerKv, LayerState
 from aegaeon.core.model import ModelSpec
 from aegaeon.engine.prepared.engine_facts import EngineFacts
 from aegaeon.engine.prepared.fingerprint import files_fingerprint, weights_fingerprint
@@ -108,7 +108,9 @@ def _model(config: ModelConfig, found: Mapping[str, Any]) -> PreparedModel:
 def _facts(values: Mapping[str, Any]) -> EngineFacts:
     kv = values["kv_shape"]
     tuples = {name: tuple(values[name]) for name in ("eos_token_ids", "notes")}
-    shape = KvShape(**{**kv, "layers": tuple(LayerKv(**layer) for layer in kv["layers"])})
+    layers = tuple(LayerKv(**layer) for layer in kv["layers"])
+    states = tuple(LayerState(**{**state, "shape": tuple(state["shape"])}) for state in kv["states"])
+    shape = KvShape(**{**kv, "layers": layers, "states": states})
     return EngineFacts(**{**values, **tuples, "kv_shape": shape})
 
 

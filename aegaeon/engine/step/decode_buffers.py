@@ -15,8 +15,9 @@ from aegaeon.engine.attention.kv_arena import KvView
 from aegaeon.engine.attention.lanes import Lanes
 from aegaeon.engine.attention.sequence_slice import SequenceSlice
 from aegaeon.engine.step.device_step import DeviceBatch
+from aegaeon.engine.step.state_step import StatePlaces
 
-_COLUMNS = 4  # before the block table: token, position, unit, slot
+_COLUMNS = 6  # before the block table: token, position, unit, slot; unit of the token before, tokens with this one
 
 
 class DecodeBuffers:
@@ -36,12 +37,13 @@ class DecodeBuffers:
         self._tables = self._host[rows * _COLUMNS :].reshape(rows, width)
         self._filled = rows
         self._device = torch.zeros(len(self._host), dtype=torch.int64, device=device)
-        token_ids, positions, units, slots = self._device[: rows * _COLUMNS].view(_COLUMNS, rows)
+        token_ids, positions, units, slots, before, tokens = self._device[: rows * _COLUMNS].view(_COLUMNS, rows)
         lanes = Lanes(
             self._device[rows * _COLUMNS :].view(rows, width), rows, positions, (), width * self._block_tokens
         )
         logit_rows = torch.arange(rows, device=device)
-        self.batch = DeviceBatch(token_ids[None], positions[None], units, slots, logit_rows, lanes)
+        places = StatePlaces(before, units, tokens)
+        self.batch = DeviceBatch(token_ids[None], positions[None], units, slots, logit_rows, lanes, places)
         self.fill(())
 
     def fill(self, slices: Sequence[SequenceSlice]) -> None:
@@ -52,13 +54,14 @@ class DecodeBuffers:
             seen = np.asarray(piece.blocks[: block + 1]) // self._unit_bytes
             self._tables[row, : block + 1] = seen
             self._tables[row, block + 1 :] = seen[-1]
-            inputs[:, row] = (piece.token_ids[0], piece.start, seen[-1], slot)
+            before = seen[max(0, piece.start - 1) // block_tokens]
+            inputs[:, row] = (piece.token_ids[0], piece.start, seen[-1], slot, before, piece.end)
         self._pad(len(slices))
         # From memory that is not pinned: the driver has taken the bytes when this returns.
         self._device.copy_(torch.from_numpy(self._host))
 
     def _pad(self, first: int) -> None:
         """Rows that were padding stay so."""
-        self._inputs[:, first : self._filled] = ((0,), (0,), (self._trash,), (0,))
+        self._inputs[:, first : self._filled] = ((0,), (0,), (self._trash,), (0,), (self._trash,), (0,))
         self._tables[first : self._filled] = self._trash
         self._filled = first

@@ -26,6 +26,7 @@ from aegaeon.engine.step.decode_buffers import DecodeBuffers
 from aegaeon.engine.step.device_step import DeviceBatch, DeviceStep, clear_fresh
 from aegaeon.engine.step.graph_shelf import GraphShelf
 from aegaeon.engine.step.model import Model
+from aegaeon.engine.step.state_step import StatePasses
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class DeviceRunner:
     ) -> None:
         self.model = model
         self.kv_shape = kv_shape
+        self._states = StatePasses(model, kv_shape) if kv_shape.states else None
         self._attention = attention
         self._capture = capture
         self._shelf = GraphShelf(0) if shelf is None else shelf
@@ -80,13 +82,21 @@ class DeviceRunner:
     @torch.inference_mode()
     def step(self, slices: Sequence[SequenceSlice], arena: KvArena) -> Tensor:
         """The logits, as from ``Runner.step``; those of a step of decodes hold until the next step."""
-        if all(len(piece.token_ids) == 1 and piece.wants_logits for piece in slices):
+        if self._states is not None:
+            return self._states.step(slices, lambda some: self._feed(some, arena))
+        return self._feed(slices, arena)
+
+    def _feed(self, slices: Sequence[SequenceSlice], arena: KvArena) -> Tensor:
+        if all(self._decodes(piece) for piece in slices):
             return self._decode(slices, arena)
         view = arena.view(self.kv_shape, self.model.dtype)
         batch = StepBatch.pack(slices, self.kv_shape.block_tokens)
         if self._attention.reads_padding:
             clear_fresh(view, batch.fresh_blocks)
         return self._run(DeviceBatch.of(batch, view, arena.device), view)
+
+    def _decodes(self, piece: SequenceSlice) -> bool:
+        return piece.wants_logits and len(piece.token_ids) == 1 and (self._states is None or piece.goes_on)
 
     @torch.inference_mode()
     def prepare_one(self) -> bool:
@@ -133,9 +143,13 @@ class DeviceRunner:
 
     def _run(self, batch: DeviceBatch, view: KvView) -> Tensor:
         paged = DeviceStep(batch, view, self._attention)
-        logits = self.model.forward(batch.token_ids, batch.positions, batch.logit_rows, paged)
-        if paged.layers_done != list(range(len(self.kv_shape.layers))):
-            raise ModelError(f"{self.model.path}: layers {paged.layers_done} attended, each should once and in order")
+        if self._states is None or view.states is None or batch.places is None:
+            logits = self.model.forward(batch.token_ids, batch.positions, batch.logit_rows, paged)
+        else:
+            logits = self._states.forward(batch, paged, view.states, batch.places)
+        if paged.layers_done != len(self.kv_shape.layers):
+            told = f"{paged.layers_done} layers attended, {len(self.kv_shape.layers)} should"
+            raise ModelError(f"{self.model.path}: {told}")
         return logits
 
     def _settle(self, arena: KvArena) -> None:

@@ -16,12 +16,13 @@ from aegaeon.engine.attention.batch import StepBatch
 from aegaeon.engine.attention.device_attention import DeviceAttention
 from aegaeon.engine.attention.kv_arena import HeadRows, KvView
 from aegaeon.engine.attention.lanes import Lanes, chunks_of
+from aegaeon.engine.step.state_step import StatePlaces
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceBatch:
     """T tokens on a device: ``token_ids`` and ``positions`` ``[1, T]``; where their KV goes, ``units`` and ``slots``
-    ``[T]``; ``logit_rows``: rows whose logits are wanted."""
+    ``[T]``; ``logit_rows``: rows whose logits are wanted; ``places``: of states, for models that have some."""
 
     token_ids: Tensor
     positions: Tensor
@@ -29,6 +30,7 @@ class DeviceBatch:
     slots: Tensor
     logit_rows: Tensor
     lanes: Lanes
+    places: StatePlaces | None
 
     @classmethod
     def of(cls, batch: StepBatch, view: KvView, device: torch.device) -> DeviceBatch:
@@ -53,7 +55,8 @@ class DeviceBatch:
             chunks_of(batch.lanes),
             max(lane.end for lane in batch.lanes),
         )
-        return cls(token_ids.view(1, tokens), positions.view(1, tokens), units, slots, logit_rows, lanes)
+        places = StatePlaces.of(batch, view, device) if view.states is not None else None
+        return cls(token_ids.view(1, tokens), positions.view(1, tokens), units, slots, logit_rows, lanes, places)
 
 
 def _tables(batch: StepBatch, view: KvView) -> Tensor:
@@ -70,20 +73,20 @@ def _tables(batch: StepBatch, view: KvView) -> Tensor:
 
 @dataclass(slots=True)
 class DeviceStep:
-    """A ``PagedAttention`` for one batch. ``layers_done`` counts the calls of each layer."""
+    """A ``PagedAttention`` for one batch. Layers attend in order: ``layers_done`` have."""
 
     batch: DeviceBatch
     view: KvView
     attention: DeviceAttention
-    layers_done: list[int] = field(default_factory=list)
+    layers_done: int = 0
     _write_indices: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Write the layer's new keys and values, and attend. Output ``[T, heads, value_size]``."""
-        keys, values = self.view.keys[call.layer], self.view.values[call.layer]
+        keys, values = self.view.keys[self.layers_done], self.view.values[self.layers_done]
         self._write(keys, call.key)
         self._write(values, call.value)
-        self.layers_done.append(call.layer)
+        self.layers_done += 1
         return self.attention.attend(call, keys, values, self.batch.lanes)
 
     def _write(self, rows: HeadRows, states: Tensor) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from aegaeon.engine.architecture.buffers import fill_computed_buffers, move_computed_buffers
 from aegaeon.engine.architecture.building import building
 from aegaeon.engine.architecture.rope import pin
-from aegaeon.engine.architecture.skeleton import architecture, build_skeleton, float_dtype, load_config
+from aegaeon.engine.architecture.skeleton import architecture, build_skeleton, cache_name, float_dtype, load_config
 from aegaeon.engine.attention.attention import PagedAttention
+from aegaeon.engine.attention.state_cache import StateCache
 from aegaeon.engine.checkpoint.safetensors_file import PADDING_PREFIX
 from aegaeon.engine.checkpoint.unused import unused_tensors
 from aegaeon.engine.errors import ModelError, UnsupportedModelError
@@ -86,6 +87,7 @@ class Model:
                 raise UnsupportedModelError(path, self.architecture, f"nothing computes its buffer {unknown[0]}")
             limit = max_context_tokens or getattr(config.get_text_config(), "max_position_embeddings", None) or 1
             pin(self.modules, limit)
+        self._cache_name = cache_name(self.modules)
         if device is not None:
             move_computed_buffers(self.modules, device)
 
@@ -128,15 +130,31 @@ class Model:
             if slot.held is not None:
                 slot.held.data = torch.empty(0, dtype=slot.spec.dtype, device=slot.held.device)
 
-    def forward(self, token_ids: Tensor, positions: Tensor, logit_rows: Tensor, paged: PagedAttention) -> Tensor:
-        """Logits ``[rows, vocabulary]`` of a packed batch, at ``logit_rows``; tokens and positions are ``[1, T]``."""
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        logit_rows: Tensor,
+        paged: PagedAttention,
+        cache: StateCache | None = None,
+    ) -> Tensor:
+        """Logits ``[rows, vocabulary]`` of a packed batch, at ``logit_rows``; tokens and positions are ``[1, T]``.
+
+        With a ``cache`` that has the states of several sequences each has one token, and takes a row of its own.
+        """
         if not self._bound:
             raise ModelError(f"{self.path} has no weights bound")
+        packed = len(token_ids) == 1
         output = self.modules(
-            input_ids=token_ids, position_ids=positions, use_cache=False, logits_to_keep=logit_rows, paged=paged
+            input_ids=token_ids,
+            position_ids=positions,
+            use_cache=cache is not None,
+            logits_to_keep=logit_rows if packed else 0,
+            paged=paged,
+            **({} if cache is None else {self._cache_name: cache}),
         )
-        logits: Tensor = output.logits[0]
-        return logits if len(logits) == len(logit_rows) else logits[logit_rows]
+        logits: Tensor = output.logits.flatten(0, 1)
+        return logits if packed and len(logits) == len(logit_rows) else logits[logit_rows]
 
     def _find(self, slot: _Slot, weights: Mapping[str, Tensor]) -> Tensor:
         name = next((name for name in slot.names if name in weights), None)

@@ -54,6 +54,9 @@ def _require_known_tokens(model: ServedModel, prompt_ids: Sequence[int], request
         if bad is not None:
             raise error(f"{name}: token id {bad} is not in the model's vocabulary of {model.vocab_size}", name)
     beams = sampling.beams
+    if beams is not None and model.spec.kv_shape.states:
+        message = f"use_beam_search: model {model.spec.name} has recurrent layers, whose states beams do not share"
+        raise FieldError(message, "use_beam_search")
     if beams is not None and beams.width >= model.vocab_size:
         message = f"best_of: {beams.width} beams are too many for a model of {model.vocab_size} tokens"
         raise FieldError(message, "best_of")

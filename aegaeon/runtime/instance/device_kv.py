@@ -19,6 +19,7 @@ import torch
 from aegaeon.core.kv_shape import KvShape
 from aegaeon.device.common.protocol import CopyPair, Device, Event, Stream
 from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.attention.state_rows import set_state_tokens, usable_tokens
 from aegaeon.memory.block_table import BlockTables
 from aegaeon.memory.slab_cache import SlabCache
 from aegaeon.memory.slab_ledger import OutOfSlabsError
@@ -30,10 +31,12 @@ _BATCH_BLOCKS = 32
 
 @dataclass(frozen=True, slots=True)
 class _Leaving:
-    """Copies out that have begun: of a request's first ``tokens``, all of which are there after ``event``."""
+    """Copies out that have begun: of a request's first ``tokens``, all of which are there after ``event``. ``states``:
+    of how many tokens the states are that are there then, by their blocks' places in the slab cache."""
 
     tokens: int
     event: Event
+    states: Mapping[int, int]
 
 
 class DeviceKv:
@@ -100,6 +103,8 @@ class DeviceKv:
             return True  # nothing of it is here
         leaving = self._leaving.get(sequence.request_id)
         if leaving is not None and self._device.query(leaving.event):
+            for block, tokens in leaving.states.items():
+                set_state_tokens(self._host, self._tables.shape(sequence.request_id), block, tokens)
             sequence.saved_tokens = leaving.tokens
             del self._leaving[sequence.request_id]
         return sequence.request_id not in self._leaving and sequence.saved
@@ -127,12 +132,15 @@ class DeviceKv:
             raise
         # What is not in the slab cache is not there at all: it was lost with its device and is computed again.
         sequence.forget_unsaved()
+        if shape.states:
+            sequence.saved_tokens = usable_tokens(self._host, shape, sequence.blocks, sequence.saved_tokens)
+            sequence.forget_unsaved()
         sources = [(place, sequence.blocks[place]) for place in sequence.places(shape)]
         if sequence.branch is not None:
             sources.append((sequence.kv_tokens // shape.block_tokens, sequence.branch.block))
         if not sources:
             return
-        size, blocks = shape.block_bytes, self.blocks(sequence)
+        size, blocks = shape.content_bytes, self.blocks(sequence)
         pairs = (
             (self._memory[blocks[place] : blocks[place] + size], self._host[here : here + size])
             for place, here in sources
@@ -161,19 +169,32 @@ class DeviceKv:
         new = {sequence: own for sequence, own in places.items() if own}
         if not new:
             return
+        tokens = {sequence: sequence.kv_tokens if whole else self._full_tokens(sequence) for sequence in new}
+        states = {sequence: self._unsent_states(sequence, own, tokens[sequence]) for sequence, own in new.items()}
         self._device.wait(Stream.COPY_OUT, self._device.record(Stream.COMPUTE))
         pairs = (pair for sequence, own in new.items() for pair in self._pairs(sequence, own))
         event = copy_in_batches(self._device, pairs, Stream.COPY_OUT)
-        for sequence in new:
-            upto = sequence.kv_tokens if whole else self._full_tokens(sequence)
-            self._leaving[sequence.request_id] = _Leaving(upto, event)
+        for sequence, upto in tokens.items():
+            self._leaving[sequence.request_id] = _Leaving(upto, event, states[sequence])
 
     def _pairs(self, sequence: LiveSequence, places: Iterable[int]) -> Iterator[CopyPair]:
         """Blocks, and their places in the slab cache."""
-        here, size = self.blocks(sequence), self._tables.shape(sequence.request_id).block_bytes
+        here, size = self.blocks(sequence), self._tables.shape(sequence.request_id).content_bytes
         for place in places:
             source, there = here[place], sequence.blocks[place]
             yield self._host[there : there + size], self._memory[source : source + size]
+
+    def _unsent_states(self, sequence: LiveSequence, places: Iterable[int], upto: int) -> dict[int, int]:
+        """The states of these blocks are nobody's while they are overwritten. Those that are on their way come too."""
+        shape = self._tables.shape(sequence.request_id)
+        if not shape.states:
+            return {}
+        size = shape.block_tokens
+        states = {sequence.blocks[place]: min((place + 1) * size, upto) for place in places}
+        for there in states:
+            set_state_tokens(self._host, shape, there, 0)
+        leaving = self._leaving.get(sequence.request_id)
+        return states if leaving is None else {**leaving.states, **states}
 
 
 def copy_in_batches(device: Device, pairs: Iterable[CopyPair], stream: Stream) -> Event:

@@ -10,7 +10,9 @@ from aegaeon.runtime.instance.core.live_sequence import LiveSequence
 
 
 class InPlaceKv:
-    """KV attended where it lies, in the slab cache: nothing moves (CPU). Shapes by model name."""
+    """KV attended where it lies, in the slab cache: nothing moves (CPU). So do states: one that was left in the middle
+    of a turn, or of a step, is of other tokens than the driver knows, and what follows the last whole block is computed
+    again. Shapes by model name."""
 
     def __init__(self, slabs: KvArena, shapes: Mapping[str, KvShape]) -> None:
         self._slabs = slabs
@@ -20,12 +22,14 @@ class InPlaceKv:
         return self._slabs
 
     def fetch(self, model: str, sequence: LiveSequence) -> bool:
+        shape = self._shapes[model]
         if sequence.branch is not None:
-            shape = self._shapes[model]
             own = sequence.blocks[sequence.kv_tokens // shape.block_tokens]
             self._slabs.copy_block(shape, sequence.branch.block, own)
             sequence.branched_off()
             sequence.all_saved()
+        if shape.states:
+            sequence.kv_tokens = self._slabs.usable_tokens(shape, sequence.blocks, sequence.kv_tokens)
         return True
 
     def blocks(self, sequence: LiveSequence) -> Sequence[int]:

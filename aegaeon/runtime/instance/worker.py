@@ -104,6 +104,10 @@ def _sources(options: WorkerOptions) -> dict[str, ModelSource]:
     }
 
 
+def _shapes(options: WorkerOptions) -> dict[str, KvShape]:
+    return {model.name: model.kv_shape for model in options.models}
+
+
 def _host_runners(options: WorkerOptions) -> MakeRunner:
     """Packed copies of hot weights are private memory: no more of it than half of what the weights may take."""
     packed_bytes = options.spec.weight_bytes // 2 if options.packed_bytes is None else options.packed_bytes
@@ -141,8 +145,7 @@ def _in_place(options: WorkerOptions) -> tuple[EngineWeights, EngineKv]:
 
 def _copying(options: WorkerOptions, stack: contextlib.ExitStack) -> tuple[EngineWeights, EngineKv]:
     """Weights and KV in device pages: a fixed share for the KV, the rest for the weights of resident models."""
-    spec, page_bytes = options.spec, options.page_bytes
-    shapes = _shapes(options)
+    spec, page_bytes, shapes = options.spec, options.page_bytes, _shapes(options)
     slabs_bytes = spec.kv_bytes // options.slab_bytes * options.slab_bytes
     padded_bytes = slabs_bytes + (padding_bytes(shapes.values()) if options.device == "cuda" else 0)
     kv_pages = -(-max(spec.kv_bytes, padded_bytes) // page_bytes)

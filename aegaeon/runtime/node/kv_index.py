@@ -11,8 +11,7 @@
 A name of zeros: the block is not whole. A root instead of a block before it: it is the first of a sequence.
 
 A block is named when all its KV is safe, and loses its name before it may be written to again, so whoever reads this
-after the driver was killed at any moment finds no name that is not true. Slabs have room for as many blocks as the
-smallest shape gives them, a block for as many tokens as the largest has.
+after the driver was killed at any moment finds no name that is not true. Slabs have room for the blocks of any shape.
 """
 
 from __future__ import annotations
@@ -64,10 +63,12 @@ class KvIndex:
         self._block_bytes = (0, *(shape.block_bytes for shape in shapes))
         self._numbers = {id(shape): number for number, shape in enumerate(shapes, start=1)}
         slabs = total_bytes // slab_bytes
-        self._slab_blocks = slab_bytes // min(shape.block_bytes for shape in shapes)
-        self._record_bytes = _TOKENS_AT + 4 * max(shape.block_tokens for shape in shapes)
+        self._record_bytes = (0, *(_TOKENS_AT + 4 * shape.block_tokens for shape in shapes))
+        self._records_bytes = max(
+            slab_bytes // shape.block_bytes * (_TOKENS_AT + 4 * shape.block_tokens) for shape in shapes
+        )
         self._records_at = -(-(NAME_BYTES + slabs * _SHAPE_BYTES) // NAME_BYTES) * NAME_BYTES
-        size_bytes = self._records_at + slabs * self._slab_blocks * self._record_bytes
+        size_bytes = self._records_at + slabs * self._records_bytes
         fingerprint = _fingerprint(total_bytes, slab_bytes, shapes)
         if fd is not None and (os.fstat(fd).st_size, os.pread(fd, NAME_BYTES, 0)) != (size_bytes, fingerprint):
             raise ForeignIndexError("it is the index of another cache, or of other shapes")
@@ -95,13 +96,20 @@ class KvIndex:
 
     def set(self, block: WholeBlock) -> None:
         """All KV of a block is safe."""
-        self._slab_shapes[block.block // self._slab_bytes] = self._number(block.shape)
+        self._serve(block.block // self._slab_bytes, self._number(block.shape))
         place = self._place(block.block)
         before = (
             _BEFORE.pack(0, block.before) if isinstance(block.before, bytes) else _BEFORE.pack(block.before + 1, b"")
         )
         self._memory[place + NAME_BYTES : place + _TOKENS_AT + len(block.tokens)] = before + block.tokens
         self._memory[place : place + NAME_BYTES] = block.name
+
+    def _serve(self, slab: int, number: int) -> None:
+        """A slab has blocks of a shape. What records of another one have left could be taken for names."""
+        if self._slab_shapes[slab] not in (0, number):
+            start = self._records_at + slab * self._records_bytes
+            self._memory[start : start + self._records_bytes] = bytes(self._records_bytes)
+        self._slab_shapes[slab] = number
 
     def clear(self, block: int) -> None:
         """A block may be written to."""
@@ -129,21 +137,27 @@ class KvIndex:
             self.clear(block)
 
     def _named(self) -> Iterator[WholeBlock]:
-        records = np.frombuffer(self._memory, np.uint8, offset=self._records_at).reshape(-1, self._record_bytes)
-        named = np.flatnonzero(records[:, :NAME_BYTES].any(axis=1)).tolist()
-        del records
-        for number in named:
-            slab, place = divmod(number, self._slab_blocks)
-            shape = self._shapes[self._slab_shapes[slab] - 1]
-            start = self._records_at + number * self._record_bytes
-            before, root = _BEFORE.unpack_from(self._memory, start + NAME_BYTES)
-            yield WholeBlock(
-                slab * self._slab_bytes + place * shape.block_bytes,
-                shape,
-                self._memory[start : start + NAME_BYTES],
-                before - 1 if before else root,
-                self._memory[start + _TOKENS_AT : start + _TOKENS_AT + 4 * shape.block_tokens],
-            )
+        for slab, number in enumerate(self._slab_shapes):
+            for index in self._named_in(slab, number) if number else ():
+                yield self._whole_block(slab * self._slab_bytes + index * self._block_bytes[number])
+
+    def _named_in(self, slab: int, number: int) -> list[int]:
+        """Which blocks of a slab of a shape have names."""
+        blocks, size = self._slab_bytes // self._block_bytes[number], self._record_bytes[number]
+        start = self._records_at + slab * self._records_bytes
+        records = np.frombuffer(self._memory, np.uint8, blocks * size, start).reshape(blocks, size)
+        return np.flatnonzero(records[:, :NAME_BYTES].any(axis=1)).tolist()
+
+    def _whole_block(self, block: int) -> WholeBlock:
+        start, shape = self._place(block), self._shapes[self._slab_shapes[block // self._slab_bytes] - 1]
+        before, root = _BEFORE.unpack_from(self._memory, start + NAME_BYTES)
+        return WholeBlock(
+            block,
+            shape,
+            self._memory[start : start + NAME_BYTES],
+            before - 1 if before else root,
+            self._memory[start + _TOKENS_AT : start + _TOKENS_AT + 4 * shape.block_tokens],
+        )
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -153,8 +167,9 @@ class KvIndex:
 
     def _place(self, block: int) -> int:
         slab, offset = divmod(block, self._slab_bytes)
-        number = slab * self._slab_blocks + offset // self._block_bytes[self._slab_shapes[slab]]
-        return self._records_at + number * self._record_bytes
+        number = self._slab_shapes[slab]
+        index = offset // self._block_bytes[number]
+        return self._records_at + slab * self._records_bytes + index * self._record_bytes[number]
 
     def _number(self, shape: KvShape) -> int:
         return self._numbers.get(id(shape)) or self._shapes.index(shape) + 1

@@ -43,13 +43,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "bloom": (lambda: t.BloomConfig(hidden_size=64, n_layer=2, n_head=4), "attention interface"),
     "mpt": (lambda: t.MptConfig(d_model=64, n_layers=2, n_heads=4), "attention interface"),
     "stablelm": (lambda: t.StableLmConfig(**SMALL), "attention interface"),
-    "mamba": (lambda: t.MambaConfig(hidden_size=64, num_hidden_layers=2), "recurrent or convolution state"),
-    "jamba": (lambda: t.JambaConfig(**SMALL), "recurrent or convolution state"),
-    "lfm2": (
-        lambda: t.Lfm2Config(**SMALL, intermediate_size=64, layer_types=["conv", "full_attention"]),
-        "more than attention's keys and values",
-    ),
-    "qwen3_next": (lambda: t.Qwen3NextConfig(**SMALL), "recurrent or convolution state"),
+    "recurrent_gemma": (lambda: t.RecurrentGemmaConfig(**SMALL), "a forward pass of its modules fails"),
+    "rwkv": (lambda: t.RwkvConfig(hidden_size=64, num_hidden_layers=2), "attention interface"),
+    "minimax": (lambda: t.MiniMaxConfig(**SMALL), "uses cache of its own"),
+    "deepseek_v4": (lambda: t.DeepseekV4Config(**SMALL), "more than keys, values and states"),
     "t5": (lambda: t.T5Config(d_model=64, num_layers=2), "encoder-decoder"),
     "bart": (lambda: t.BartConfig(d_model=64, encoder_layers=1, decoder_layers=1), "encoder-decoder"),
     "bert": (lambda: t.BertConfig(**SMALL, intermediate_size=64), "not causal"),
@@ -80,7 +77,7 @@ def test_a_layer_that_attends_by_itself_is_found_out() -> None:
     model = skeleton()
     model.model.layers[1].self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
     with pytest.raises(AttentionContractError, match=r"layers \[1\] of 2 do not attend through the interface"):
-        dry_run.attention_layers(model)
+        dry_run.cached_layers(model)
 
 
 def test_a_model_that_always_attends_by_itself_is_found_out() -> None:
@@ -88,7 +85,7 @@ def test_a_model_that_always_attends_by_itself_is_found_out() -> None:
     for layer in model.model.layers:
         layer.self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
     with pytest.raises(AttentionContractError, match="do not use Transformers' attention interface"):
-        dry_run.attention_layers(model)
+        dry_run.cached_layers(model)
 
 
 def wrap(model: Any, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -107,14 +104,14 @@ def test_dropped_keyword_arguments_are_found_out() -> None:
     model = skeleton()
     wrap(model, lambda kwargs: kwargs.pop("paged"))
     with pytest.raises(AttentionContractError, match="do not pass keyword arguments on"):
-        dry_run.attention_layers(model)
+        dry_run.cached_layers(model)
 
 
 def test_an_own_mask_is_found_out() -> None:
     model = skeleton()
     wrap(model, lambda kwargs: kwargs.update(attention_mask=torch.zeros(1, 1, 2, 2, device="meta")))
     with pytest.raises(AttentionContractError, match="masks its attention in a way of its own"):
-        dry_run.attention_layers(model)
+        dry_run.cached_layers(model)
 
 
 def test_a_window_that_only_the_mask_knows_is_found_out() -> None:
@@ -126,14 +123,14 @@ def test_a_window_that_only_the_mask_knows_is_found_out() -> None:
 
     wrap(model, forget)
     with pytest.raises(AttentionContractError, match="layer 0 masks its attention in a way that is not supported"):
-        dry_run.attention_layers(model)
+        dry_run.cached_layers(model)
 
 
 def test_unknown_tensors_for_attention_are_found_out() -> None:
     model = skeleton()
     wrap(model, lambda kwargs: kwargs.update(position_bias=torch.zeros(1, device="meta")))
     with pytest.raises(AttentionContractError, match="attends with 'position_bias'"):
-        dry_run.attention_layers(model)
+        dry_run.cached_layers(model)
 
 
 def test_ignored_positions_are_found_out() -> None:
@@ -143,14 +140,14 @@ def test_ignored_positions_are_found_out() -> None:
         rotary, x, torch.zeros(1, 2, device="meta")
     )
     with pytest.raises(AttentionContractError, match="ignores the positions"):
-        dry_run.attention_layers(model)
+        dry_run.cached_layers(model)
 
 
 def test_state_beside_keys_and_values_is_found_out() -> None:
     model = skeleton()
     wrap(model, lambda kwargs: kwargs["past_key_values"].update_conv_state(torch.zeros(1, device="meta"), 0))
     with pytest.raises(AttentionContractError, match="recurrent or convolution state"):
-        dry_run.attention_layers(model)
+        dry_run.cached_layers(model)
 
 
 # Facts

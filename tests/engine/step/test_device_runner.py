@@ -240,7 +240,7 @@ def test_a_decode_step_can_be_captured(name: str, tmp_path: Path, monkeypatch: p
             GraphShelf(1000),
             GraphLimits(1),
         )
-        logits = runner.step([SequenceSlice([3], row, [row * block_bytes]) for row in range(3)], arena)
+        logits = runner.step([SequenceSlice([3], row + 1, [row * block_bytes]) for row in range(3)], arena)
         assert logits.shape == (3, facts.vocab_size)
         assert runner.prepare_one()
     assert capture.captured == 1

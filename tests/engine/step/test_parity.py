@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import transformers
 
 from aegaeon.engine.architecture.architecture import inspect_model
 from aegaeon.engine.attention.kv_arena import KvArena
+from aegaeon.engine.attention.state_rows import StateRows
 from aegaeon.engine.step.model import Model
 from aegaeon.engine.step.runner import Runner
 from tests.engine.greedy import POISON, Greedy, arena_of, blocks_of
@@ -124,6 +126,8 @@ PAIRS = [
     ("deepseek_v3-mla", "qwen2"),
     ("gpt_oss-sinks", "gpt2"),
     ("mixtral", "llama4-chunks"),
+    ("qwen3_next", "llama"),
+    ("granite4", "mamba"),
 ]
 
 
@@ -167,7 +171,7 @@ def test_weights_can_be_unmapped_between_tokens(zoo: Zoo) -> None:
     assert run.outputs == tiny.outputs
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3-window", "deepseek_v2-mla", "llama4-chunks"])
+@pytest.mark.parametrize("name", ["llama", "gemma3-window", "deepseek_v2-mla", "llama4-chunks", "bamba"])
 def test_foreign_blocks_never_matter(zoo: Zoo, name: str) -> None:
     """Everything that belongs to no sequence is made NaN before each step."""
     tiny = zoo(name)
@@ -197,6 +201,43 @@ def test_recomputing_from_the_tokens_goes_on_alike(zoo: Zoo) -> None:
         sequence.blocks, sequence.kv_tokens = [], 0
     memory.fill_(POISON)
     assert run.run() == tiny.outputs
+
+
+@pytest.mark.parametrize("name", ["lfm2", "bamba", "jamba"])
+def test_states_that_are_torn_are_computed_again(zoo: Zoo, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process ends while it writes states; whoever goes on knows how far each sequence was before that step."""
+    tiny = zoo(name)
+    shape = inspect_model(tiny.path, dtype="float32", block_tokens=1).kv_shape
+    runner = Runner(Model(tiny.path, dtype="float32"), shape)
+    runner.model.bind(tiny.weights)
+    slab_bytes = slab_bytes_of(runner)
+    arena, _ = arena_of(slab_bytes, SLABS)
+    run = greedy(runner, tiny, arena, blocks_of(shape, slab_bytes, range(SLABS)))
+    for _ in range(12):
+        run.step()
+    before = [sequence.kv_tokens for sequence in run.sequences]
+    with monkeypatch.context() as patch:
+        patch.setattr(StateRows, "scatter", _torn(StateRows.scatter))
+        with pytest.raises(InterruptedError):
+            run.step()
+    for sequence, tokens in zip(run.sequences, before, strict=True):
+        sequence.kv_tokens = arena.usable_tokens(shape, sequence.blocks, tokens)
+        assert sequence.kv_tokens % shape.block_tokens == 0 or sequence.kv_tokens == tokens
+    assert sum(sequence.kv_tokens for sequence in run.sequences) < sum(before)
+    assert run.run() == tiny.outputs
+
+
+def _torn(scatter: Callable[..., None]) -> Callable[..., None]:
+    """The second tensor that is written is not written to its end."""
+    calls = []
+
+    def torn(rows: StateRows, blocks: torch.Tensor, states: torch.Tensor) -> None:
+        calls.append(rows)
+        scatter(rows, blocks, states if len(calls) < 3 else torch.full_like(states, 7))
+        if len(calls) == 3:
+            raise InterruptedError
+
+    return torn
 
 
 def test_large_chunks_equal_small_ones(zoo: Zoo, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from aegaeon.core.kv_shape import KvShape, LayerKv
+from aegaeon.core.kv_shape import KvShape, LayerKv, LayerState
 from aegaeon.core.sampling import SamplingParams
 from aegaeon.device.common.protocol import Device, Stream
 from aegaeon.device.factory import make_device
+from aegaeon.engine.attention.state_rows import state_tokens, usable_tokens
 from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.runtime.instance.core.live_sequence import LiveSequence
 from aegaeon.runtime.instance.device_kv import DeviceKv, copy_in_batches
@@ -18,6 +19,7 @@ from aegaeon.runtime.wire.messages import Member, SequenceState
 from tests.device.fake_cuda_driver import FakeCudaDriver, cuda_device
 
 SHAPE = KvShape((LayerKv(2, 8, 8),), 4, block_tokens=4)
+WITH_STATE = KvShape(SHAPE.layers, 4, block_tokens=4, states=(LayerState(0, True, 0, (4,), "float32", 4),))
 SLAB = 2 * SHAPE.block_bytes
 PAGE = 4096
 SLABS = 8
@@ -35,18 +37,20 @@ class Place:
         self.memory = device.view(place, 0, (SLABS * SLAB,), torch.uint8)
         self.host = torch.zeros(4 * SLABS * SLAB, dtype=torch.uint8)
         device.pin(self.host)
-        self.kv = DeviceKv(device, self.memory, self.host, SLAB, {"m": SHAPE})
+        self.kv = DeviceKv(device, self.memory, self.host, SLAB, {"m": SHAPE, "s": WITH_STATE})
 
-    def sequence(self, name: str, tokens: int, first_block: int, kv_tokens: int = 0) -> LiveSequence:
+    def sequence(
+        self, name: str, tokens: int, first_block: int, kv_tokens: int = 0, shape: KvShape = SHAPE
+    ) -> LiveSequence:
         """A request of ``tokens`` whose host blocks begin with number ``first_block``."""
         sampling = SamplingParams(max_new_tokens=4, seed=0)
         made = LiveSequence(SequenceState(name, "f", tuple(range(tokens)), tokens, kv_tokens, sampling), ())
         blocks = range(first_block, first_block + SHAPE.blocks_for(tokens + 4))
-        made.seat(Member(name, tuple(block * SHAPE.block_bytes for block in blocks)))
+        made.seat(Member(name, tuple(block * shape.block_bytes for block in blocks)))
         return made
 
-    def fetched(self, sequence: LiveSequence) -> LiveSequence:
-        while not self.kv.fetch("m", sequence):
+    def fetched(self, sequence: LiveSequence, model: str = "m") -> LiveSequence:
+        while not self.kv.fetch(model, sequence):
             pass
         return sequence
 
@@ -199,3 +203,28 @@ def test_who_found_no_room_is_brought_in_when_there_is_some(place: Place) -> Non
     place.fetched(waiting)
     starts = place.kv.blocks(waiting)[:2]
     assert [int(place.memory[start]) for start in starts] == [7, 7]
+
+
+def test_a_state_counts_when_all_of_it_has_landed_and_not_while_it_is_overwritten(place: Place) -> None:
+    sequence = place.fetched(place.sequence("r", 10, 0, shape=WITH_STATE), "s")
+    for tokens in (4, 4, 2):  # each block is filled by a step of its own: states are of whole blocks
+        place.step(sequence, tokens)
+    place.kv.save([sequence])
+    place.settle(sequence)
+    blocks = sequence.blocks[:3]
+    assert [state_tokens(place.host, WITH_STATE, block) for block in blocks] == [4, 8, 10]
+    place.step(sequence, 1)
+    place.kv.save([sequence])
+    assert usable_tokens(place.host, WITH_STATE, blocks, 10) == 8, "its process may be killed now"
+    place.settle(sequence)
+    assert usable_tokens(place.host, WITH_STATE, blocks, 11) == 11
+
+
+def test_who_comes_where_a_state_was_torn_goes_on_from_the_block_before(place: Place) -> None:
+    sequence = place.fetched(place.sequence("r", 10, 0, shape=WITH_STATE), "s")
+    for tokens in (4, 4, 2):
+        place.step(sequence, tokens)
+    place.kv.save([sequence])
+    place.kv.evict("r")  # before anybody knew that it was safe
+    other = place.fetched(place.sequence("r", 10, 0, kv_tokens=10, shape=WITH_STATE), "s")
+    assert (other.kv_tokens, other.saved_tokens) in ((0, 0), (4, 4), (8, 8))

@@ -349,3 +349,20 @@ class TakeOverMachine(RuleBasedStateMachine):
 
 TestTakeOver = TakeOverMachine.TestCase
 TestTakeOver.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+def test_a_slab_that_serves_another_shape_has_none_of_the_old_names() -> None:
+    """Their records have other places, and what is left of the old ones must not be read as new."""
+    small, large = SHAPES["m"], KvShape((LayerKv(1, 5, 5),), element_bytes=1, block_tokens=5)
+    index = KvIndex(SLABS * SLAB_BYTES, SLAB_BYTES, (small, large))
+    root, tokens = root_name("m"), list(range(8))
+    first, second = block_names(root, tokens, 4)
+    index.set(WholeBlock(0, small, first, root, packed(tokens[:4])))
+    index.set(WholeBlock(16, small, second, 0, packed(tokens[4:])))
+    assert [one.block for one in index.whole_blocks()] == [0, 16]
+    index.clear(16)
+    index.clear(0)
+    (only,) = block_names(root, tokens[:5], 5)
+    index.set(WholeBlock(0, large, only, root, packed(tokens[:5])))
+    assert list(index.whole_blocks()) == [WholeBlock(0, large, only, root, packed(tokens[:5]))]
+    index.close()

@@ -16,6 +16,6 @@ class StepEngine(Protocol):
         """Feed the slices to a model that is bound. Returns what comes of each slice that wants logits, by its wish;
         None where there is nothing to choose.
 
-        A step that raises has changed nothing but KV beyond what the slices' sequences count.
+        A step that raises has changed nothing but KV beyond what the slices' sequences count, and states.
         """
         ...

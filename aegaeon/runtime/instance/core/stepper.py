@@ -56,7 +56,8 @@ class Stepper:
         for sequence in turn.active:
             with self._members.alone(turn, sequence):
                 if self._kv.fetch(turn.model, sequence):
-                    room[sequence.request_id] = room_tokens(shape, self._kv.blocks(sequence))
+                    has_room = room_tokens(shape, self._kv.blocks(sequence))
+                    room[sequence.request_id] = min(has_room, shape.step_end(sequence.kv_tokens) or has_room)
         feeds = turn.feeds(self._chunk_tokens, room)
         self._account_stalls(turn, feeds, now_s)
         return turn.alone(feeds)
@@ -84,6 +85,7 @@ class Stepper:
                 "a step of %s with %d requests failed on instance %s", turn.model, len(feeds), self._instance_id
             )
             if len(feeds) > 1:
+                self._drop_states(turn, feeds)
                 turn.suspect(feeds)
             else:
                 self._members.fail_by(turn, error, feeds[0].sequence)
@@ -96,6 +98,12 @@ class Stepper:
         self._emit(turn, chosen, now_s)
         turn.stepped(now_s)
         self._members.ask_for_blocks(turn)
+
+    def _drop_states(self, turn: Turn, feeds: Sequence[Feed]) -> None:
+        """A step that failed may have changed states here: members go on from what is saved."""
+        if self._models[turn.model].kv_shape.states:
+            for feed in feeds:
+                self._kv.evict(feed.sequence.request_id)
 
     def _compute(self, model: str, feeds: Sequence[Feed]) -> Mapping[Feed, Sequence[Choice | None]]:
         """What is chosen for everyone who is fed to its end, row by row."""

@@ -130,17 +130,19 @@ class Blocks:
         for tokens in (request.table_tokens(shape, shape.block_tokens), needed):
             if self._extend(request, tokens) is not None:
                 if opens:
-                    self._branch_off(request, shape.block_tokens)
+                    self._branch_off(request, shape)
                 return True
         self._starve(request, needed)
         return False
 
-    def _branch_off(self, request: DriverRequest, block_tokens: int) -> None:
+    def _branch_off(self, request: DriverRequest, shape: KvShape) -> None:
         """Find a block to copy of whose tokens some are the request's next; the last of all is fed again."""
-        start, end = request.kv_tokens, min(request.kv_tokens + block_tokens, request.context_tokens - 1)
-        first, beside = request.first, 0
         if request.beams is not None:
             return  # what they feed begins with a block of each one's own
+        if shape.states:
+            return  # a block's state is of all of its tokens
+        start, end = request.kv_tokens, min(request.kv_tokens + shape.block_tokens, request.context_tokens - 1)
+        first, beside = request.first, 0
         if first is not None and first.table_key in self._kv:
             beside = min(first.kv_tokens, len(first.submit.prompt_ids), end) - start
         if first is not None and beside > 0:
