@@ -133,10 +133,6 @@ def _slabs(options: WorkerOptions) -> torch.Tensor:
         os.close(fd)
 
 
-def _shapes(options: WorkerOptions) -> dict[str, KvShape]:
-    return {model.name: model.kv_shape for model in options.models}
-
-
 def _in_place(options: WorkerOptions) -> tuple[EngineWeights, EngineKv]:
     """Weights and KV where they lie, in the node's shared memory."""
     weights = MappedWeights(_sources(options), _host_runners(options))
