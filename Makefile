@@ -12,10 +12,10 @@ QUICK_TESTS := $(addprefix tests/,architecture core latency memory runtime/recov
 LOADER_SOURCES := $(shell find $(LOADER) -path $(LOADER)/target -prune -o -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -name 'Cargo.lock' \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo figures gpu rooms quick test lint pytest clippy clean
+.PHONY: help setup demo figures figures-neighbours gpu rooms quick test lint pytest clippy clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 $(BIN)/uv: Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,10 @@ demo: setup ## serve eight models on three CPU instances, under traffic, and sho
 
 figures: setup ## simulate every sweep, draw both sets of figures, compare with the published claims
 	@$(BIN)/python -m plots.figures
+
+figures-neighbours: setup ## the experiments of neighbouring systems in the simulator, and their figures
+	@$(BIN)/python -m sim.study.marconi --figures --out benchmark/results/marconi.json
+	@$(BIN)/python -m plots.results benchmark/results/marconi.json
 
 gpu: setup ## measure the CUDA backend on this machine's GPU, in stages (benchmark/gpu_suite.py)
 	@$(BIN)/python -m benchmark.gpu_suite

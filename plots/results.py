@@ -19,6 +19,7 @@ if not __package__:  # run as a script: the folder above has the packages
 
 from plots.benchmarks.fidelity import draw_fidelity
 from plots.benchmarks.loader import draw_loader
+from plots.benchmarks.marconi import draw_marconi
 from plots.benchmarks.policies import draw_policies
 from plots.benchmarks.prefix_reuse import draw_prefix_reuse
 from plots.benchmarks.runtime_policies import draw_runtime_policies
@@ -31,6 +32,7 @@ DRAW: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = MappingProxyType
     {
         "fidelity": draw_fidelity,
         "loader": draw_loader,
+        "marconi": draw_marconi,
         "policies": draw_policies,
         "prefix reuse": draw_prefix_reuse,
         "runtime policies": draw_runtime_policies,
