@@ -12,7 +12,7 @@ QUICK_TESTS := $(addprefix tests/,architecture core latency memory runtime/recov
 LOADER_SOURCES := $(shell find $(LOADER) -path $(LOADER)/target -prune -o -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -name 'Cargo.lock' \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo figures gpu rooms quick test lint pytest clippy clean
+.PHONY: help setup demo figures figures-neighbours gpu rooms quick test lint pytest clippy clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,10 @@ demo: setup ## serve eight models on three CPU instances, under traffic, and sho
 
 figures: setup ## simulate every sweep, draw both sets of figures, compare with the published claims
 	@$(BIN)/python -m plots.figures
+
+figures-neighbours: setup ## simulate and draw the experiments of vLLM's paper
+	@$(BIN)/python -m sim.study.paged.figures
+	@$(BIN)/python -m plots.results benchmark/results/paged_rates.json benchmark/results/paged_memory.json benchmark/results/paged_blocks.json
 
 gpu: setup ## measure the CUDA backend on this machine's GPU, in stages (benchmark/gpu_suite.py)
 	@$(BIN)/python -m benchmark.gpu_suite

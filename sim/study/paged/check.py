@@ -35,7 +35,7 @@ _FORK_EVERY = 4
 
 @dataclass(frozen=True, slots=True)
 class CheckLoad:
-    """``sequences`` of each of ``requests``; ``beam``: every fourth token the later half takes over the first's past."""
+    """``beam``: at every fourth token the later half of the sequences takes over the past of the first."""
 
     rate: float
     requests: int
@@ -45,7 +45,11 @@ class CheckLoad:
     def groups(self) -> list[SequenceGroup]:
         return [
             SequenceGroup(
-                i / self.rate, 16 + 37 * i % 500, 16 + 71 * i % 600, self.sequences, self._forks() if self.beam else None
+                i / self.rate,
+                16 + 37 * i % 500,
+                16 + 71 * i % 600,
+                self.sequences,
+                self._forks() if self.beam else None,
             )
             for i in range(self.requests)
         ]
@@ -161,9 +165,7 @@ def main() -> int:
     for value in values:
         off = f"{value.ours / value.original - 1:+.1%}" if value.original else f"{value.ours:+g}"
         mark = "" if value.within else " !"
-        table.add_row(
-            value.system, value.load, value.name, f"{value.original:g}", f"{value.ours:.4g}", f"{off}{mark}"
-        )
+        table.add_row(value.system, value.load, value.name, f"{value.original:g}", f"{value.ours:.4g}", f"{off}{mark}")
     Console(highlight=False).print(table)
     return int(not all(value.within for value in values))
 

@@ -34,10 +34,15 @@ class _Run:
 
 
 class FcfsEngine:
-    """Serves groups that come in order of arrival. ``swap_kv``: where those of one sequence are swapped out, too; groups
-    of several always are, for only one sequence can be computed again as one prompt."""
+    """Serves groups that come in order of arrival.
 
-    def __init__(self, kv: KvManager, cost: StepCost, groups: Sequence[SequenceGroup], always_swap: bool = False) -> None:
+    A preempted group of one sequence is computed again, unless ``always_swap``; those of several are swapped out, for
+    only one sequence can be computed again as one prompt.
+    """
+
+    def __init__(
+        self, kv: KvManager, cost: StepCost, groups: Sequence[SequenceGroup], always_swap: bool = False
+    ) -> None:
         self.log = StepLog()
         self._kv = kv
         self._swap_kv = kv if isinstance(kv, PagedKv) else None

@@ -11,7 +11,7 @@ import numpy as np
 from sim.study.paged.engine import FcfsEngine
 from sim.study.paged.lengths import DATASETS, LengthPairs, read_lengths
 from sim.study.paged.models import BLOCK_TOKENS, MEMORY_UTIL, MODELS, StudiedModel
-from sim.study.paged.sampling import Sampling
+from sim.study.paged.sampling import ONE, Sampling
 from sim.study.paged.step_log import StepLog
 from sim.systems.errors import InputError
 from sim.systems.kv.group import SequenceGroup
@@ -34,7 +34,7 @@ class Experiment:
     dataset: str
     rate: float
     duration_s: float
-    sampling: Sampling = Sampling(1)
+    sampling: Sampling = ONE
     seed: int = 0
     block_tokens: int = BLOCK_TOKENS
     always_swap: bool = False

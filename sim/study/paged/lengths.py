@@ -60,8 +60,7 @@ DATASETS: Mapping[str, LengthSpec] = MappingProxyType(
 
 
 def read_lengths(path: Path) -> LengthPairs:
-    """Pairs from a CSV file, plain or gzipped, with the columns ``num_prefill_tokens`` and ``num_decode_tokens``. Raises
-    ``InputError``."""
+    """Pairs from a CSV file, plain or gzipped: ``num_prefill_tokens``, ``num_decode_tokens``. Raises ``InputError``."""
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             rows = [(int(row["num_prefill_tokens"]), int(row["num_decode_tokens"])) for row in csv.DictReader(file)]

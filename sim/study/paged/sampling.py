@@ -33,8 +33,11 @@ class Sampling:
         return f"n{self.sequences}{'-beam' * self.beam}"
 
     def forks(self, seed: str) -> Iterator[tuple[int, Forks]] | None:
-        """A made-up search tree, without an end: at ``FORK_SHARE`` of the tokens the worse half of the sequences, whichever
-        those are, goes on from the better half's pasts."""
+        """A made-up search tree, without an end; None where nothing is searched.
+
+        At ``FORK_SHARE`` of the tokens the worse half of the sequences, whichever those are, takes over the pasts of
+        the better half.
+        """
         return self._forks(random.Random(seed)) if self.beam else None
 
     def _forks(self, chance: random.Random) -> Iterator[tuple[int, Forks]]:
@@ -44,3 +47,6 @@ class Sampling:
             if chance.random() < FORK_SHARE:
                 ranks = chance.sample(range(self.sequences), self.sequences)
                 yield number, [*zip(ranks[better:], ranks[:better], strict=False)]
+
+
+ONE = Sampling(1)

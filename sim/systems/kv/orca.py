@@ -48,7 +48,7 @@ class OrcaKv:
         """A sequence has all that it will need."""
         return self.blocks * self.block_tokens
 
-    def fits(self, group: SequenceGroup, tokens: int) -> bool:  # noqa: ARG002
+    def fits(self, group: SequenceGroup, tokens: int) -> bool:
         return self._pool.has(_order(self._reserved(group), self.block_tokens), group.sequences)
 
     def admit(self, group: SequenceGroup, tokens: int) -> None:
@@ -57,7 +57,7 @@ class OrcaKv:
         self.tokens += group.sequences * tokens
         self.useless_tokens += self._useless(group)
 
-    def missing_blocks(self, group: SequenceGroup, tokens: int) -> int:  # noqa: ARG002
+    def missing_blocks(self, group: SequenceGroup, tokens: int) -> int:
         return 0
 
     def grow(self, group: SequenceGroup, tokens: int) -> None:

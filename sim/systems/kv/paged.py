@@ -48,7 +48,7 @@ class PagedKv:
     def tokens(self) -> int:
         return self.used_blocks * self.block_tokens - self._unwritten
 
-    def fits(self, group: SequenceGroup, tokens: int) -> bool:  # noqa: ARG002
+    def fits(self, group: SequenceGroup, tokens: int) -> bool:
         return self._has(self._shape.blocks_for(tokens))
 
     def admit(self, group: SequenceGroup, tokens: int) -> None:
