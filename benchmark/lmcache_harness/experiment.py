@@ -26,7 +26,7 @@ _TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class HarnessAnswer:
     """Of one answer, from the request's sending on; -1 where it failed. ``throughput``: chunks/s after the first."""
 
     ttft_s: float = -1.0
@@ -79,7 +79,7 @@ def _pool(place: int, engine: EngineConfig) -> PoolProcess:
 
 async def _all_engines(
     urls: Sequence[str], requests: Sequence[Sequence[HarnessRequest]], workload: WorkloadConfig
-) -> list[list[Measured]]:
+) -> list[list[HarnessAnswer]]:
     clients = [httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S) for url in urls]
     try:
         for client in clients:
@@ -96,10 +96,10 @@ async def _all_engines(
 
 async def _send_all(
     client: httpx.AsyncClient, requests: Sequence[HarnessRequest], workload: WorkloadConfig, begin_s: float
-) -> list[Measured]:
+) -> list[HarnessAnswer]:
     """Each at its time, whatever has become of those before."""
 
-    async def send(request: HarnessRequest) -> Measured:
+    async def send(request: HarnessRequest) -> HarnessAnswer:
         await _until(begin_s + request.at_s)
         return await ask(client, request.text, workload.output_tokens)
 
@@ -108,10 +108,10 @@ async def _send_all(
 
 async def _converse(
     client: httpx.AsyncClient, requests: Sequence[HarnessRequest], workload: WorkloadConfig, begin_s: float
-) -> list[Measured]:
+) -> list[HarnessAnswer]:
     """Each after the answer to the one before, which it has in front of it."""
     messages: list[dict[str, str]] = []
-    answers: list[Measured] = []
+    answers: list[HarnessAnswer] = []
     for request in requests:
         await _until(begin_s + request.at_s)
         messages.append({"role": "user", "content": request.text})
@@ -124,7 +124,7 @@ async def _until(when_s: float) -> None:
     await asyncio.sleep(max(0.0, when_s - time.perf_counter()))
 
 
-async def ask(client: httpx.AsyncClient, asked: str | Sequence[dict[str, str]], output_tokens: int) -> Measured:
+async def ask(client: httpx.AsyncClient, asked: str | Sequence[dict[str, str]], output_tokens: int) -> HarnessAnswer:
     """The answer of a chat, streamed, greedy; nothing of it where the server refused or the stream broke."""
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else [*asked]
     body = {
@@ -142,10 +142,10 @@ async def ask(client: httpx.AsyncClient, asked: str | Sequence[dict[str, str]], 
                 raise ReplyError(refusal(response.status_code, await response.aread()))
             return await _measure(response, begin_s)
     except (ReplyError, httpx.HTTPError):
-        return Measured()
+        return HarnessAnswer()
 
 
-async def _measure(response: httpx.Response, begin_s: float) -> Measured:
+async def _measure(response: httpx.Response, begin_s: float) -> HarnessAnswer:
     times_s: list[float] = []
     texts: list[str] = []
     usage: dict[str, int] = {}
@@ -161,7 +161,7 @@ async def _measure(response: httpx.Response, begin_s: float) -> Measured:
     first_s = times_s[0] if times_s else end_s  # the whole answer was blank
     rest_s = end_s - first_s
     throughput = len(times_s) / rest_s if len(times_s) > 1 else 0.0
-    return Measured(first_s - begin_s, throughput, end_s - begin_s, text="".join(texts), **usage)
+    return HarnessAnswer(first_s - begin_s, throughput, end_s - begin_s, text="".join(texts), **usage)
 
 
 def gpu_memory() -> dict[str, int]:

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from aegaeon.run_header import result_header
 from sim.study.paged.artifact_files import write_artifact
-from sim.study.paged.experiment import SYSTEMS, Experiment, Outcome
+from sim.study.paged.experiment import SYSTEMS, Experiment, Served
 from sim.study.paged.lengths import DATASETS
 from sim.study.paged.models import BLOCK_TOKENS, MEMORY_UTIL, MODELS
 from sim.study.paged.sampling import NAMES, Sampling
@@ -74,7 +74,7 @@ def _experiment(options: argparse.Namespace, rate: float) -> Experiment:
     )
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
+def _row(outcome: Served) -> dict[str, Any]:
     columns, experiment = outcome.log.columns(), outcome.experiment
     return {
         "rate": experiment.rate,

@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from sim.study.paged.experiment import PAGED, Experiment, Outcome
+from sim.study.paged.experiment import PAGED, Experiment, Served
 
 
 def folder(experiment: Experiment) -> Path:
@@ -26,7 +26,7 @@ def folder(experiment: Experiment) -> Path:
     )
 
 
-def write_artifact(outcome: Outcome, results: Path) -> Path:
+def write_artifact(outcome: Served, results: Path) -> Path:
     """Write ``sequences.pkl``, ``stats.pkl`` and ``log.txt``; returns their folder."""
     place = results / folder(outcome.experiment)
     place.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def write_artifact(outcome: Outcome, results: Path) -> Path:
     return place
 
 
-def _sequences(outcome: Outcome) -> list[dict[str, Any]]:
+def _sequences(outcome: Served) -> list[dict[str, Any]]:
     """One entry for each sequence; times count from the beginning."""
     return [
         {
@@ -53,7 +53,7 @@ def _sequences(outcome: Outcome) -> list[dict[str, Any]]:
     ]
 
 
-def _stats(outcome: Outcome) -> dict[str, Any]:
+def _stats(outcome: Served) -> dict[str, Any]:
     """A list for each number, with an entry for each iteration."""
     columns, experiment = outcome.log.columns(), outcome.experiment
     block, blocks = experiment.block_tokens, experiment.blocks

@@ -22,7 +22,7 @@ MAX_BATCHED_TOKENS = 2560
 
 
 @dataclass(slots=True)
-class _Run:
+class _RunningGroup:
     """A group while it runs. ``tokens``: of a sequence in the iteration in which it joined."""
 
     joined: int
@@ -51,10 +51,10 @@ class FcfsEngine:
         self._coming = deque(groups)
         self._waiting: deque[SequenceGroup] = deque()
         self._swapped: deque[SequenceGroup] = deque()
-        self._running: dict[SequenceGroup, _Run] = {}  # oldest first
-        self._due: defaultdict[int, dict[SequenceGroup, _Run]] = defaultdict(dict)  # who needs a block when
-        self._ending: defaultdict[int, list[tuple[SequenceGroup, _Run]]] = defaultdict(list)
-        self._forking: defaultdict[int, list[tuple[SequenceGroup, _Run]]] = defaultdict(list)
+        self._running: dict[SequenceGroup, _RunningGroup] = {}  # oldest first
+        self._due: defaultdict[int, dict[SequenceGroup, _RunningGroup]] = defaultdict(dict)  # who needs a block when
+        self._ending: defaultdict[int, list[tuple[SequenceGroup, _RunningGroup]]] = defaultdict(list)
+        self._forking: defaultdict[int, list[tuple[SequenceGroup, _RunningGroup]]] = defaultdict(list)
         self._widest = max((group.sequences for group in groups), default=1)
         self._step = 0
         self._now_s = 0.0
@@ -103,7 +103,7 @@ class FcfsEngine:
         self._context += self._sequences
         return preempted, out_blocks
 
-    def _preempt_newest(self, due: dict[SequenceGroup, _Run]) -> tuple[list[SequenceGroup], int]:
+    def _preempt_newest(self, due: dict[SequenceGroup, _RunningGroup]) -> tuple[list[SequenceGroup], int]:
         preempted: list[SequenceGroup] = []
         out_blocks = 0
         left = deque(self._running)
@@ -116,7 +116,7 @@ class FcfsEngine:
                 self._grow_one(group, due[group])
         return preempted, out_blocks
 
-    def _grow_one(self, group: SequenceGroup, run: _Run) -> None:
+    def _grow_one(self, group: SequenceGroup, run: _RunningGroup) -> None:
         tokens = run.tokens_at(self._step)
         self._kv.grow(group, tokens)
         if self._begins_block(tokens):
@@ -182,7 +182,7 @@ class FcfsEngine:
     # --- who runs
 
     def _join(self, group: SequenceGroup) -> None:
-        run = _Run(self._step, group.tokens, self._step + group.output_tokens - group.made_tokens - 1)
+        run = _RunningGroup(self._step, group.tokens, self._step + group.output_tokens - group.made_tokens - 1)
         self._running[group] = run
         self._count(group, group.tokens, 1)
         self._ending[run.last].append((group, run))
@@ -191,7 +191,7 @@ class FcfsEngine:
             self._look_again(group, run, self._step + 1)  # the prompt's last block is everybody's
             self._plan_fork(group, run)
 
-    def _leave(self, group: SequenceGroup, run: _Run, tokens: int) -> None:
+    def _leave(self, group: SequenceGroup, run: _RunningGroup, tokens: int) -> None:
         del self._running[group]
         group.made_tokens += tokens - run.tokens + 1
         self._count(group, tokens, -1)
@@ -203,11 +203,11 @@ class FcfsEngine:
         self._logical += sequences * -(-tokens // self._kv.block_tokens)
         self._promised += sequences * (group.prompt_tokens + group.output_tokens)
 
-    def _look_again(self, group: SequenceGroup, run: _Run, step: int) -> None:
+    def _look_again(self, group: SequenceGroup, run: _RunningGroup, step: int) -> None:
         if step <= run.last:
             self._due[step][group] = run
 
-    def _plan_fork(self, group: SequenceGroup, run: _Run) -> None:
+    def _plan_fork(self, group: SequenceGroup, run: _RunningGroup) -> None:
         """When the group forks next; what was to be forked before it was stopped still is."""
         if group.fork is None and group.forks is not None:
             group.fork = next(group.forks, None)

@@ -96,16 +96,16 @@ class Experiment:
         shape = self.studied.shape(self.block_tokens)
         return PagedKv(shape, free, self.studied.host_blocks(self.block_tokens))
 
-    def run(self) -> Outcome:
+    def run(self) -> Served:
         """Simulate it. Raises ``InputError`` where a request does not fit the pool."""
         groups = self.groups()
         cost = self.studied.cost(self.block_tokens).beside(self.shared_tokens)
         engine = FcfsEngine(self.manager(), cost, groups, self.always_swap)
-        return Outcome(self, groups, engine.run(self.timeout_s))
+        return Served(self, groups, engine.run(self.timeout_s))
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Served:
     """What came of an experiment."""
 
     experiment: Experiment

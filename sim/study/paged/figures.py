@@ -35,7 +35,7 @@ Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class FigureJob:
     """One call, in a process of its own; ``key`` says which."""
 
     key: Key
@@ -47,10 +47,10 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FigurePart:
     """A file of results: what has to be run for it, what it says, and the table of that."""
 
-    jobs: Callable[[], list[Job]]
+    jobs: Callable[[], list[FigureJob]]
     content: Callable[[Mapping[Key, Any]], dict[str, Any]]
     tables: Callable[[Mapping[str, Any]], list[Table]]
 
@@ -58,9 +58,9 @@ class Part:
 # --- rates
 
 
-def _rate_jobs() -> list[Job]:
+def _rate_jobs() -> list[FigureJob]:
     return [
-        Job(("rates", number, system), panel.curve, (system,))
+        FigureJob(("rates", number, system), panel.curve, (system,))
         for number, panel in enumerate(PANELS)
         for system in panel.rates
     ]
@@ -99,16 +99,16 @@ def _rate_tables(content: Mapping[str, Any]) -> list[Table]:
 # --- memory
 
 
-def _memory_jobs() -> list[Job]:
+def _memory_jobs() -> list[FigureJob]:
     return [
-        *(Job(("use", system), memory_bars.use, (system,)) for system in SYSTEMS),
+        *(FigureJob(("use", system), memory_bars.use, (system,)) for system in SYSTEMS),
         *(
-            Job(("batched", dataset, system), memory_bars.batched, (dataset, system))
+            FigureJob(("batched", dataset, system), memory_bars.batched, (dataset, system))
             for dataset in memory_bars.BATCHED_LOADS
             for system in SYSTEMS
         ),
         *(
-            Job(("saving", dataset, sampling), memory_bars.saving, (dataset, sampling))
+            FigureJob(("saving", dataset, sampling), memory_bars.saving, (dataset, sampling))
             for dataset in memory_bars.SHARED_LOADS
             for sampling in memory_bars.SHARED_SAMPLINGS
         ),
@@ -150,12 +150,14 @@ def _memory_tables(content: Mapping[str, Any]) -> list[Table]:
 # --- blocks
 
 
-def _block_jobs() -> list[Job]:
+def _block_jobs() -> list[FigureJob]:
     sizes, latency_s = block_sizes.SIZES, block_sizes.latency_s
     loads = [
-        Job(("latency", dataset, size), latency_s, (dataset, size)) for dataset in block_sizes.LOADS for size in sizes
+        FigureJob(("latency", dataset, size), latency_s, (dataset, size))
+        for dataset in block_sizes.LOADS
+        for size in sizes
     ]
-    return [*loads, *(Job(("swap", size), latency_s, ("sharegpt", size, True)) for size in sizes)]
+    return [*loads, *(FigureJob(("swap", size), latency_s, ("sharegpt", size, True)) for size in sizes)]
 
 
 def _blocks(done: Mapping[Key, Any]) -> dict[str, Any]:
@@ -181,11 +183,11 @@ def _block_tables(content: Mapping[str, Any]) -> list[Table]:
     return [table]
 
 
-PARTS: Mapping[str, Part] = MappingProxyType(
+PARTS: Mapping[str, FigurePart] = MappingProxyType(
     {
-        "rates": Part(_rate_jobs, _rates, _rate_tables),
-        "memory": Part(_memory_jobs, _memory, _memory_tables),
-        "blocks": Part(_block_jobs, _blocks, _block_tables),
+        "rates": FigurePart(_rate_jobs, _rates, _rate_tables),
+        "memory": FigurePart(_memory_jobs, _memory, _memory_tables),
+        "blocks": FigurePart(_block_jobs, _blocks, _block_tables),
     }
 )
 
@@ -201,7 +203,7 @@ def _table(title: str, first: str, *others: str) -> Table:
 # --- the command
 
 
-def simulate(jobs: Sequence[Job], workers: int, console: Console) -> dict[Key, Any]:
+def simulate(jobs: Sequence[FigureJob], workers: int, console: Console) -> dict[Key, Any]:
     """What all calls return, by their keys."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     done: dict[Key, Any] = {}
