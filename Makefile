@@ -15,7 +15,7 @@ LOADER_SOURCES := $(shell find $(LOADER) -path $(LOADER)/target -prune -o -type 
 .PHONY: help setup demo figures figures-neighbours gpu rooms quick test lint pytest clippy clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 $(BIN)/uv: Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -43,9 +43,9 @@ demo: setup ## serve eight models on three CPU instances, under traffic, and sho
 figures: setup ## simulate every sweep, draw both sets of figures, compare with the published claims
 	@$(BIN)/python -m plots.figures
 
-figures-neighbours: setup ## simulate and draw the experiments of vLLM's paper
+figures-neighbours: setup ## the experiments of neighbouring systems in the simulator, and their figures
 	@$(BIN)/python -m sim.study.paged.figures
-	@$(BIN)/python -m plots.results benchmark/results/paged_rates.json benchmark/results/paged_memory.json benchmark/results/paged_blocks.json
+	@$(BIN)/python -m plots.results $(addprefix benchmark/results/paged_,$(addsuffix .json,rates memory blocks))
 
 gpu: setup ## measure the CUDA backend on this machine's GPU, in stages (benchmark/gpu_suite.py)
 	@$(BIN)/python -m benchmark.gpu_suite

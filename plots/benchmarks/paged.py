@@ -61,7 +61,7 @@ def draw_paged_memory(results: Mapping[str, Any], path: Path) -> None:
     """What is in the pool, how many requests are batched, and what sharing saves; rings and lines are published."""
     with figure_style():
         figure = Figure(figsize=(13, 7), layout="constrained")
-        top, bottom = figure.subfigures(2, 1)
+        top, bottom = figure.subfigures(2, 1, squeeze=False)[:, 0]
         use, *batched = top.subplots(1, 3)
         _draw_use(use, results["use"])
         for axes, (dataset, found) in zip(batched, results["batched"].items(), strict=True):

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.run_header import result_header
 from sim.study.paged.artifact_files import write_artifact
 from sim.study.paged.experiment import SYSTEMS, Experiment, Served
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _run(options, Console(width=None if sys.stdout.isatty() else 140, highlight=False))
-    except (InputError, OSError) as error:
+    except (InputError, OutOfSlabsError, OSError) as error:
         sys.stderr.write(f"sim.study.paged: {error}\n")
         return 2
     except KeyboardInterrupt:

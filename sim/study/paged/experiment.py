@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from sim.study.paged.engine import FcfsEngine
-from sim.study.paged.lengths import DATASETS, LengthPairs, read_lengths
+from sim.study.paged.lengths import DATASETS, LengthPairs, read_lengths, shorter
 from sim.study.paged.models import BLOCK_TOKENS, MEMORY_UTIL, MODELS, StudiedModel
 from sim.study.paged.sampling import ONE, Sampling
 from sim.study.paged.step_log import StepLog
 from sim.systems.errors import InputError
 from sim.systems.kv.group import SequenceGroup
 from sim.systems.kv.manager import KvManager
-from sim.systems.kv.orca import OrcaKv
+from sim.systems.kv.orca import MOST_TOKENS, OrcaKv
 from sim.systems.kv.paged import PagedKv
 
 PAGED = "astra"  # vLLM's name in its artifact
@@ -87,7 +87,7 @@ class Experiment:
 
     def _pairs(self) -> LengthPairs:
         pairs = read_lengths(self.lengths) if self.lengths is not None else DATASETS[self.dataset].draw()
-        return pairs[pairs.sum(axis=1) + self.prefix_tokens < 2048]
+        return shorter(pairs, MOST_TOKENS - self.prefix_tokens)
 
     def manager(self) -> KvManager:
         if self.system != PAGED:

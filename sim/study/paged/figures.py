@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.run_header import result_header
 from sim.study.paged import block_sizes, memory_bars
 from sim.study.paged.experiment import PAGED, SYSTEMS
@@ -227,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     try:
         _run(options, console)
-    except (InputError, OSError) as error:
+    except (InputError, OutOfSlabsError, OSError) as error:
         sys.stderr.write(f"sim.study.paged.figures: {error}\n")
         return 2
     except KeyboardInterrupt:

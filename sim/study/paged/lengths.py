@@ -47,7 +47,13 @@ class LengthSpec:
 
 def _short_ones(drawn: NDArray[np.float64]) -> LengthPairs:
     pairs = np.maximum(np.rint(drawn), 1).astype(np.int64)
-    return pairs[pairs.sum(axis=1) < MOST_TOKENS]
+    return shorter(pairs, MOST_TOKENS)
+
+
+def shorter(pairs: LengthPairs, tokens: int) -> LengthPairs:
+    """The pairs that together have less than so many tokens."""
+    chosen: LengthPairs = pairs[pairs.sum(axis=1) < tokens]
+    return chosen
 
 
 DATASETS: Mapping[str, LengthSpec] = MappingProxyType(
