@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from plots.draw.style import GREY, HATCHES, INK, PALETTE, Look, figure_style, readable_on, tint, write_picture
 
 _NAMES: Mapping[str, str] = MappingProxyType(
     {"astra": "vLLM (paged)", "orca-oracle": "Orca, oracle", "orca-power2": "Orca, pow2", "orca-constant": "Orca, max"}
 )
+_DATASETS: Mapping[str, str] = MappingProxyType({"sharegpt": "ShareGPT", "alpaca": "Alpaca"})
 _LOOKS: Mapping[str, Look] = MappingProxyType(
     {
         "astra": Look(PALETTE[0], "o", (), bold=True),
@@ -36,10 +37,10 @@ def draw_paged_rates(results: Mapping[str, Any], path: Path) -> None:
     rows = -(-len(panels) // _COLUMNS)
     with figure_style():
         figure = Figure(figsize=(4.2 * _COLUMNS, 2.5 * rows), layout="constrained")
-        grid = figure.subplots(rows, _COLUMNS, squeeze=False).flat
+        grid = [*figure.subplots(rows, _COLUMNS, squeeze=False).flat]
         for axes, panel in zip(grid, panels, strict=False):
             _draw_rates(axes, panel)
-        for axes in [*grid][len(panels) :]:
+        for axes in grid[len(panels) :]:
             axes.set_visible(False)
         handles, labels = next(iter(figure.axes)).get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, handlelength=3.4)
@@ -51,9 +52,10 @@ def _draw_rates(axes: Axes, panel: Mapping[str, Any]) -> None:
         rates, latencies = zip(*points, strict=True)
         axes.plot(rates, latencies, label=_NAMES[system], **_LOOKS[system].line)
     gains = "\n".join(f"{gain:.1f} x {_NAMES[system]}" for system, gain in panel["gains"].items())
-    axes.text(0.98, 0.05, gains, transform=axes.transAxes, ha="right", va="bottom", fontsize=8, color=INK)
+    axes.text(0.99, 0.5, gains, transform=axes.transAxes, ha="right", va="center", fontsize=8, color=INK)
     axes.set(title=f"Fig. {panel['figure']}: {panel['title']}", xlabel="requests/s", ylabel="s per token")
-    axes.set(ylim=(0, _CUT_S), xlim=(0, None))
+    last = max(rate for points in panel["curves"].values() for rate, latency_s in points if latency_s <= _CUT_S)
+    axes.set(ylim=(0, _CUT_S), xlim=(0, 1.5 * last))  # what is beyond is room for the text
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -91,13 +93,11 @@ def _draw_use(axes: Axes, use: Mapping[str, Mapping[str, float]]) -> None:
 def _draw_batched(
     axes: Axes, dataset: str, found: Mapping[str, Mapping[str, float]], published: Mapping[str, float]
 ) -> None:
-    names = [_NAMES[system].replace(", ", ",\n") for system in found]
+    names = [f"{_NAMES[system]}\n{each['requests']:.1f}\n{each['kv_gb']:.1f} GiB" for system, each in found.items()]
     colours = [_LOOKS[system].colour for system in found]
-    bars = axes.bar(names, [each["requests"] for each in found.values()], color=colours, width=0.7)
-    labels = [f"{each['requests']:.1f}, {each['kv_gb']:.1f} GiB" for each in found.values()]
-    axes.bar_label(bars, labels, fontsize=8, padding=3)
+    axes.bar(names, [each["requests"] for each in found.values()], color=colours, width=0.7)
     _ring(axes, names, [published[system] for system in found])
-    axes.set(title=f"Fig. 13: {dataset}", ylabel="requests in a batch")
+    axes.set(title=f"Fig. 13: {_DATASETS[dataset]}, OPT-13B", ylabel="requests in a batch")
     axes.legend(frameon=False)
 
 
@@ -105,11 +105,11 @@ def _draw_saving(axes: Axes, dataset: str, found: Mapping[str, float], published
     names = [_sampling_name(sampling) for sampling in found]
     colours = [PALETTE[4] if "beam" in sampling else PALETTE[9] for sampling in found]
     bars = axes.bar(names, [*found.values()], color=colours, width=0.7)
-    axes.bar_label(bars, [f"{share:.1f}" for share in found.values()], fontsize=8, padding=3)
+    axes.bar_label(bars, [f"{share:.1f}" for share in found.values()], fontsize=8, padding=7)
     if published:
         _ring(axes, names, [published[sampling] for sampling in found])
         axes.legend(frameon=False, loc="upper left")
-    axes.set(title=f"Fig. 15: {dataset}", ylabel="% of the blocks saved", ylim=(0, 80))
+    axes.set(title=f"Fig. 15: {_DATASETS[dataset]}, OPT-13B", ylabel="% of the blocks saved", ylim=(0, 80))
 
 
 def _ring(axes: Axes, names: Sequence[str], values: Sequence[float]) -> None:
@@ -128,22 +128,21 @@ def draw_paged_blocks(results: Mapping[str, Any], path: Path) -> None:
         figure = Figure(figsize=(12.6, 3.4), layout="constrained")
         size, move, policy = figure.subplots(1, 3)
         for place, (dataset, latencies) in enumerate(results["latency_s"].items()):
-            label = f"{dataset}, {results['loads'][dataset]:g}/s"
+            label = f"{_DATASETS[dataset]}, {results['loads'][dataset]:g}/s"
             size.plot(sizes, latencies, label=label, color=PALETTE[place], marker="os"[place])
-        size.set(title="Fig. 18b", ylabel="s per token", ylim=(0, None), yscale="linear")
+        size.set(title="Fig. 18b", ylabel="s per token", yscale="log")
         for place, name in enumerate(results["moved_ms"][0]):
             times_ms = [each[name] for each in results["moved_ms"]]
             move.plot(sizes, times_ms, label=name, color=PALETTE[place], marker="os^X"[place])
         move.set(title="Fig. 19a: 256 tokens had again", ylabel="ms", ylim=(0, 150))
         policy.plot(sizes, results["latency_s"]["sharegpt"], label="computed again", color=PALETTE[0], marker="o")
         policy.plot(sizes, results["swap_latency_s"], label="swapped", color=PALETTE[1], marker="s")
-        policy.set(
-            title=f"Fig. 19b: ShareGPT, {results['loads']['sharegpt']:g}/s", ylabel="s per token", ylim=(0, None)
-        )
+        policy.set(title=f"Fig. 19b: ShareGPT, {results['loads']['sharegpt']:g}/s", ylabel="s per token", yscale="log")
         for axes in (size, move, policy):
             axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [f"{tokens}" for tokens in sizes])
             axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.set_xlabel("tokens in a block")
             axes.axvline(16, color=GREY, linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)

@@ -13,8 +13,8 @@ from sim.study.paged.sampling import Sampling
 
 LEVEL_S = 1.0  # per token: where the paper cuts its figures, and systems are compared
 POINTS = 5
-_MORE_POINTS, _CLOSER_POINTS = 6, 3
-_FURTHER = 1.2
+_MORE_POINTS, _CLOSER_POINTS = 6, 4
+_FURTHER = 1.4
 _DURATION_S = 600.0
 
 Ends = tuple[float, float]
@@ -46,7 +46,7 @@ class RatePanel:
         """The artifact's sweep up to where it is above the level, and beyond its ends where that is elsewhere."""
         points = [*self._rising(system)]
         while points[0][1] > LEVEL_S and len(points) < _MORE_POINTS:
-            rate = points[0][0] / _FURTHER**2
+            rate = points[0][0] / _FURTHER
             points.insert(0, (rate, self.latency_s(system, rate)))
         for _ in range(_CLOSER_POINTS):
             points = sorted([*points, *self._between(system, points)])
