@@ -13,7 +13,7 @@ from sim.study.paged.sampling import Sampling
 
 LEVEL_S = 1.0  # per token: where the paper cuts its figures, and systems are compared
 POINTS = 5
-_MORE_POINTS, _CLOSER_POINTS = 6, 4
+_MORE_POINTS, _CLOSER_POINTS = 8, 4
 _FURTHER = 1.4
 _DURATION_S = 600.0
 
