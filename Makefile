@@ -46,6 +46,8 @@ figures: setup ## simulate every sweep, draw both sets of figures, compare with 
 figures-neighbours: setup ## the experiments of neighbouring systems in the simulator, and their figures
 	@$(BIN)/python -m sim.study.marconi --figures --out benchmark/results/marconi.json
 	@$(BIN)/python -m plots.results benchmark/results/marconi.json
+	@$(BIN)/python -m sim.study.paged.figures
+	@$(BIN)/python -m plots.results $(addprefix benchmark/results/paged_,$(addsuffix .json,rates memory blocks))
 
 gpu: setup ## measure the CUDA backend on this machine's GPU, in stages (benchmark/gpu_suite.py)
 	@$(BIN)/python -m benchmark.gpu_suite

@@ -18,8 +18,10 @@ if not __package__:  # run as a script: the folder above has the packages
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from plots.benchmarks.fidelity import draw_fidelity
+from plots.benchmarks.lmcache import draw_lmcache
 from plots.benchmarks.loader import draw_loader
 from plots.benchmarks.marconi import draw_marconi
+from plots.benchmarks.paged import draw_paged_blocks, draw_paged_memory, draw_paged_rates
 from plots.benchmarks.policies import draw_policies
 from plots.benchmarks.prefix_reuse import draw_prefix_reuse
 from plots.benchmarks.runtime_policies import draw_runtime_policies
@@ -31,8 +33,12 @@ from plots.read.json_file import read_object, reading
 DRAW: Mapping[str, Callable[[Mapping[str, Any], Path], None]] = MappingProxyType(
     {
         "fidelity": draw_fidelity,
+        "lmcache harness": draw_lmcache,
         "loader": draw_loader,
         "marconi": draw_marconi,
+        "paged blocks": draw_paged_blocks,
+        "paged memory": draw_paged_memory,
+        "paged rates": draw_paged_rates,
         "policies": draw_policies,
         "prefix reuse": draw_prefix_reuse,
         "runtime policies": draw_runtime_policies,

@@ -29,7 +29,7 @@ class PoolError(BenchmarkError):
 
 
 class PoolProcess:
-    """``aegaeon serve`` with these arguments; a context manager that is entered when the pool is ready.
+    """``aegaeon serve`` with these arguments, at any port or this one; entered when the pool is ready.
 
     What the pool prints goes to ``log``. Leaving asks it to stop and waits ``grace_s``; then every process that
     descends from it, wherever it put itself, is asked too, and killed after ``kill_s``.
@@ -40,12 +40,13 @@ class PoolProcess:
         arguments: Sequence[str],
         log: Path,
         *,
+        port: int = 0,
         command: Sequence[str] | None = None,
         ready_s: float = 300.0,
         grace_s: float = 20.0,
         kill_s: float = 5.0,
     ) -> None:
-        self._command = [*(command or aegaeon_command()), "serve", *arguments, "--port", "0"]
+        self._command = [*(command or aegaeon_command()), "serve", *arguments, "--port", str(port)]
         self._log = log
         self._ready_s = ready_s
         self._grace_s = grace_s
