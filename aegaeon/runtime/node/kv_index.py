@@ -61,7 +61,7 @@ class KvIndex:
         self._slab_bytes = slab_bytes
         self._shapes = shapes
         self._block_bytes = (0, *(shape.block_bytes for shape in shapes))
-        self._numbers = {id(shape): number for number, shape in enumerate(shapes, start=1)}
+        self._numbers = {id(shape): shapes.index(shape) + 1 for shape in shapes}  # equal ones share slabs
         slabs = total_bytes // slab_bytes
         self._record_bytes = (0, *(_TOKENS_AT + 4 * shape.block_tokens for shape in shapes))
         self._records_bytes = max(

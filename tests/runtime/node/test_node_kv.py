@@ -23,6 +23,7 @@ from aegaeon.runtime.wire.messages import KvBranch, KvNames
 SHAPES = {
     "m": KvShape((LayerKv(1, 2, 2),), element_bytes=1, block_tokens=4),  # 16 bytes a block
     "n": KvShape((LayerKv(1, 5, 5),), element_bytes=1, block_tokens=4),  # 40 bytes a block
+    "o": KvShape((LayerKv(1, 2, 2),), element_bytes=1, block_tokens=4),  # equal to m's, so they share slabs
 }
 SLAB_BYTES, SLABS = 100, 6
 
@@ -84,6 +85,16 @@ def test_whole_blocks_are_found_by_their_tokens_and_shared() -> None:
     assert (kv.counts.used_bytes, kv.counts.kept_bytes) == (0, 2 * 16)
     assert come(kv, "once more", "m", range(14)) == 8
     kv.check_integrity()
+    kv.close()
+
+
+def test_models_of_equal_shapes_share_slabs_and_find_each_their_own() -> None:
+    kv = make()
+    first = hold(kv, "m", "m", range(9), safe=8)
+    second = hold(kv, "o", "o", range(9), safe=8)
+    assert {block // SLAB_BYTES for block in (*first, *second)} == {0}
+    assert (come(kv, "m again", "m", range(9)), come(kv, "o again", "o", range(9))) == (8, 8)
+    assert (kv.blocks("m again"), kv.blocks("o again")) == (first[:2], second[:2])
     kv.close()
 
 
