@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from aegaeon.core.config import InstanceConfig
+from aegaeon.core.generation import FieldError
 from aegaeon.core.instance import Role
+from aegaeon.core.sampling import BeamParams
 from tests.runtime.test_pool import generate_alone, prompt_for
 
 SPLIT = (InstanceConfig(Role.PREFILL, 1), InstanceConfig(Role.DECODE, 2))
@@ -49,3 +51,21 @@ async def test_states_that_are_given_up_are_computed_again(pool, hybrid_paths, m
         await running.settled()
     for index, output in enumerate(outputs):
         assert output.token_ids == generate_alone(hybrid_paths["bamba"], prompt_for(index, 40), 100)
+
+
+@pytest.mark.parametrize("mode", ["in place", "copying"])
+async def test_choices_share_the_states_of_their_whole_blocks_only(pool, hybrid_paths, mode):
+    prompt = prompt_for(3, 100)
+    async with pool((), extra={"bamba": hybrid_paths["bamba"]}, **SMALL_BLOCKS, **MODES[mode]) as running:
+        first = await running.submit("c0", "bamba", prompt, 20)
+        second = await running.submit("c1", "bamba", prompt, 20, first=first)
+        outputs = [await running.collect(one) for one in (first, second)]
+        await running.settled()
+    expected = generate_alone(hybrid_paths["bamba"], prompt, 20)
+    assert [output.token_ids for output in outputs] == [expected] * 2
+
+
+async def test_beams_are_refused(pool, hybrid_paths):
+    async with pool((), extra={"bamba": hybrid_paths["bamba"]}) as running:
+        with pytest.raises(FieldError, match="recurrent layers"):
+            await running.generate("r", "bamba", prompt_for(0), 8, beams=BeamParams(2, 1))
