@@ -30,7 +30,7 @@ from benchmark.command.result_file import write_result
 from benchmark.e2e.small_models import BENCH_MODELS_DIR, bench_models, ensure_models
 from benchmark.lmcache_harness.config import COLUMNS, Row
 
-TestFunction = Callable[[Path, tuple[int, int]], Sequence[Row]]
+HarnessFunction = Callable[[Path, tuple[int, int]], Sequence[Row]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +72,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def functions(module: ModuleType, pattern: str) -> dict[str, TestFunction]:
+def functions(module: ModuleType, pattern: str) -> dict[str, HarnessFunction]:
     """Functions that stand in the file and whose name has the pattern in it, in the file's order."""
     try:
         wanted = re.compile(pattern)
