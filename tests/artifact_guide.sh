@@ -15,12 +15,12 @@ rm -f aegaeon/sim/simdata/*.csv
 
 # Prepare workloads (the guide: $(seq 8 2 80), and rates 0.05 to 0.70)
 mkdir workloads
-python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 20) --arrival-rate 0.1 --duration 120
-python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 18) --arrival-rate 0.5 --duration 60
-python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 20) --arrival-rate 0.1 --inlen-scale 2.0 --duration 120
-python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 18) --arrival-rate 0.5 --inlen-scale 2.0 --duration 60
-python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 20) --arrival-rate 0.1 --outlen-scale 2.0 --duration 120
-python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 18) --arrival-rate 0.5 --outlen-scale 2.0 --duration 60
+python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 20) --arrival-rate 0.1 --duration 24
+python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 18) --arrival-rate 0.5 --duration 12
+python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 20) --arrival-rate 0.1 --inlen-scale 2.0 --duration 24
+python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 18) --arrival-rate 0.5 --inlen-scale 2.0 --duration 12
+python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 20) --arrival-rate 0.1 --outlen-scale 2.0 --duration 24
+python3 aegaeon/aegaeon/workload.py --num-models $(seq 16 2 18) --arrival-rate 0.5 --outlen-scale 2.0 --duration 12
 python3 aegaeon/aegaeon/workload.py --num-models 40 --arrival-rate $(seq 0.05 0.05 0.10)  --duration 60
 ls workloads | grep -x "synth-16-0.1-1.0-1.0.csv"
 

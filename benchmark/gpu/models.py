@@ -58,7 +58,7 @@ def _shape(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: in
 
 SHAPES: Mapping[str, ShapedModel] = MappingProxyType(
     {
-        "tiny": ShapedModel(LlamaConfig, _shape(64, 128, 2, 4, 2, 512)),
+        "tiny": ShapedModel(LlamaConfig, _shape(128, 256, 2, 4, 4, 512)),
         "qwen2.5-0.5b": ShapedModel(Qwen2Config, _shape(896, 4864, 24, 14, 2, 151936) | {"tie_word_embeddings": True}),
         "qwen2.5-7b": ShapedModel(Qwen2Config, _shape(3584, 18944, 28, 28, 4, 152064)),
         "yi-1.5-9b": ShapedModel(LlamaConfig, _shape(4096, 11008, 48, 32, 4, 64000)),

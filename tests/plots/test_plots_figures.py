@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from plots import (
     results,
 )
 from plots.draw.style import SYSTEMS, system_look
+from plots.options import run
 from plots.read.records import curves_of, read_records
 from sim.panels import A10_PANELS, FAR_PANELS, PANELS, TP4_PANELS
 
@@ -438,6 +440,13 @@ def test_a_sweep_that_fails_is_told_in_the_simulators_words(tmp_path: Path, caps
     said = capsys.readouterr().err
     assert "'aegeon'" in said
     assert "Traceback" not in said
+
+
+def test_ctrl_c_ends_without_a_traceback() -> None:
+    def interrupted(_: argparse.Namespace) -> list[Path]:
+        raise KeyboardInterrupt
+
+    assert run(interrupted, argparse.Namespace()) == 130
 
 
 # -- headers

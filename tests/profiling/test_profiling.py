@@ -156,7 +156,7 @@ class TestJournal:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("profiled") / "tiny"
-    make_model("llama", folder, ModelSizes(hidden_size=64, layers=2, max_context=128))
+    make_model("llama", folder, ModelSizes(hidden_size=256, layers=4, heads=4, kv_heads=4, max_context=128))
     return folder
 
 
@@ -184,7 +184,7 @@ class TestCommandLine:
     @pytest.mark.slow
     def test_a_model_is_profiled_and_a_rerun_measures_nothing_anew(self, model: Path, tmp_path: Path) -> None:
         def campaign(max_error: float) -> Campaign:
-            return Campaign({"tiny": model}, tmp_path, 1, 8 << 20, 64, 4, 128, max_error, True, False, "2026-11-21")
+            return Campaign({"tiny": model}, tmp_path, 1, 8 << 20, 64, 4, 96, max_error, True, False, "2026-11-21")
 
         told: list[tuple[int, int, str]] = []
         files, problems = campaign(0.9).run(lambda *progress: told.append(progress))
