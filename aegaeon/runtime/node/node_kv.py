@@ -137,9 +137,12 @@ class NodeKv:
             return None
         return self._lent(node.block, self._index.agreeing(node.block, tokens))
 
-    def branch_beside(self, key: str, first: int, tokens: int) -> KvBranch:
-        """The block of another table that begins with its token ``first``, and holds so many; lent likewise."""
-        return self._lent(self._tables.blocks(key)[first // self._tables.shape(key).block_tokens], tokens)
+    def branch_beside(self, key: str, other: str, start: int, tokens: int) -> KvBranch | None:
+        """The block of another table that begins with its token ``start`` and holds so many of those that a table goes
+        on with; lent likewise. None where the two are of other weights."""
+        if self._sequences[key].root != self._sequences[other].root:
+            return None
+        return self._lent(self._tables.blocks(other)[start // self._tables.shape(other).block_tokens], tokens)
 
     def _lent(self, block: int, tokens: int) -> KvBranch:
         self._tables.lend(block)

@@ -145,8 +145,11 @@ def test_a_block_at_a_branch_is_lent_and_outlives_its_request() -> None:
     branch = kv.branch("b", (4, 5, 9))
     assert branch == KvBranch(blocks[1], 2)
     assert kv.branch("b", (5, 5)) is None
-    beside = kv.branch_beside("a", 8, 1)
+    beside = kv.branch_beside("b", "a", 8, 1)
     assert beside == KvBranch(blocks[2], 1)
+    come(kv, "salted", "m", range(9), "another")
+    assert kv.branch_beside("salted", "a", 8, 1) is None
+    kv.free("salted")
     kv.free("a")
     kv.free("b")
     come(kv, "n", "m", range(9, 12))

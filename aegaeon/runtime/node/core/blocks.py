@@ -49,7 +49,7 @@ class KvLedger(Protocol):
 
     def branch(self, key: str, token_ids: Sequence[int]) -> m.KvBranch | None: ...
 
-    def branch_beside(self, key: str, first: int, tokens: int) -> m.KvBranch: ...
+    def branch_beside(self, key: str, other: str, start: int, tokens: int) -> m.KvBranch | None: ...
 
     def take_back(self, branch: m.KvBranch) -> None: ...
 
@@ -146,7 +146,7 @@ class Blocks:
         if first is not None and first.table_key in self._kv:
             beside = min(first.kv_tokens, len(first.submit.prompt_ids), end) - start
         if first is not None and beside > 0:
-            request.branch = self._kv.branch_beside(first.table_key, start, beside)
+            request.branch = self._kv.branch_beside(request.table_key, first.table_key, start, beside)
         elif start < end:
             request.branch = self._kv.branch(request.table_key, request.token_ids(start, end))
 
