@@ -196,6 +196,7 @@ def break_fetching(patch: pytest.MonkeyPatch) -> None:
         (break_admission, "aegaeon", "m0"),
         (break_fetching, "slack", "m0"),
         (break_sampling, "slack", "lfm2"),  # its states are changed by then
+        (break_sampling, "copying", "lfm2"),
     ],
 )
 async def test_an_error_of_one_request_ends_that_request_and_the_others_go_on(
@@ -203,7 +204,8 @@ async def test_an_error_of_one_request_ends_that_request_and_the_others_go_on(
 ):
     fault(monkeypatch)
     path = {**model_paths(1), **hybrid_paths}[model]
-    async with pool((), extra={model: path}, policy=policy) as running:
+    options = {"copy_to_device": True, "device_bytes": 24 << 20} if policy == "copying" else {"policy": policy}
+    async with pool((), extra={model: path}, **options) as running:
         expected = healthy(path, 4, 24)
         good = [running.generate(f"r{index}", model, prompt, 24) for index, prompt in enumerate(expected)]
         bad = [running.generate(f"b{i}", model, (*prompt_for(9 + i), POISON), 24, seed=POISON) for i in range(2)]

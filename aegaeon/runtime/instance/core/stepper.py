@@ -76,7 +76,8 @@ class Stepper:
         Nothing that counts has changed before a step is done, so after one that fails each of its members is tried
         alone, in the steps that follow, and only those that fail alone are at fault."""
         start_s = self._clock()
-        turn.trying()
+        if feeds[0].last or not self._models[turn.model].kv_shape.states:  # else it has to catch up first
+            turn.trying()
         try:
             chosen = self._compute(turn.model, feeds)
         except Exception as error:
@@ -100,10 +101,16 @@ class Stepper:
         self._members.ask_for_blocks(turn)
 
     def _drop_states(self, turn: Turn, feeds: Sequence[Feed]) -> None:
-        """A step that failed may have changed states here: members go on from what is saved."""
-        if self._models[turn.model].kv_shape.states:
-            for feed in feeds:
+        """A step that failed may have changed states here: members go on from what is saved. It is waited for, since
+        who is not here is not tried alone."""
+        if not self._models[turn.model].kv_shape.states:
+            return
+        for feed in feeds:
+            with self._members.alone(turn, feed.sequence):
+                self._kv.saved(feed.sequence)  # counts what has landed by now
                 self._kv.evict(feed.sequence.request_id)
+                while not self._kv.fetch(turn.model, feed.sequence):
+                    pass
 
     def _compute(self, model: str, feeds: Sequence[Feed]) -> Mapping[Feed, Sequence[Choice | None]]:
         """What is chosen for everyone who is fed to its end, row by row."""
