@@ -61,7 +61,7 @@ def _draw_rates(axes: Axes, sweeps: Mapping[str, Sequence[_Point]]) -> None:
     systems = [name for name in ("vLLM+", "V1", "V2", "follow") if _has(sweeps, name)]
     _draw_boxes(axes, systems, {name: [_rates(points, name) for points in sweeps.values()] for name in systems})
     means = [np.mean(np.divide(_rates(points, "V2"), _rates(points, "vLLM+"))) for points in sweeps.values()]
-    axes.set_xticks(range(len(sweeps)), _ticks(sweeps, [f"V2 {mean:.1f} x vLLM+" for mean in means]))
+    axes.set_xticks(range(len(sweeps)), _ticks(sweeps, [f"V2: {mean:.0f} x vLLM+" for mean in means]))
     axes.set(title="Figure 7: prompt tokens reused, over the sweep", ylabel="hit rate (%)", ylim=(0, None))
 
 

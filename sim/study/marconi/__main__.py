@@ -61,11 +61,12 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    out = _place(options.out) if options.out is not None else None
     results, comparisons = run_check()
     console = _console(stderr=False)
     console.print(_check_table(comparisons))
-    if options.out is not None:
-        _write(_place(options.out), {"check": results}, console)
+    if out is not None:
+        _write(out, {"check": results}, console)
     return 0 if all(each.holds for each in comparisons) else 1
 
 

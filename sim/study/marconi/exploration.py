@@ -6,7 +6,6 @@ import multiprocessing
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -60,15 +59,11 @@ def run_points(
     there."""
     if workers <= 1 or len(points) == 1:
         return [_told(point, run_point(point), done) for point in points]
-    with ProcessPoolExecutor(
-        min(workers, len(points)), multiprocessing.get_context("fork"), initializer=_leave_interrupts
-    ) as pool:
-        futures: list[Future[PointResult]] = [pool.submit(run_point, point) for point in points]
-        try:
-            return [_told(point, future.result(), done) for point, future in zip(points, futures, strict=True)]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    processes = min(workers, len(points))
+    # Left by Ctrl-C, it ends its processes in the middle of what they do.
+    with multiprocessing.get_context("fork").Pool(processes, initializer=_leave_interrupts) as pool:
+        results = pool.imap(run_point, points)
+        return [_told(point, result, done) for point, result in zip(points, results, strict=True)]
 
 
 def _leave_interrupts() -> None:

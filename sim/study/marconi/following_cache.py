@@ -11,7 +11,7 @@ from sim.study.marconi.hybrid_model import HybridModel
 from sim.study.marconi.node_eviction import StaleFirst
 from sim.study.marconi.radix_tree import Tokens
 
-_ALPHAS = (0.3, 1.5)
+_ALPHAS = (0.1, 0.7, 1.5)
 _PATIENCES = (2.0, 5.0, inf)
 _MEMORY = 0.995  # what a request counts after the next one: the last two hundred decide
 _LEAD = 1.02
