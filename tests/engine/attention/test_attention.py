@@ -103,7 +103,9 @@ def run(heads: int, layer: LayerKv, reach: Reach, softcap: float | None, sinks: 
         lanes = [(lane, by_blocks[tuple(lane.blocks)]) for lane in batch.lanes]
         packed = [torch.cat([t[i][lane.start : lane.end] for lane, t in lanes]).transpose(0, 1)[None] for i in range(3)]
         call = AttentionCall(query=packed[0], key=packed[1], value=packed[2], **call_values)  # type: ignore[arg-type]
-        return batch, PagedStep(batch, view, workspace).attend(call), call
+        step = PagedStep(batch, view, workspace)
+        step.layers_done = 1
+        return batch, step.attend(call), call
 
     earlier = [(0, start, *rest) for start, _, *rest in sequences if start]
     attend(earlier)

@@ -60,7 +60,7 @@ def difference(
         pack = [states.transpose(0, 1)[None] for states in (query, keys, values)]
         call = AttentionCall(1, *pack, layer.key_size**-0.5, reach, softcap, sink, {})
         calls.append(call)
-        step = DeviceStep(DeviceBatch.of(batch, view, CPU), view, attention)
+        step = DeviceStep(DeviceBatch.of(batch, view, CPU), view, attention, layers_done=1)
         return batch, step.attend(call)
 
     calls: list[AttentionCall] = []
