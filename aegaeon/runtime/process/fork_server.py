@@ -106,6 +106,7 @@ class ForkServer:
 
     def _end(self) -> None:
         self._control.close()
+        self._process.kill()  # it may be stopped
         self._process.wait()
 
     def close(self) -> None:

@@ -24,6 +24,8 @@ LINE_BYTES = 8
 ended, as ``os.waitpid`` says it."""
 
 _LOOK_S = 5.0
+# Importing takes processor time, and forking hardly any time at all.
+_SERVER_SILENCE_S = 60.0
 
 
 class ProcessDiedError(Exception):
@@ -57,8 +59,9 @@ class ForkedProcess:
         self._pid: int | None = None
 
     def pid(self) -> int:
-        """Blocks until there is a process."""
+        """Blocks until there is a process. The fork server is killed where it is stuck."""
         if self._pid is None:
+            self._await_word(self._server_pid, _SERVER_SILENCE_S)
             pid = self._read()
             if pid < 0:
                 raise ProcessDiedError(f"the process {self._name} cannot be started: {os.strerror(-pid)}")
@@ -71,9 +74,9 @@ class ForkedProcess:
         It is killed where it has had no processor time for ``silence_s`` seconds: what is not stuck has some.
         """
         try:
+            pid = self.pid()
             if silence_s is not None:
-                self._await_end(silence_s)
-            self.pid()
+                self._await_word(pid, silence_s)
             self._check(os.waitstatus_to_exitcode(self._read()))
             answer, error = pickle.loads(_content(self._paper))
         finally:
@@ -102,28 +105,21 @@ class ForkedProcess:
         if not os.fstat(self._paper).st_size:
             raise ProcessDiedError(f"the process {self._name} ended without an answer")
 
-    def _await_end(self, silence_s: float) -> None:
+    def _await_word(self, worker: int, silence_s: float) -> None:
+        """Blocks until the fork server says something; ``worker``, whom it depends on, is killed where it is stuck."""
+        poll = select.poll()
+        poll.register(self._line, select.POLLIN)
         spent, worked_s = -1, time.monotonic()
-        while not self._spoken(_LOOK_S):
+        while not poll.poll(_LOOK_S * 1000):
             now_s, before = time.monotonic(), spent
-            spent = _ticks(self._pid or self._server_pid)
+            spent = _ticks(worker)
             if spent != before:
                 worked_s = now_s
             elif now_s - worked_s > silence_s:
-                logger.warning("the process %s has done nothing for %.0f s: it is killed", self._name, now_s - worked_s)
-                os.kill(self._pid or self._server_pid, signal.SIGKILL)
+                logger.warning("process %d has done nothing for %.0f s: it is killed", worker, now_s - worked_s)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
                 return
-
-    def _spoken(self, within_s: float) -> bool:
-        """Whether the fork server says that the process has ended."""
-        poll = select.poll()
-        poll.register(self._line, select.POLLIN)
-        if not poll.poll(within_s * 1000):
-            return False
-        if self._pid is not None:
-            return True
-        self.pid()
-        return False
 
 
 def write_call(call: Call) -> int:

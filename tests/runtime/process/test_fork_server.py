@@ -170,11 +170,14 @@ def test_where_the_server_is_killed_its_processes_end_and_the_next_call_has_anot
     assert forks.begun[-1] != server
 
 
-def test_a_server_that_is_stuck_as_it_begins_is_killed(forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_server_that_is_stuck_is_killed(forks: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(forked_process, "_LOOK_S", 0.05)
+    monkeypatch.setattr(forked_process, "_SERVER_SILENCE_S", 0.5)
     os.kill(forks.begun[-1], signal.SIGSTOP)
+    process = forks.start("sizes", tmp_path)
     with pytest.raises(ProcessDiedError, match="ended with the one"):
-        forks.start("sizes", tmp_path).result(silence_s=0.5)
+        process.pid()
+    monkeypatch.undo()
     assert forks.call("sizes", tmp_path)["pid"]
 
 
@@ -182,6 +185,7 @@ def test_when_it_is_closed_all_end(tmp_path: Path):
     forks = Forks(tmp_path / "log")
     stopped = forks.start("stop")
     process, server = ProcessId.of(stopped.pid()), ProcessId.of(forks.begun[0])
+    os.kill(server.pid, signal.SIGSTOP)
     forks.server.close()
     assert process.wait(END_S)
     assert server.wait(END_S)
