@@ -12,7 +12,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-_MAGIC = b"aegaeon KV\n\x01"  # another last byte for another order of what is in a block
+FORMAT = 1
+"""Another one for another order of what is in a file, or in a block."""
+
+_MAGIC = b"aegaeon KV\n" + bytes([FORMAT])
 _SIZES = struct.Struct("<II")
 CHECKSUM = struct.Struct("<I")
 

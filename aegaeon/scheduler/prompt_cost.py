@@ -7,6 +7,9 @@ from collections.abc import Callable
 from aegaeon.core.cost import CostModel
 from aegaeon.scheduler.job import Job
 
+SavedS = Callable[[str, int, int], float]
+"""``saved_s(model, start, end)``, with its costs: seconds of prefill."""
+
 
 def rest_s(prefill_s: Callable[[int], float], context_tokens: int, found_tokens: int) -> float:
     """Seconds to compute the rest of a context by what whole prompts take.

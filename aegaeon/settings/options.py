@@ -334,7 +334,11 @@ OPTIONS = (
         auto="all estimated",
     ),
     Option(
-        "max_batch_requests", OptionKind.INTEGER, Scope.POOL, "requests that an instance decodes together", high=65536
+        "max_batch_requests",
+        OptionKind.INTEGER,
+        Scope.POOL,
+        "rows of a decode step: requests, and each beam of a search",
+        high=65536,
     ),
     Option(
         "prefill_chunk_tokens",

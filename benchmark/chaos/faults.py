@@ -20,12 +20,13 @@ from benchmark.e2e.process_tree import ProcessTree, title
 class Fault(StrEnum):
     """``KILL`` and ``STOP`` hit one instance: SIGKILL, and SIGSTOP that nobody ends; the others are kill -9.
 
-    The driver is one that works, not one that stands by. The pool is the process that started Ray, and with it all
-    drivers and instances.
+    The forks are the process that a node's instances are forked from, which end with it. The driver is one that works,
+    not one that stands by. The pool is the process that started Ray, and with it all drivers and instances.
     """
 
     KILL = "instance killed"
     STOP = "instance stopped"
+    FORKS = "forks killed"
     DRIVER = "driver killed"
     SERVER = "server killed"
     POOL = "pool killed"
@@ -38,6 +39,7 @@ class Fault(StrEnum):
 
 # What the title of the process has in it; instances are found by the pool's own state.
 _TITLES = {
+    Fault.FORKS: "-driver-fo",
     Fault.DRIVER: "ray::DriverActor",
     Fault.SERVER: "aegaeon.cli.service.server_process",
     Fault.POOL: "aegaeon.cli.service.pool_process",
@@ -80,7 +82,7 @@ class Victims:
         """Open descriptors of each process that lives long, by what it is and its number."""
         return {
             f"{fault.victim} {pid}": descriptors
-            for fault in (Fault.DRIVER, Fault.SERVER)
+            for fault in (Fault.FORKS, Fault.DRIVER, Fault.SERVER)
             for pid in self._candidates(fault)
             if (descriptors := _descriptors(pid))
         }

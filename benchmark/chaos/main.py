@@ -44,6 +44,7 @@ from benchmark.e2e.small_models import BENCH_ARCHITECTURES, CACHE_DIR, SmallMode
 FAULTS = {
     "instance-kill": Fault.KILL,
     "instance-stop": Fault.STOP,
+    "forks": Fault.FORKS,
     "driver": Fault.DRIVER,
     "server": Fault.SERVER,
     "pool": Fault.POOL,
@@ -108,11 +109,11 @@ class Idle:
 
     @property
     def leaks(self) -> bool:
-        """Whether a driver has opened what it does not close; a server has as many as it has clients."""
+        """Whether a driver, or its forks, have opened what they do not close; a server has as many as it has clients."""
         return any(
             after - before > MORE_DESCRIPTORS
             for name, (before, after) in self.descriptors.items()
-            if name.startswith(Fault.DRIVER.victim)
+            if name.startswith((Fault.FORKS.victim, Fault.DRIVER.victim))
         )
 
     @property

@@ -4,8 +4,8 @@
     python -m benchmark.lmcache_harness benchmark/lmcache_harness/tests.py -f local_cpu -m MODEL -o out/
 
 Two engines, side by side: pools of one instance on one core. Keeping KV is what LMCache adds to its engine; here it is
-``--prefix-cache``. KV is kept in host memory, so there is no test of a GPU's, and none of disks, remote servers or
-CacheGen, which this project does not have.
+``--prefix-cache``. KV is kept in host memory, so there is no test of a GPU's, and none of remote servers or CacheGen,
+which this project does not have; ``benchmark/kv_reuse.py`` has a disk (``--kv-disk``).
 """
 
 from __future__ import annotations

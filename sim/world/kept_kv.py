@@ -8,7 +8,7 @@ common beyond whole names is computed again. KV counts as found from the moment 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import takewhile
 
 from aegaeon.core.kv_shape import KvShape
@@ -16,12 +16,10 @@ from aegaeon.memory.eviction import EVICTIONS
 from aegaeon.memory.prefix_tree import PrefixNode, PrefixTree
 from aegaeon.memory.shape_slabs import SlabShare
 from aegaeon.memory.slab_ledger import SlabLedger
+from aegaeon.scheduler.prompt_cost import SavedS
 from aegaeon.workload import NamedBlocks
 from sim.world.kv_disk import SimKvDisk
 from sim.world.request_state import RequestState
-
-Worth = Callable[[str, int, int], float]
-"""``worth(model, start, end)``: seconds of prefill that the KV of these tokens saves whoever has what comes before."""
 
 _ID_BYTES = 8
 
@@ -49,7 +47,7 @@ class KeptKv:
     """
 
     def __init__(
-        self, slabs: SlabLedger, contents: Mapping[str, NamedBlocks], policy: str, worth: Worth, disk: SimKvDisk
+        self, slabs: SlabLedger, contents: Mapping[str, NamedBlocks], policy: str, worth: SavedS, disk: SimKvDisk
     ) -> None:
         self.policy = policy
         self._slabs = slabs

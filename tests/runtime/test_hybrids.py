@@ -63,6 +63,9 @@ async def test_choices_share_the_states_of_their_whole_blocks_only(pool, hybrid_
         await running.settled()
     expected = generate_alone(hybrid_paths["bamba"], prompt, 20)
     assert [output.token_ids for output in outputs] == [expected] * 2
+    assert outputs[0].cached_tokens == 0
+    if mode == "in place":
+        assert 0 < outputs[1].cached_tokens < 100
 
 
 async def test_beams_are_refused(pool, hybrid_paths):

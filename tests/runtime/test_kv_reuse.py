@@ -100,6 +100,20 @@ async def test_choices_of_a_prompt_compute_it_once(pool, model_paths, mode):
         assert [output.cached_tokens for output in outputs[1:]] == [99] * 4
 
 
+async def test_a_choice_that_comes_when_the_first_has_begun_copies_its_last_block_too(pool, model_paths):
+    async with pool(1) as running:
+        prompt = prompt_for(3, 100)
+        first = await running.submit("c0", "m0", prompt, 60)
+        deltas = aiter(first)
+        await anext(deltas)
+        output = await running.generate("c1", "m0", prompt, 20, first=first)
+        async for _ in deltas:
+            pass
+        await running.settled()
+    assert output.token_ids == generate_alone(model_paths(1)["m0"], prompt, 20)
+    assert output.cached_tokens == 99
+
+
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_part_of_a_block_before_a_branch_is_copied(pool, model_paths, mode):
     async with pool(1, **MODES[mode]) as running:

@@ -109,10 +109,10 @@ class InProcessPool:
         prompt: str | Sequence[int],
         max_new_tokens: int = 24,
         salt: str = "",
-        **sampling: Any,
+        **options: Any,
     ) -> Output:
-        """One request from submission to its end; greedy unless told otherwise."""
-        return await self.collect(await self.submit(request_id, model, prompt, max_new_tokens, salt=salt, **sampling))
+        """One request from submission to its end; greedy unless told otherwise. ``options``: as of ``submit``."""
+        return await self.collect(await self.submit(request_id, model, prompt, max_new_tokens, salt=salt, **options))
 
     async def submit(
         self,

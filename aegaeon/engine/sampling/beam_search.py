@@ -30,9 +30,9 @@ Continuation = tuple[float, int, int]
 class BeamSearch:
     """The beams of one request, from its prompt on or from where they were. ``eos_ids`` end an output."""
 
-    def __init__(self, params: SamplingParams, beams: BeamParams, eos_ids: Collection[int], state: BeamState) -> None:
+    def __init__(self, params: SamplingParams, asked: BeamParams, eos_ids: Collection[int], state: BeamState) -> None:
         self._params = params
-        self._search = beams
+        self._asked = asked
         self._enders = frozenset((*params.stop_token_ids, *(() if params.ignore_eos else eos_ids)))
         self._forbidden = frozenset((*params.stop_token_ids, *eos_ids))
         self.beams: tuple[Beam, ...] = state.beams
@@ -48,16 +48,16 @@ class BeamSearch:
     def wish(self) -> LikeliestTokens:
         """What is wanted of every beam's logits: enough that ``width`` do not end it."""
         forbidden = tuple(self._forbidden) if self.tokens < self._params.min_new_tokens else ()
-        return LikeliestTokens(self._search.width + len(self._enders), forbidden)
+        return LikeliestTokens(self._asked.width + len(self._enders), forbidden)
 
     @property
     def outputs(self) -> tuple[Hypothesis, ...]:
         """The best outputs, as many as are wanted; all of them are there when it is over."""
-        return self.finished[: self._search.returned]
+        return self.finished[: self._asked.returned]
 
     def step(self, likeliest: Sequence[Candidates]) -> list[int]:
         """Take what may follow on each beam; returns which beam each of the new ones continues."""
-        width, made = self._search.width, self.tokens + 1
+        width, made = self._asked.width, self.tokens + 1
         ranked = self._ranked(likeliest)
         last = made >= self._params.max_new_tokens
         ended = [one for one in ranked[:width] if last or one[2] in self._enders]
@@ -81,14 +81,14 @@ class BeamSearch:
         return (*self.beams[one[1]].token_ids, one[2])
 
     def _worth(self, score: float, tokens: int) -> float:
-        return c_float(score / c_float(tokens**self._search.length_penalty).value).value
+        return c_float(score / c_float(tokens**self._asked.length_penalty).value).value
 
     def _may_improve(self, best_score: float, made: int) -> bool:
         """Whether an output to come may be better than the worst that is kept."""
-        search = self._search
-        if len(self.finished) < search.width:
+        asked = self._asked
+        if len(self.finished) < asked.width:
             return True
-        if search.early_stopping is True:
+        if asked.early_stopping is True:
             return False
-        latest = search.early_stopping == "never" and search.length_penalty > 0
+        latest = asked.early_stopping == "never" and asked.length_penalty > 0
         return self._worth(best_score, self._params.max_new_tokens if latest else made) > self.finished[-1].score

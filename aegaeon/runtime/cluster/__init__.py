@@ -1,1 +1,1 @@
-"""Ray: starts it, finds it, and runs nodes and instances as its actors."""
+"""Ray: starts it, finds it, and runs drivers as its actors."""

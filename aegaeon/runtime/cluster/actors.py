@@ -6,6 +6,7 @@ memory (``link``) and Ray is asked nothing until something ends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -167,16 +168,15 @@ class DriverActor:
     def _watch(self, instance: ForkedProcess, options: WorkerOptions, ended: Ended) -> None:
         """Wait for the end of an instance."""
         try:
-            self._reaper.watch(instance.pid())
-            instance.result()
+            with contextlib.closing(instance):
+                self._reaper.watch(instance.pid())
+                instance.result()
         except ProcessDiedError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001 -- whatever an instance dies of
             reason = f"{type(error).__name__}: {last_line(error)}"
         else:
             reason = "it ended"
-        finally:
-            instance.kill()  # where it could not be watched
         ended(reason)
 
     def _in_thread(self, name: str, target: Callable[..., None], *args: object) -> None:

@@ -28,7 +28,7 @@ from aegaeon.runtime.process.backoff import PROCESS_LIMIT, PROCESS_PAUSES, Backo
 from aegaeon.runtime.process.forked_process import ProcessDiedError
 from aegaeon.runtime.process.process import ProcessId
 from aegaeon.runtime.process.process_log import LogPlace
-from aegaeon.runtime.recovery.spares import Spares
+from aegaeon.runtime.recovery.standbys import Standbys
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class DriverKeeper:
         self._processes: tuple[ProcessId, ProcessId] | None = None
         self._address = ""
         self._holder = EstateHolder() if node.local else None
-        self._heirs: Spares[_DriverProcess] | None = None
+        self._standbys: Standbys[_DriverProcess] | None = None
         self._settled = False  # whether the present driver has all that it needs, and another may be started beside it
         self._driver = self._new_process()
 
@@ -113,7 +113,7 @@ class DriverKeeper:
     def start(self, options: NodeOptions, models: Sequence[PreparedModel]) -> None:
         """Start the node's instances. Raises ``ServiceError`` where the node has not what that takes."""
         self._options, self._models = options, models
-        self._heirs = Spares(int(bool(options.config.standby_driver)), self._new_heir)
+        self._standbys = Standbys(int(bool(options.config.standby_driver)), self._new_standby)
         self._while_it_dies(self._start)
 
     def keep(self) -> str:
@@ -136,8 +136,8 @@ class DriverKeeper:
     def stop(self) -> None:
         """End the driver, and with it its instances; ``keep`` returns. Any thread; idempotent."""
         self._stopping.set()
-        for heir in self._heirs.close() if self._heirs is not None else ():
-            ray.kill(heir.actor)
+        for standby in self._standbys.close() if self._standbys is not None else ():
+            ray.kill(standby.actor)
         try:
             self._actor.stop.remote()
             if self._run is not None:
@@ -232,9 +232,9 @@ class DriverKeeper:
 
     def _note(self, beat: Beat) -> None:
         self._processes = beat.driver, beat.reaper  # its reaper may be another by now
-        if beat.complete and not self._settled and self._heirs is not None:
+        if beat.complete and not self._settled and self._standbys is not None:
             self._settled = True
-            self._heirs.fill()
+            self._standbys.fill()
 
     def _renew(self, reason: str) -> bool:
         """Another driver process, after a pause; whether there is to be one, else ``_given_up`` says why not."""
@@ -256,25 +256,27 @@ class DriverKeeper:
     def _bear(self) -> None:
         before, self._up_s, self._settled = self._processes, None, False
         ray.kill(self._actor)
-        heir = None if self._heirs is None else self._heirs.take()
-        self._driver = heir or self._new_process()
+        standby = None if self._standbys is None else self._standbys.take()
+        self._driver = standby or self._new_process()
         if before is not None:
             self._ask(self._actor.supersede.remote(before))
 
-    def _new_heir(self) -> _DriverProcess:
+    def _new_standby(self) -> _DriverProcess:
         """Begin to start one that stands by for the present driver."""
-        heir = self._new_process()
-        threading.Thread(target=self._watch_heir, args=(heir,), name=f"heir-{self.node.node_id}", daemon=True).start()
-        return heir
+        standby = self._new_process()
+        threading.Thread(
+            target=self._watch_standby, args=(standby,), name=f"standby-{self.node.node_id}", daemon=True
+        ).start()
+        return standby
 
-    def _watch_heir(self, heir: _DriverProcess) -> None:
+    def _watch_standby(self, standby: _DriverProcess) -> None:
         """Until it becomes the driver."""
-        assert self._heirs is not None, "start comes first"
+        assert self._standbys is not None, "start comes first"
         try:
-            ray.get(heir.actor.alive.remote())
-            heir.awake = True
+            ray.get(standby.actor.alive.remote())
+            standby.awake = True
             address = self._address if self._holder is None else None
-            ray.get(heir.actor.stand_by.remote(address))
+            ray.get(standby.actor.stand_by.remote(address))
         except ray.exceptions.RayError as error:
             logger.debug("a driver that stood by has ended: %s", last_line(error))
-            self._heirs.lost(heir)
+            self._standbys.lost(standby)

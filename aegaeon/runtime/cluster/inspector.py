@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ class Inspector:
         return reason
 
     def _call(self, module: str, function: str, *arguments: object) -> Any:
-        return self._forks.start(Call(self._name, self._logs, module, function, arguments)).result(_SILENCE_S)
+        call = Call(self._name, self._logs, module, function, arguments)
+        with contextlib.closing(self._forks.start(call)) as process:
+            return process.result(_SILENCE_S)
 
 
 def _no_checkpoint(config: ModelConfig) -> str:

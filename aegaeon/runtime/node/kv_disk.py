@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ class KvDisk:
 
     def __init__(self, path: Path, slabs: int, tell: Tell) -> None:
         self._path = path
+        self._fd = os.dup(slabs)
         self._slabs = memoryview(mmap.mmap(slabs, 0))
         self._tell = tell
         self._closed = threading.Event()
@@ -58,6 +60,9 @@ class KvDisk:
             thread.join(_CLOSE_WAIT_S)
         if self._folder is not None:
             self._folder.close()
+        if not any(thread.is_alive() for thread in self._threads):
+            self._slabs.release()
+            os.close(self._fd)
 
     def _open(self) -> None:
         until_s = time.monotonic() + _LOCK_WAIT_S
@@ -77,7 +82,8 @@ class KvDisk:
         self._open()
         for output in iter(self._queues["write"].get, None):
             if isinstance(output, o.CopyKv):
-                self._copies = [(block, bytes(self._slab(block))) for block in output.blocks]
+                # Not a copy of the mapped bytes, for which all other threads would wait.
+                self._copies = [(b, os.pread(self._fd, b.size_bytes, b.offset)) for b in output.blocks]
                 self._tell(i.KvCopied())
             elif isinstance(output, o.WriteKv):
                 self._write(output)

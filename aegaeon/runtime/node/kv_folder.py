@@ -6,6 +6,7 @@ which its checksum shows, and what cannot be believed is removed. Whatever else 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -15,11 +16,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from aegaeon.memory.stored_block import CHECKSUM, StoredBlock
+from aegaeon.memory.stored_block import CHECKSUM, FORMAT, StoredBlock
 from aegaeon.memory.token_hash import NAME_BYTES
 
 _OURS = re.compile(rf"[0-9a-f]{{{2 * NAME_BYTES}}}\.(kv|tmp)")
-_LOCK, _FORMAT = "aegaeon-kv.lock", b"format 1\n"
+_LOCK, _FORMAT = "aegaeon-kv.lock", b"format %d\n" % FORMAT
+_WANTING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What a reader may be short of, which is no fault of a file's."""
+
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -80,14 +84,15 @@ class KvFolder:
                 found.append((state.st_mtime_ns, bytes.fromhex(stem), state.st_size))
 
     def read(self, block: StoredBlock, into: memoryview) -> None:
-        """The KV of a block. Raises ``BadBlockError``, or ``OSError`` where there is nothing or it cannot be read, and
-        removes it: what ``into`` holds is worth nothing then."""
+        """The KV of a block. Raises ``BadBlockError``, or ``OSError`` where there is nothing or it cannot be read; what
+        is at fault itself is removed. What ``into`` holds is worth nothing then."""
         path = self._file(block.name)
         try:
             _read(path, block, into)
-        except (BadBlockError, OSError):
-            with suppress(OSError):
-                path.unlink()
+        except (BadBlockError, OSError) as error:
+            if not isinstance(error, OSError) or error.errno not in _WANTING:
+                with suppress(OSError):
+                    path.unlink()
             raise
 
     def write(self, block: StoredBlock, kv: bytes) -> None:

@@ -1,6 +1,6 @@
 """Compose a node: its driver, the memory it owns, and the instances it starts.
 
-A plain class; ``spawn`` (Ray's part) starts an instance process and calls back when it ends.
+A plain class; ``spawn`` starts an instance process and calls back when it ends.
 """
 
 from __future__ import annotations

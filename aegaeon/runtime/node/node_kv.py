@@ -23,10 +23,7 @@ from aegaeon.memory.token_hash import next_name, packed
 from aegaeon.runtime.node.core.blocks import TokenIds
 from aegaeon.runtime.node.kv_index import KvIndex, WholeBlock
 from aegaeon.runtime.wire.messages import KvBranch, KvCounts, KvNames
-
-Worth = Callable[[str, int, int], float]
-"""``worth(model, start, end)``: seconds of prefill that the KV of these tokens saves whoever has what comes before."""
-
+from aegaeon.scheduler.prompt_cost import SavedS
 
 Version = Callable[[str], str]
 """``version(model)``: of its weights; empty for those that frontends name KV by."""
@@ -72,7 +69,7 @@ class NodeKv:
         heirlooms: tuple[int, int] | None = None,
         *,
         prefix_cache: str = "lru",
-        worth: Worth = worth_nothing,
+        worth: SavedS = worth_nothing,
         version: Version = _first_version,
     ) -> None:
         shapes = tuple(shapes)

@@ -31,6 +31,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from aegaeon.runtime.process.forked_process import LINE_BYTES, Call, ForkedProcess, answer, write_call
 from aegaeon.runtime.process.process import set_name
@@ -44,6 +45,8 @@ _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 # is_available() asks the management library, not the driver, which a process that forks must not wake.
 _QUIET_CUDA = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
+# Somebody killed it; or, after that, there was no other one to be had.
+_NOBODY_THERE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF)
 _MOST_BYTES = 1 << 16  # of what a server is told as it begins
 
 
@@ -65,7 +68,7 @@ class ForkServer:
         self._begin()
 
     def _begin(self) -> None:
-        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with control:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _CODE.format(path=sys.path, control=control.fileno())],
@@ -74,6 +77,7 @@ class ForkServer:
                 env=os.environ | _QUIET_CUDA,
                 start_new_session=True,
             )
+        self._control = ours
         self._begun(self._process.pid)
         self._control.send(pickle.dumps((self._name, self._logs, self._modules)))
 
@@ -99,7 +103,9 @@ class ForkServer:
     def _ask(self, descriptors: Sequence[int]) -> None:
         try:
             socket.send_fds(self._control, [b"f"], descriptors)
-        except (BrokenPipeError, ConnectionResetError):  # somebody killed it
+        except OSError as error:
+            if error.errno not in _NOBODY_THERE:
+                raise
             self._end()
             self._begin()
             socket.send_fds(self._control, [b"f"], descriptors)
@@ -140,6 +146,8 @@ def _import(modules: Sequence[str]) -> None:
     del os.environ[_BLAS_THREADS]
     if before is not None:
         os.environ[_BLAS_THREADS] = before
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
+        logger.warning("something that was imported has threads, which the processes that are forked will not have")
     gc.collect()
     gc.freeze()  # a collection would write to all objects, and memory that is written to is not shared
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import os
 import pickle
@@ -45,7 +46,7 @@ class Call:
 
 
 class ForkedProcess:
-    """One thread may use it, until ``result`` has returned or raised.
+    """One thread may use it, and must ``close`` it.
 
     ``paper``: the memory that the call is written to, and its answer later. ``line``: what the fork server says of the
     process. ``server_pid``: whose work it is until there is a process. All methods raise ``ProcessDiedError``.
@@ -57,6 +58,7 @@ class ForkedProcess:
         self._line = line
         self._server_pid = server_pid
         self._pid: int | None = None
+        self._runs = True
 
     def pid(self) -> int:
         """Blocks until there is a process. The fork server is killed where it is stuck."""
@@ -73,24 +75,28 @@ class ForkedProcess:
 
         It is killed where it has had no processor time for ``silence_s`` seconds: what is not stuck has some.
         """
-        try:
-            pid = self.pid()
-            if silence_s is not None:
-                self._await_word(pid, silence_s)
-            self._check(os.waitstatus_to_exitcode(self._read()))
-            answer, error = pickle.loads(_content(self._paper))
-        finally:
-            os.close(self._line)
-            os.close(self._paper)
-        if error is not None:
-            raise error
+        pid = self.pid()
+        if silence_s is not None:
+            self._await_word(pid, silence_s)
+        status = self._read()
+        self._runs = False
+        self._check(os.waitstatus_to_exitcode(status))
+        answer = pickle.loads(_content(self._paper))
+        if isinstance(answer, _Raised):
+            raise answer.error()
         return answer
 
     def kill(self) -> None:
-        """End it, if there is a process."""
+        """End it, where it may run still."""
         with contextlib.suppress(ProcessLookupError):
-            if self._pid is not None:
+            if self._runs and self._pid is not None:
                 os.kill(self._pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Nobody wants to hear of it any more; it is killed, where it may run still."""
+        self.kill()
+        os.close(self._line)
+        os.close(self._paper)
 
     def _read(self) -> int:
         said = os.read(self._line, LINE_BYTES)
@@ -120,6 +126,39 @@ class ForkedProcess:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker, signal.SIGKILL)
                 return
+
+
+class _KnownOnly(pickle.Unpickler):
+    """Imports nothing: an error may be of a module that takes seconds to import."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module not in sys.modules:
+            raise pickle.UnpicklingError(f"{module} is not imported here")
+        return super().find_class(module, name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """An error in another process: its words, and itself, where it can be pickled."""
+
+    words: str
+    pickled: bytes = b""
+
+    @classmethod
+    def of(cls, error: Exception) -> _Raised:
+        words = f"{type(error).__name__}: {error}"
+        try:
+            return cls(words, pickle.dumps(error))
+        except Exception:  # noqa: BLE001 -- its class is anybody's
+            return cls(words)
+
+    def error(self) -> Exception:
+        """Itself, where that can be made of what is known here, or else its words."""
+        try:
+            error: Exception = _KnownOnly(io.BytesIO(self.pickled)).load()
+        except Exception:  # noqa: BLE001 -- its class is anybody's
+            return ProcessDiedError(self.words)
+        return error
 
 
 def write_call(call: Call) -> int:
@@ -153,23 +192,14 @@ def answer(paper: int, server_pid: int) -> NoReturn:
         os._exit(code)
 
 
-def _outcome(call: Call) -> tuple[Any, Exception | None]:
-    """What the function returns, and what it raises."""
+def _outcome(call: Call) -> Any:
+    """What the function returns, or what it raises."""
     try:
-        return getattr(importlib.import_module(call.module), call.function)(*call.arguments), None
+        return getattr(importlib.import_module(call.module), call.function)(*call.arguments)
     except Exception as error:  # noqa: BLE001 -- it is raised again, by whoever waits
-        return None, _portable(error)
+        return _Raised.of(error)
     except SystemExit as error:
-        return None, ProcessDiedError(f"the process {call.name} ended itself ({error.code})")
-
-
-def _portable(error: Exception) -> Exception:
-    """The error, if it can pass between processes, else its words."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 -- its class is anybody's
-        return ProcessDiedError(f"{type(error).__name__}: {error}")
-    return error
+        return _Raised(f"the process {call.name} ended itself ({error.code})")
 
 
 def _content(paper: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The log of a process that Ray starts: everything it says, down to the last words of a crash, in one file.
+"""The log of a process of a pool: everything it says, down to the last words of a crash, in one file.
 
 Its records, its uncaught exceptions and what native code writes to standard error go to the same place: the operator's
 log file, or a file of the process's own that the service reads (``log_reader``), or, in somebody else's Ray, standard

@@ -1,7 +1,7 @@
 """A small process that outlives a driver by a moment, to kill its instances when it dies: also those that are stopped,
 which could not see that for themselves.
 
-Instances are children of Ray's, not of their driver's, so the kernel cannot be asked to do this.
+The kernel ends what was forked with its fork server, but nobody ends that one where it is stopped.
 """
 
 from __future__ import annotations

@@ -19,9 +19,13 @@ from aegaeon.runtime.process.process_log import LogPlace
 
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    server = ForkServer("forks", LogPlace(file=tmp_path_factory.mktemp("forks") / "log"), MODULES, lambda _pid: None)
+    log = tmp_path_factory.mktemp("forks") / "log"
+    pids: list[int] = []
+    server = ForkServer("forks", LogPlace(file=log), ("aegaeon.runtime.instance.worker", *MODULES), pids.append)
     yield server
+    threads = list(Path(f"/proc/{pids[0]}/task").iterdir())
     server.close()
+    assert len(pids) == len(threads) == 1, "with other threads it must not fork"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aegaeon.core.event import TurnEndReason
-from aegaeon.memory.token_hash import next_name, packed
+from aegaeon.memory.token_hash import block_names, next_name, packed
 from aegaeon.runtime.node.core import driver_inputs as i
 from aegaeon.runtime.node.core import driver_outputs as o
 from aegaeon.runtime.node.core.disk_kv import DiskTier
@@ -149,6 +149,21 @@ def test_a_slow_disk_is_left_alone_for_a_while() -> None:
     assert read[:2] == [True, False]
     again = read.index(True, 1)
     assert all(read[again:])
+    world.close()
+
+
+def test_of_a_long_run_the_first_part_is_read_that_leaves_others_enough() -> None:
+    world = DiskWorld(slabs=1, blocks=10)
+    tokens = (*PROMPT, *range(100, 180))
+    names = list(block_names(NAMES.root, tokens, 16))
+    world.found(*names)
+    world.submit("a", max_new_tokens=200, generated_ids=tokens[len(PROMPT) :])
+    reading = world.expect(o.ReadKv)
+    assert len(names) == 6
+    assert [block.name for block in reading.blocks] == names[:4]
+    world.read(reading, blocks=4)
+    _, (member,) = world.turn()
+    assert kv_tokens(member) == 64
     world.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -106,6 +107,19 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, make: Callable[[Path], obje
         make(file_of(tmp_path, 1))
         with pytest.raises((BadBlockError, OSError)):
             read(folder, stored(1))
+
+
+def test_a_file_stays_where_its_reader_is_short_of_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with opened(tmp_path) as folder:
+        folder.write(stored(1), content(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse)
+            with pytest.raises(OSError, match="Too many"):
+                read(folder, stored(1))
+        assert read(folder, stored(1)) == content(1)
 
 
 def test_what_others_left_stays_and_what_was_not_finished_goes(tmp_path: Path) -> None:

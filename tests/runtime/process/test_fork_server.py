@@ -56,6 +56,12 @@ def fail_oddly() -> None:
     raise OddError("o", "dd")
 
 
+def fail_elsewhere() -> None:
+    from tests.runtime.process.only_there import OnlyThereError
+
+    raise OnlyThereError("there")
+
+
 def stop() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -130,6 +136,7 @@ def test_what_it_raises_is_raised_here(forks: Forks):
         ("leave", r"helper ended itself \(0\)"),
         ("vanish", "helper ended without an answer"),
         ("fail_oddly", "OddError: odd"),
+        ("fail_elsewhere", "OnlyThereError: there"),
     ],
 )
 def test_whatever_ends_it_is_one_error(forks: Forks, function: str, said: str):

@@ -29,6 +29,7 @@ from aegaeon.runtime.node.core.blocks import Blocks, KvLedger
 from aegaeon.runtime.node.core.desk import Desk
 from aegaeon.runtime.node.core.driver_request import DriverRequest
 from aegaeon.runtime.wire.messages import DiskCounts
+from aegaeon.scheduler.prompt_cost import SavedS
 
 _BATCH_BYTES = 8 << 20  # copied at a time
 _MOST_LEAVING = 1 << 16  # blocks that wait to be written; more are written when somebody uses them again
@@ -36,9 +37,6 @@ _REST_S = 60.0  # after a write that failed
 _READING_PART = 4  # of the slab cache, what is read at a time: nobody can have it meanwhile
 
 logger = logging.getLogger(__name__)
-
-SavedS = Callable[[str, int, int], float]
-"""``saved_s(model, start, end)``: seconds that computing these tokens takes whoever has what comes before."""
 
 DiskInput = i.KvFound | i.KvCopied | i.KvWritten | i.KvRead
 
@@ -209,21 +207,26 @@ class DiskKv:
         return None if reading is None else (reading, computing_s)
 
     def _run(self, request: DriverRequest, key: str) -> _Run:
-        """What is on disk after what is in host memory, for which a table is opened."""
+        """What is on disk after what is in host memory, and leaves others enough of it; a table is opened for it."""
         shape, token_ids = self._models[request.model].kv_shape, request.token_ids(0, request.context_tokens)
         found = self._kv.open(key, request.model, shape, request.submit.names, token_ids)
         first, most = found // shape.block_tokens, (len(token_ids) - 1) // shape.block_tokens
-        names = self._kv.names(key)[first : most + 1]
+        room_bytes = max(0, self._kv.counts.total_bytes // _READING_PART - self._reading_bytes)
+        names = self._kv.names(key)[first : min(most, first + room_bytes // shape.block_bytes) + 1]
         return _Run(request.model, key, shape, token_ids, first, names[: 1 + self._index.run(names[1:])])
 
+    @property
+    def _reading_bytes(self) -> int:
+        """What is being read."""
+        return sum(block.size_bytes for reading in self._readings.values() for block in reading.blocks)
+
     def _pays(self, run: _Run, computing_s: float) -> bool:
-        """Whether they are sooner read, after all that is being read, and leave others enough of the slab cache."""
+        """Whether they are sooner read, after all that is being read."""
         size_bytes = len(run) * run.shape.block_bytes
-        ahead_bytes = sum(block.size_bytes for reading in self._readings.values() for block in reading.blocks)
-        if self._pace.seconds(ahead_bytes + size_bytes) >= computing_s:
+        if self._pace.seconds(size_bytes) >= computing_s:
             self._pace.hope()
             return False
-        return _READING_PART * (ahead_bytes + size_bytes) <= self._kv.counts.total_bytes
+        return self._pace.seconds(self._reading_bytes + size_bytes) < computing_s
 
     def _begin(self, request_id: str, run: _Run) -> bool:
         """Read them; False where there is no room for them."""

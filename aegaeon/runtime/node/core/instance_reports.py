@@ -126,7 +126,7 @@ class InstanceReports:
         members = incarnation.members
         incarnation.end(message.switched)
         self._requests.advance(message.progress)
-        if incarnation.model is not None and any(progress.new_ids for progress in message.progress):
+        if incarnation.model is not None and any(progress.new_ids or progress.beams for progress in message.progress):
             self._quarantine.works(incarnation.model)
         for request in self._requests.present(members):
             self._leave(incarnation, request)

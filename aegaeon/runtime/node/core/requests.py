@@ -52,11 +52,11 @@ class Requests:
         """A request comes. Its scheduler hears of it as soon as the one is prefilled that it shares a prompt with."""
         self._by_id[request.request_id] = request
         leader = self.get(request.submit.after)
+        request.first = leader if self._blocks.shares else None
         if leader is None or leader.prefilled or not self._blocks.shares:
             self._admit(request)
         else:
             self._followers.add(request, leader.request_id)
-        request.first = leader if self._blocks.shares else None
 
     def _admit(self, request: DriverRequest) -> None:
         self._disk.fetch(request, partial(self._arrive, request))

@@ -1,4 +1,4 @@
-"""Processes that have everything imported and wait to take the place of one that dies.
+"""Processes that stand by: everything imported, they wait to take the place of one that dies.
 
 One that dies unused is replaced after a pause that grows.
 """
@@ -25,7 +25,7 @@ def _in_a_thread(pause_s: float, act: Callable[[], None]) -> None:
     timer.start()
 
 
-class Spares(Generic[P]):
+class Standbys(Generic[P]):
     """Keeps ``count`` processes; ``start()`` begins to start one, and returns at once. Any thread may call.
 
     ``later(pause_s, act)`` has something done after a pause.
@@ -41,18 +41,18 @@ class Spares(Generic[P]):
         self._lock = threading.Lock()
 
     def take(self) -> P | None:
-        """A spare, where there is one; ``fill`` is to be called when it may be replaced."""
+        """One that stands by, where there is one; ``fill`` is to be called when it may be replaced."""
         with self._lock:
             self._backoff = Backoff(INSTANCE_PAUSES)
             return self._waiting.popleft() if self._waiting else None
 
     def lost(self, process: P) -> None:
-        """A process has died; where it was a spare it is replaced."""
+        """A process has died; where it stood by it is replaced."""
         with self._lock:
             if process not in self._waiting:
                 return
             self._waiting.remove(process)
-        self._fill_later("a spare process died")
+        self._fill_later("a process that stood by died")
 
     def fill(self) -> None:
         """Start what is missing."""
@@ -61,8 +61,8 @@ class Spares(Generic[P]):
                 while not self._closed and len(self._waiting) < self._count:
                     self._waiting.append(self._start())
         except Exception as error:
-            logger.debug("a spare process cannot be started", exc_info=True)
-            self._fill_later(f"a spare process cannot be started ({error})")
+            logger.debug("a process to stand by cannot be started", exc_info=True)
+            self._fill_later(f"a process to stand by cannot be started ({error})")
 
     def _fill_later(self, why: str) -> None:
         with self._lock:
