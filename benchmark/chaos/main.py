@@ -109,7 +109,7 @@ class Idle:
 
     @property
     def leaks(self) -> bool:
-        """Whether a driver, or its forks, have opened what they do not close; a server has as many as it has clients."""
+        """Whether a driver, or its forks, opened what they do not close; a server has as many as it has clients."""
         return any(
             after - before > MORE_DESCRIPTORS
             for name, (before, after) in self.descriptors.items()
