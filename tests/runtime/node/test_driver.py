@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from aegaeon.runtime.wire.clock import MonotonicClock
 from aegaeon.runtime.wire.link import create_link, link_over
 from aegaeon.runtime.wire.pulse import PulseReader, create_pulse
 from tests.worlds.core_world import MODELS, PROMPT, SLAB_BYTES, FailsOver, make_core, make_kv, members, submission
+from tests.worlds.served import until
 
 T = TypeVar("T")
 ROUNDS = 400  # of the loop, each of which ends when something comes
@@ -170,6 +172,11 @@ def test_the_kernel_tells_of_a_processs_end_and_what_it_had_said_counts(world: W
     assert member.state.kv_tokens == len(PROMPT)
 
 
+def no_more_than(descriptors: int) -> bool:
+    """Whether this process has no more of them open: drivers close them on a thread of their own."""
+    return open_descriptors() <= descriptors
+
+
 def test_what_led_to_a_dead_instance_is_closed(world: World):
     before = None
     for _ in range(3):
@@ -187,9 +194,8 @@ def test_what_led_to_a_dead_instance_is_closed(world: World):
         assert world.frontend.expect(m.InstanceGone).instance_key == f"i0:{world.incarnation}"
         world.await_restart()
         instance.link.close()
-        now = open_descriptors()
-        before = before or now
-        assert now == before
+        before = before or open_descriptors()
+        until(partial(no_more_than, before), "what led to it is closed")
 
 
 def test_a_frontend_that_leaves_leaves_nothing_open(world: World):
