@@ -14,35 +14,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from aegaeon.latency.estimate.errors import LatencyError
 from aegaeon.run_header import Origin, RunHeader, SystemRun
-from aegaeon.scheduler.contract import ContractError
-from aegaeon.workload import WorkloadError
 from sim.records.chrome_trace import write_trace
 from sim.records.output import PointOutput, write_sweep
 from sim.records.trace_recorder import TraceRecorder
+from sim.study.command import make_console, run_command
 from sim.study.hardware import Hardware
 from sim.study.options import SweepPlan, make_plans, make_setting, parser
 from sim.study.sweep import Point, Setting, prepare, run_point, run_sweep
 from sim.systems.errors import InputError
 
-_PIPE_WIDTH = 140
-
 
 def main(arguments: Sequence[str] | None = None, program: str = "sim.simulate") -> int:
     """Exit status: 0, or 2 after a complaint about options or files; nothing is written then."""
     options = parser(program).parse_args(arguments)
-    try:
-        _simulate(options, _console(stderr=False), _console(stderr=True))
-    except (InputError, WorkloadError, LatencyError, ContractError, OSError) as error:
-        sys.stderr.write(f"{program}: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command(program, lambda: _simulate(options, make_console(), make_console(stderr=True)))
 
 
-def _simulate(options: argparse.Namespace, out: Console, progress_on: Console) -> None:
+def _simulate(options: argparse.Namespace, out: Console, progress_on: Console) -> int:
     setting = make_setting(options, os.environ)
     plans = make_plans(options, setting.slo)
     points = [point for plan in plans for point in plan.points]
@@ -60,6 +49,7 @@ def _simulate(options: argparse.Namespace, out: Console, progress_on: Console) -
         write_sweep(path, found, _header(plan, options, setting, hardware))
         out.print(_table(plan, found, hardware))
         out.print(f"{path}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def _run(points: Sequence[Point], setting: Setting, options: argparse.Namespace, console: Console) -> list[PointOutput]:
@@ -130,11 +120,6 @@ def _cells(output: PointOutput) -> list[str]:
         *([f"{values['prefix_cache']['hit_rate']:.1%}"] if "prefix_cache" in values else []),
         *([f"{values['bound_load']:.2f}"] if "bound_load" in values else []),
     ]
-
-
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
 
 
 if __name__ == "__main__":

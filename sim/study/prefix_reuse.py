@@ -17,20 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from aegaeon.core.config import PREFIX_CACHE
 from aegaeon.crossing import Crossing, CrossingKind, crossing
-from aegaeon.json_file import JsonFileError, read_object
-from aegaeon.latency.estimate.errors import LatencyError
+from aegaeon.json_file import read_object
 from aegaeon.latency.files.profile_book import ProfileBook
 from aegaeon.latency.files.shipped import shipped_profiles
 from aegaeon.memory.eviction import EVICTIONS
 from aegaeon.run_header import result_header
-from aegaeon.workload import Arrival, WorkloadError, read_trace
+from aegaeon.workload import Arrival, read_trace
 from sim.records.tally import Tally
+from sim.study.command import make_console, make_table, run_command
 from sim.study.hardware import HardwareOptions, make_hardware
 from sim.study.prefix_replay import Reuse, curves, unlimited
 from sim.study.run import simulate
@@ -51,17 +50,10 @@ _OFF = "off"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 after a complaint about options or files."""
     options = _parser().parse_args(arguments)
-    try:
-        _study(options, Console(width=None if sys.stdout.isatty() else 140, highlight=False))
-    except (InputError, WorkloadError, LatencyError, JsonFileError, OSError) as error:
-        sys.stderr.write(f"sim.study.prefix_reuse: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command("sim.study.prefix_reuse", lambda: _study(options, make_console()))
 
 
-def _study(options: argparse.Namespace, console: Console) -> None:
+def _study(options: argparse.Namespace, console: Console) -> int:
     if min(options.shares) <= 0:
         raise InputError(f"--shares: {min(options.shares):g} is no size of a cache")
     results: dict[str, Any] = read_object(options.out) if options.out.is_file() else {}
@@ -73,6 +65,7 @@ def _study(options: argparse.Namespace, console: Console) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     console.print(f"{options.out}; draw it with python -m plots.results {options.out}", soft_wrap=True)
+    return 0
 
 
 # --- hit rates over the size of the cache
@@ -128,7 +121,7 @@ def _cache_table(name: str, scenario: Scenario, most: Reuse, found: Mapping[str,
         f"{name}: {len(scenario.arrivals):,} requests, {most.prompt_tokens:,} prompt tokens; hit rate without a limit "
         f"{most.hit_rate:.2%}, {most.kept_bytes / 1e9:,.0f} GB of KV"
     )
-    table = _table(title, "cache (GB)", *found, "saved tokens", "evicted (GB)")
+    table = make_table(title, "cache (GB)", *found, "saved tokens", "evicted (GB)")
     for row in zip(*found.values(), strict=True):
         best = max((reuse for _, reuse in row), key=lambda reuse: reuse.found_tokens)
         rates = [f"{reuse.hit_rate:.2%}" for _, reuse in row]
@@ -200,7 +193,7 @@ def _ratio(ours: Crossing, theirs: Crossing) -> str:
 
 def _market_table(rows: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Table:
     headings = ("models", "requests", "on time", "TTFT p50 (s)", "p95 (s)", "hit rate", "saved tokens", "evicted (GB)")
-    table = _table(title, "prefix cache", *headings, "busy")
+    table = make_table(title, "prefix cache", *headings, "busy")
     for policy, points in rows.items():
         for row in points:
             table.add_row(
@@ -215,14 +208,6 @@ def _market_table(rows: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -
                 f"{row['evicted_bytes'] / 1e9:,.0f}",
                 f"{row['busy_share']:.1%}",
             )
-    return table
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first)
-    for heading in others:
-        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from aegaeon.run_header import result_header
+from sim.study.command import make_console, make_table, run_command
 from sim.study.marconi.caching_systems import CACHING_SYSTEMS
 from sim.study.marconi.check import Comparison, missed_bounds, run_check
 from sim.study.marconi.exploration import CachePoint, PointResult, run_points
@@ -40,13 +40,7 @@ Done = Callable[[CachePoint, PointResult], None]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 where a bound is missed, 2 after a complaint about options or files."""
     options = _parser().parse_args(arguments)
-    try:
-        return _study(options)
-    except (InputError, OSError) as error:
-        sys.stderr.write(f"{PROGRAM}: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(PROGRAM, lambda: _study(options))
 
 
 def _study(options: argparse.Namespace) -> int:
@@ -63,7 +57,7 @@ def _study(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     out = _place(options.out) if options.out is not None else None
     results, comparisons = run_check()
-    console = _console(stderr=False)
+    console = make_console()
     console.print(_check_table(comparisons))
     if out is not None:
         _write(out, {"check": results}, console)
@@ -71,7 +65,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _check_table(comparisons: Sequence[Comparison]) -> Table:
-    table = _table("hit rates (%) on the check's trace", "cache", "system", "found", "wanted", "within", "")
+    table = make_table("hit rates (%) on the check's trace", "cache", "system", "found", "wanted", "within", "")
     for each in comparisons:
         bound = f"-{each.within:g} or more" if each.least else "or less" if each.most else f"{each.within:g}"
         verdict = "ok" if each.holds else "missed"
@@ -89,7 +83,7 @@ def _explore(options: argparse.Namespace) -> int:
         for trace, size in sweep(options.dataset, options.capacity, options.sps, options.art)
     ]
     results = _run(points, options.workers, _log)
-    console = _console(stderr=True)
+    console = make_console(stderr=True)
     console.print(_result_table(options.dataset, results))
     _write(out, {"sweeps": {options.dataset: results}}, console)
     return 0
@@ -128,7 +122,7 @@ def _log_win(name: str, system: Mapping[str, Any], base: Mapping[str, Any]) -> s
 
 def _result_table(title: str, results: Sequence[PointResult]) -> Table:
     names = list(results[0]["systems"])
-    table = _table(f"{title}: prompt tokens reused (%)", "trace", "cache (GB)", *names)
+    table = make_table(f"{title}: prompt tokens reused (%)", "trace", "cache (GB)", *names)
     for result in results:
         rates = [f"{100 * result['systems'][name]['hit_rate']:.2f}" for name in names]
         table.add_row(result["trace"], f"{result['capacity_gb']:g}", *rates)
@@ -158,7 +152,7 @@ def _figures(options: argparse.Namespace) -> int:
         }
         for each in SERIES
     ]
-    console = _console(stderr=False)
+    console = make_console()
     tables = swept | {f"Figure {each['figure']}": each["points"] for each in series}
     for name, results in tables.items():
         console.print(_result_table(name, results))
@@ -174,7 +168,9 @@ def _figures(options: argparse.Namespace) -> int:
 
 def _run(points: Sequence[CachePoint], workers: int, done: Done) -> list[PointResult]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+    with Progress(
+        *columns, console=make_console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()
+    ) as bar:
         task = bar.add_task("replaying", total=len(points))
 
         def told(point: CachePoint, result: PointResult) -> None:
@@ -195,19 +191,6 @@ def _place(path: Path) -> Path:
 def _write(path: Path, content: Mapping[str, Any], console: Console) -> None:
     path.write_text(json.dumps({**result_header(RESULT), **content}, indent=1) + "\n", encoding="utf-8")
     console.print(f"{path}", soft_wrap=True)
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first)
-    for heading in others:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
-def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
 
 
 def _parser() -> argparse.ArgumentParser:

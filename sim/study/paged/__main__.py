@@ -18,30 +18,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.run_header import result_header
+from sim.study.command import make_console, run_command
 from sim.study.paged.artifact_files import write_artifact
 from sim.study.paged.experiment import SYSTEMS, Experiment, Served
 from sim.study.paged.lengths import DATASETS
 from sim.study.paged.models import BLOCK_TOKENS, MEMORY_UTIL, MODELS
 from sim.study.paged.sampling import NAMES, Sampling
-from sim.systems.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 2 after a complaint about options or files, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
-    try:
-        _run(options, Console(width=None if sys.stdout.isatty() else 140, highlight=False))
-    except (InputError, OutOfSlabsError, OSError) as error:
-        sys.stderr.write(f"sim.study.paged: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command("sim.study.paged", lambda: _run(options, make_console()))
 
 
-def _run(options: argparse.Namespace, console: Console) -> None:
+def _run(options: argparse.Namespace, console: Console) -> int:
     table = _table(f"{options.system}, {options.model}, {options.dataset}, {options.sampling}")
     rows = []
     for experiment in [_experiment(options, rate) for rate in options.rates]:
@@ -56,6 +48,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         content = {**result_header("paged"), "options": _plain(options), "rows": rows}
         options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         console.print(f"{options.out}", soft_wrap=True)
+    return 0
 
 
 def _experiment(options: argparse.Namespace, rate: float) -> Experiment:

@@ -23,12 +23,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from aegaeon.memory.slab_ledger import OutOfSlabsError
 from aegaeon.run_header import result_header
+from sim.study.command import make_console, make_table, run_command
 from sim.study.paged import block_sizes, memory_bars
 from sim.study.paged.experiment import PAGED, SYSTEMS
 from sim.study.paged.rate_panels import LEVEL_S, PANELS, RatePanel, limit
-from sim.systems.errors import InputError
 
 RESULTS = Path(__file__).resolve().parents[3] / "benchmark" / "results"
 
@@ -89,7 +88,7 @@ def _panel(number: int, panel: RatePanel, done: Mapping[Key, Any]) -> dict[str, 
 
 def _rate_tables(content: Mapping[str, Any]) -> list[Table]:
     headings = (*SYSTEMS, *(f"x {system.removeprefix('orca-')}" for system in SYSTEMS[1:]), "published")
-    table = _table(f"requests/s below {LEVEL_S:g} s per token", "figure", *headings)
+    table = make_table(f"requests/s below {LEVEL_S:g} s per token", "figure", *headings)
     for panel in content["panels"]:
         limits = [panel["limits"].get(system, "") for system in SYSTEMS]
         gains = [f"{panel['gains'][system]:.2f}" if system in panel["gains"] else "" for system in SYSTEMS[1:]]
@@ -131,16 +130,16 @@ def _memory(done: Mapping[Key, Any]) -> dict[str, Any]:
 
 
 def _memory_tables(content: Mapping[str, Any]) -> list[Table]:
-    use = _table("figure 2: the pool at 4 req/s of ShareGPT, %", "system", *content["use"][PAGED], "published")
+    use = make_table("figure 2: the pool at 4 req/s of ShareGPT, %", "system", *content["use"][PAGED], "published")
     for system, shares in content["use"].items():
         published = " ".join(f"{share:g}" for share in content["use_published"][system])
         use.add_row(system, *(f"{share:.1f}" for share in shares.values()), published)
-    batch = _table("figure 13: requests in a batch", "load", *SYSTEMS)
+    batch = make_table("figure 13: requests in a batch", "load", *SYSTEMS)
     for dataset, found in content["batched"].items():
         published = content["batched_published"][dataset]
         cells = [f"{found[system]['requests']:.1f} ({published[system]:.1f})" for system in SYSTEMS]
         batch.add_row(f"{dataset} (published)", *cells)
-    save = _table("figure 15: blocks saved by sharing, %", "load", *memory_bars.SHARED_SAMPLINGS)
+    save = make_table("figure 15: blocks saved by sharing, %", "load", *memory_bars.SHARED_SAMPLINGS)
     for dataset, found in content["saving"].items():
         published = content["saving_published"].get(dataset, {})
         cells = [f"{share:.1f}" + (f" ({published[name]:.1f})" if published else "") for name, share in found.items()]
@@ -176,7 +175,7 @@ def _block_tables(content: Mapping[str, Any]) -> list[Table]:
     moved = list(content["moved_ms"][0])
     datasets = [f"{dataset}, {rate:g}/s" for dataset, rate in content["loads"].items()]
     headings = (*datasets, f"{datasets[-1]}, always swapped", *(f"{name} (ms)" for name in moved))
-    table = _table("figures 18b and 19: s per token, and 256 tokens had again", "block", *headings)
+    table = make_table("figures 18b and 19: s per token, and 256 tokens had again", "block", *headings)
     latencies = [*content["latency_s"].values(), content["swap_latency_s"]]
     for place, size in enumerate(content["sizes"]):
         cells = [f"{each[place]:.4f}" for each in latencies]
@@ -191,14 +190,6 @@ PARTS: Mapping[str, FigurePart] = MappingProxyType(
         "blocks": FigurePart(_block_jobs, _blocks, _block_tables),
     }
 )
-
-
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for heading in others:
-        table.add_column(heading, justify="right")
-    return table
 
 
 # --- the command
@@ -225,18 +216,10 @@ def simulate(jobs: Sequence[FigureJob], workers: int, console: Console) -> dict[
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, 2 after a complaint about options or files, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    try:
-        _run(options, console)
-    except (InputError, OutOfSlabsError, OSError) as error:
-        sys.stderr.write(f"sim.study.paged.figures: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command("sim.study.paged.figures", lambda: _run(options, make_console()))
 
 
-def _run(options: argparse.Namespace, console: Console) -> None:
+def _run(options: argparse.Namespace, console: Console) -> int:
     parts = {name: PARTS[name] for name in options.only}
     done = simulate([job for part in parts.values() for job in part.jobs()], options.workers, console)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -247,6 +230,7 @@ def _run(options: argparse.Namespace, console: Console) -> None:
         path = options.out / f"paged_{name}.json"
         path.write_text(json.dumps({**result_header(f"paged {name}"), **content}, indent=1) + "\n", encoding="utf-8")
         console.print(f"{path}; draw it with python -m plots.results {path}", soft_wrap=True)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
