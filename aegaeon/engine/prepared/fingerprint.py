@@ -13,9 +13,9 @@ def config_fingerprint(path: Path) -> str:
 
 
 def weights_fingerprint(path: Path) -> str:
-    """Another one where a file of weights was written or replaced."""
+    """Another one where a file of weights was written or replaced, also by who sets the time of the old one."""
     states = [(file.name, file.stat()) for file in sorted(path.glob("*.safetensors"))]
-    facts = [(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states]
+    facts = [(name, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for name, state in states]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -94,16 +94,18 @@ class KvDisk:
         assert self._folder is not None, "nobody was told of a folder"
         wanted, written, problem = frozenset(output.names), [], ""
         for block, kv in self._copies:
-            if self._closed.is_set() or problem:
+            if self._closed.is_set():
                 break
             if block.name in wanted:
                 try:
                     self._folder.write(block, kv)
                     written.append(block.name)
                 except OSError as error:
-                    problem = f"{self._path}: {error.strerror}"
+                    problem = f"{self._path}/{block.name.hex()}.kv: {error.strerror}"
         self._copies = []
-        self._tell(i.KvWritten(tuple(written), problem))
+        if problem and written:  # not the disk, but what lies there in the place of a block
+            logger.warning("cannot write KV to disk: %s", problem)
+        self._tell(i.KvWritten(tuple(written), "" if written else problem))
 
     def _remove(self, output: o.RemoveKv) -> None:
         assert self._folder is not None, "nobody was told of a folder"

@@ -180,9 +180,11 @@ class _Loop:
 
     def _fork(self) -> bool:
         """What the driver asks for; False where it has gone."""
-        _, descriptors, _, _ = socket.recv_fds(self._control, 1, 2)
-        if not descriptors:
-            return False
+        said, descriptors, _, _ = socket.recv_fds(self._control, 1, 2)
+        if len(descriptors) < 2:  # where there was no room for them, whoever waits at the line hears that it is closed
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return bool(said)
         paper, line = descriptors
         server_pid = os.getpid()
         try:

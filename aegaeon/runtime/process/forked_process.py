@@ -26,7 +26,7 @@ ended, as ``os.waitpid`` says it."""
 
 _LOOK_S = 5.0
 # Importing takes processor time, and forking hardly any time at all.
-_SERVER_SILENCE_S = 60.0
+_SERVER_SILENCE_S = 30.0
 
 
 class ProcessDiedError(Exception):

@@ -179,3 +179,15 @@ def test_what_is_no_file_is_not_read(tmp_path: Path, cache: FindingsCache, confi
     cache.put(prepared(config))
     assert cache.get(config) is None
     assert entry_of(tmp_path) == entry  # and nothing beside it
+
+
+def test_weights_that_are_written_over_are_others_whatever_their_time(config: ModelConfig):
+    weights = config.path / "model.safetensors"
+    os.utime(weights, (1e9, 1e9))
+    before, changed_ns = weights_fingerprint(config.path), weights.stat().st_ctime_ns
+    assert weights_fingerprint(config.path) == before
+    while weights.stat().st_ctime_ns == changed_ns:  # the kernel's clock for files ticks every few milliseconds
+        with weights.open("r+b") as file:
+            file.write(b"WEIGHTS")
+        os.utime(weights, (1e9, 1e9))
+    assert weights_fingerprint(config.path) != before

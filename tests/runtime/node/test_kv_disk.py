@@ -104,12 +104,24 @@ def test_a_damaged_file_is_said_in_a_line_and_ends_what_is_read(
     ]
 
 
-def test_what_cannot_be_written_is_told_with_the_reason(played: Played, tmp_path: Path) -> None:
+def test_what_lies_in_the_place_of_a_block_keeps_no_other_from_being_written(
+    played: Played, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     played.expect(i.KvFound)
     played.fill()
     file_of(tmp_path, 2).mkdir()
     written = played.keep()
-    assert (written.names, written.problem) == (NAMES[:2], f"{tmp_path}: Is a directory")
+    assert (written.names, written.problem) == ((*NAMES[:2], NAMES[3]), "")
+    assert f"cannot write KV to disk: {file_of(tmp_path, 2)}: Is a directory" in caplog.text
+
+
+def test_a_disk_that_takes_nothing_is_told_of_with_the_reason(played: Played, tmp_path: Path) -> None:
+    played.expect(i.KvFound)
+    played.fill()
+    for number in range(4):
+        file_of(tmp_path, number).mkdir()
+    written = played.keep()
+    assert (written.names, written.problem) == ((), f"{file_of(tmp_path, 3)}: Is a directory")
 
 
 def test_a_folder_that_cannot_be_used_is_said_in_a_line_and_nothing_is_told(
