@@ -150,9 +150,11 @@ def conversation(client: Client) -> tuple[int, int]:
 
 def choices(client: Client) -> int:
     """Tokens of a prompt that were computed for all of its choices together."""
-    before = client.counts()
+    before, until_s = client.counts(), time.monotonic() + _TIMEOUT_S
     client.ask(client.prompt(_SHARED_TOKENS), _ANSWER_TOKENS, n=_CHOICES, temperature=1.0, seed=1)
     while (after := client.counts())[0] - before[0] < _CHOICES * _SHARED_TOKENS:
+        if time.monotonic() > until_s:
+            raise BenchmarkError("the pool does not count the tokens of its prompts: see its log")
         time.sleep(0.1)  # the pool reports a few times a second
     return (after[0] - before[0]) - (after[1] - before[1])
 

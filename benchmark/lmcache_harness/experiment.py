@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shutil
 import subprocess
 import time
@@ -23,6 +24,8 @@ from benchmark.lmcache_harness.workload import HarnessRequest, TextMaker, reques
 MODEL = "model"  # its name at the engines
 _LOGS = CACHE_DIR / "lmcache-harness"
 _TIMEOUT_S = 600.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,8 @@ async def ask(client: httpx.AsyncClient, asked: str | Sequence[dict[str, str]], 
             if response.status_code != httpx.codes.OK:
                 raise ReplyError(refusal(response.status_code, await response.aread()))
             return await _measure(response, begin_s)
-    except (ReplyError, httpx.HTTPError):
+    except (ReplyError, httpx.HTTPError) as error:
+        logger.warning("a request to %s failed: %s", client.base_url, error or type(error).__name__)
         return HarnessAnswer()
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from aegaeon.core.config import PREFIX_CACHE
@@ -20,6 +18,7 @@ from sim.records.output import PointOutput, point_key, texts_body
 from sim.records.trace_recorder import TraceRecorder
 from sim.study.bound import least_demand
 from sim.study.hardware import Hardware, HardwareOptions, make_hardware, the_device
+from sim.study.processes import run_in_processes
 from sim.study.run import simulate
 from sim.study.scenario import Scenario, make_scenario, read_or_make
 from sim.systems.errors import InputError
@@ -89,25 +88,12 @@ def run_sweep(
     points: Sequence[Point], setting: Setting, workers: int, done: Callable[[Point, PointOutput], None]
 ) -> list[PointOutput]:
     """Results in the order of ``points``; ``done`` is told of each as it comes. The longest ones are begun first."""
-    if workers <= 1 or len(points) == 1:
-        return [_told(point, run_point(point, setting), done) for point in points]
-    with ProcessPoolExecutor(min(workers, len(points)), multiprocessing.get_context("fork")) as pool:
-        futures: dict[Future[PointOutput], int] = {}
-        for index in sorted(range(len(points)), key=lambda index: -points[index].weight):
-            futures[pool.submit(run_point, points[index], setting)] = index
-        try:
-            outputs = {
-                futures[item]: _told(points[futures[item]], item.result(), done) for item in as_completed(futures)
-            }
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [outputs[index] for index in range(len(points))]
-
-
-def _told(point: Point, output: PointOutput, done: Callable[[Point, PointOutput], None]) -> PointOutput:
-    done(point, output)
-    return output
+    outputs: dict[Point, PointOutput] = {}
+    longest_first = sorted(points, key=lambda point: -point.weight)
+    for point, output in run_in_processes(partial(run_point, setting=setting), longest_first, workers):
+        done(point, output)
+        outputs[point] = output
+    return [outputs[point] for point in points]
 
 
 def run_point(point: Point, setting: Setting, recorder: TraceRecorder | None = None) -> PointOutput:

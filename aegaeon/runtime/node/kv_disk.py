@@ -82,13 +82,19 @@ class KvDisk:
         self._open()
         for output in iter(self._queues["write"].get, None):
             if isinstance(output, o.CopyKv):
-                # Not a copy of the mapped bytes, for which all other threads would wait.
-                self._copies = [(b, os.pread(self._fd, b.size_bytes, b.offset)) for b in output.blocks]
-                self._tell(i.KvCopied())
+                self._copy(output)
             elif isinstance(output, o.WriteKv):
                 self._write(output)
             elif isinstance(output, o.RemoveKv):
                 self._remove(output)
+
+    def _copy(self, output: o.CopyKv) -> None:
+        try:
+            # Not a copy of the mapped bytes, for which all other threads would wait.
+            self._copies = [(b, os.pread(self._fd, b.size_bytes, b.offset)) for b in output.blocks]
+        except MemoryError:
+            logger.warning("%d blocks of KV are not kept on disk: there is no memory to copy them", len(output.blocks))
+        self._tell(i.KvCopied())
 
     def _write(self, output: o.WriteKv) -> None:
         assert self._folder is not None, "nobody was told of a folder"

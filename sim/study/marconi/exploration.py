@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +14,7 @@ import numpy as np
 from sim.study.marconi.caching_systems import ReplayedRun, ReplaySetting, replay_systems
 from sim.study.marconi.hybrid_model import HybridModel
 from sim.study.marconi.session_trace import SessionRequest, TraceSpec, check_trace, make_trace
+from sim.study.processes import run_in_processes
 from sim.systems.errors import InputError
 
 MULTIPLIERS: Mapping[str, int] = MappingProxyType({"lmsys": 15})
@@ -55,25 +54,12 @@ PointResult = dict[str, Any]
 def run_points(
     points: Sequence[CachePoint], workers: int, done: Callable[[CachePoint, PointResult], None]
 ) -> list[PointResult]:
-    """Results in the order of the points; ``done`` is told of each in that order, as soon as it and those before it are
-    there."""
-    if workers <= 1 or len(points) == 1:
-        return [_told(point, run_point(point), done) for point in points]
-    processes = min(workers, len(points))
-    # Left by Ctrl-C, it ends its processes in the middle of what they do.
-    with multiprocessing.get_context("fork").Pool(processes, initializer=_leave_interrupts) as pool:
-        results = pool.imap(run_point, points)
-        return [_told(point, result, done) for point, result in zip(points, results, strict=True)]
-
-
-def _leave_interrupts() -> None:
-    """Ctrl-C is the parent's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _told(point: CachePoint, result: PointResult, done: Callable[[CachePoint, PointResult], None]) -> PointResult:
-    done(point, result)
-    return result
+    """Results in the order of the points; ``done`` is told of each as it comes."""
+    results: dict[CachePoint, PointResult] = {}
+    for point, result in run_in_processes(run_point, points, workers):
+        done(point, result)
+        results[point] = result
+    return [results[point] for point in points]
 
 
 def run_point(point: CachePoint) -> PointResult:

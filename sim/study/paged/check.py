@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from aegaeon.core.kv_shape import KvShape, LayerKv
+from sim.study.command import make_console, make_table, run_command
 from sim.study.paged.engine import FcfsEngine
 from sim.study.paged.step_cost import StepCost
 from sim.systems.kv.group import Forks, SequenceGroup
@@ -157,16 +156,18 @@ def _compared(system: str, load: CheckLoad, original: CheckValues) -> list[Check
 
 
 def main() -> int:
-    """Exit status."""
+    """Exit status: 0, 1 where a value is too far off, 130 after Ctrl-C."""
+    return run_command("sim.study.paged.check", _check)
+
+
+def _check() -> int:
     values = check()
-    table = Table(title="beside the original", title_justify="left")
-    for column in ("system", "load", "value", "original", "ours", "off"):
-        table.add_column(column, justify="left" if column in ("system", "load", "value") else "right")
+    table = make_table("beside the original", "system", "load", "value", "original", "ours", "off")
     for value in values:
         off = f"{value.ours / value.original - 1:+.1%}" if value.original else f"{value.ours:+g}"
         mark = "" if value.within else " !"
         table.add_row(value.system, value.load, value.name, f"{value.original:g}", f"{value.ours:.4g}", f"{off}{mark}")
-    Console(highlight=False).print(table)
+    make_console().print(table)
     return int(not all(value.within for value in values))
 
 

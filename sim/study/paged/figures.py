@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +26,7 @@ from sim.study.command import make_console, make_table, run_command
 from sim.study.paged import block_sizes, memory_bars
 from sim.study.paged.experiment import PAGED, SYSTEMS
 from sim.study.paged.rate_panels import LEVEL_S, PANELS, RatePanel, limit
+from sim.study.processes import run_in_processes
 
 RESULTS = Path(__file__).resolve().parents[3] / "benchmark" / "results"
 
@@ -42,8 +41,8 @@ class FigureJob:
     call: Callable[..., Any]
     arguments: Key
 
-    def run(self) -> tuple[Key, Any]:
-        return self.key, self.call(*self.arguments)
+    def run(self) -> Any:
+        return self.call(*self.arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,19 +197,9 @@ PARTS: Mapping[str, FigurePart] = MappingProxyType(
 def simulate(jobs: Sequence[FigureJob], workers: int, console: Console) -> dict[Key, Any]:
     """What all calls return, by their keys."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    done: dict[Key, Any] = {}
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
-    with pool, Progress(*columns, console=console, transient=True) as bar:
-        try:
-            for item in bar.track(
-                as_completed([pool.submit(job.run) for job in jobs]), len(jobs), description="simulating"
-            ):
-                key, value = item.result()
-                done[key] = value
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return done
+    with Progress(*columns, console=console, transient=True) as bar:
+        runs = run_in_processes(FigureJob.run, jobs, workers)
+        return {job.key: value for job, value in bar.track(runs, len(jobs), description="simulating")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -115,6 +115,21 @@ def test_what_lies_in_the_place_of_a_block_keeps_no_other_from_being_written(
     assert f"cannot write KV to disk: {file_of(tmp_path, 2)}: Is a directory" in caplog.text
 
 
+def test_where_there_is_no_memory_for_copies_nothing_is_written_and_all_goes_on(
+    played: Played, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> bytes:
+        raise MemoryError
+
+    played.expect(i.KvFound)
+    played.fill()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", refuse)
+        assert played.keep() == i.KvWritten(())
+    assert "4 blocks of KV are not kept on disk" in caplog.text
+    assert played.keep() == i.KvWritten(NAMES)
+
+
 def test_a_disk_that_takes_nothing_is_told_of_with_the_reason(played: Played, tmp_path: Path) -> None:
     played.expect(i.KvFound)
     played.fill()
